@@ -1,0 +1,221 @@
+"""After each LoRA step: reconstruct the full gradients, write them into the weights, draw new probes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .decoders import DECODERS, GradientDecoder
+from .gradients import LoraProbe, LoraSketch, LowRankGradient, estimate_fidelity, find_probes
+from .lookup import lookup
+from .saving import load_full_model_, save_full_model
+
+
+logger = logging.getLogger(__name__)
+
+FULL_MODEL_FOLDER = "full_model"
+
+
+class R2FCallback(TrainerCallback):
+    r"""
+    Recover-to-Forget (arXiv 2512.07374) as a callback: steps the full weights along gradients decoded from LoRA's.
+
+    It works in any [`~transformers.Trainer`] over a [`~peft.PeftModel`] with one plain LoRA adapter. The adapter is a
+    probe: its pairs are drawn anew for every step, and its own optimizer step is overwritten. The weights behind it
+    take
+
+        W ← W - lr · Ĝ / ‖Ĝ‖
+
+    where `Ĝ` is the reconstruction over all modules, `‖Ĝ‖` its Frobenius norm over all modules together and `lr` the
+    learning rate that the Trainer's scheduler has set. Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so
+    that the probes leave the forward pass as it is.
+
+    The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
+    there they are accumulated, averaged over processes, unscaled and clipped, whatever the backend, and a step that
+    the gradient scaler skips writes nothing. (Trainer's callback events come at a time when DeepSpeed and FSDP have
+    already released them, transformers #31095.)
+
+    Args:
+        decoder (`str` or [`GradientDecoder`], *optional*, defaults to `"tikhonov"`):
+            What turns a sketch into a gradient: a name from [`DECODERS`], or a decoder.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the probes. Every process must have the same.
+        held_out (`int`, *optional*, defaults to `2`):
+            Rows of each `A` that the decoder does not see and that measure its error. 0 measures nothing.
+        normalize (`bool`, *optional*, defaults to `True`):
+            Whether the whole update has Frobenius norm `lr`. If `False` the update is `lr · Ĝ`, and `max_grad_norm`
+            clips `‖Ĝ‖`.
+        on_nonfinite (`str`, *optional*, defaults to `"skip"`):
+            What to do when a gradient is NaN or infinite: `"skip"` leaves the weights as they are for this step,
+            `"stop"` also ends the training.
+        save_full_model (`bool`, *optional*, defaults to `True`):
+            Whether to write the full model into a folder `full_model` of every checkpoint, and to read it when
+            training resumes. A Trainer over a PEFT model saves the adapter alone.
+    """
+
+    def __init__(
+        self,
+        decoder: str | GradientDecoder = "tikhonov",
+        seed: int = 0,
+        held_out: int = 2,
+        normalize: bool = True,
+        on_nonfinite: str = "skip",
+        save_full_model: bool = True,
+    ):
+        self.decoder = decoder if isinstance(decoder, GradientDecoder) else lookup(DECODERS, decoder, "decoder")()
+        self.seed = seed
+        self.held_out = held_out
+        self.normalize = normalize
+        self.stop_on_nonfinite = lookup({"skip": False, "stop": True}, on_nonfinite, "on_nonfinite")
+        self.save_full_model = save_full_model
+        self.skipped_steps = 0
+        self.fidelities: list[float] = []
+        self._pending_logs: list[dict[str, float]] = []
+        self._handles: list[Any] = []
+
+    # Trainer events
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        **kwargs,
+    ) -> None:
+        self.probes = find_probes(model)
+        check_ranks(self.probes, self.held_out)
+        if self.save_full_model:
+            if args.load_best_model_at_end:
+                raise ValueError(
+                    "`load_best_model_at_end` reloads the adapter alone, not the weights that R2F changed. Use "
+                    "R2FTrainer, which reloads the full model."
+                )
+            if state.global_step > 0:
+                load_full_model_(model, checkpoint_folder(args, state) / FULL_MODEL_FOLDER)
+        self._args, self._state, self._stop = args, state, False
+        for probe in self.probes:
+            probe.draw(self.seed, state.global_step)
+        # accelerate's wrapper calls the step of the optimizer that it wraps.
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._read),
+            optimizer.register_step_post_hook(self._reconstruct),
+        ]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        for probe in self.probes:
+            probe.draw(self.seed, state.global_step)
+        if self._stop:
+            control.should_training_stop = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs
+    ) -> None:
+        if "loss" in logs:
+            metrics = self.pop_logs()
+            logs.update(metrics)
+            state.log_history[-1].update(metrics)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ) -> None:
+        if self.save_full_model and state.is_world_process_zero:
+            save_full_model(model, checkpoint_folder(args, state) / FULL_MODEL_FOLDER)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # The step
+
+    def _read(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._sketches = [probe.read(self.held_out) for probe in self.probes]
+
+    @torch.no_grad()
+    def _reconstruct(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        sketches, self._sketches = self._sketches, []
+        if not all(sketch.isfinite() for sketch in sketches):
+            self._skip([probe.name for probe, sketch in zip(self.probes, sketches, strict=True) if not sketch.isfinite()])
+            return
+        gradients = [self.decoder.decode(sketch) for sketch in sketches]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+        if norm > 0:
+            lr = optimizer.param_groups[0]["lr"]
+            for probe, gradient in zip(self.probes, gradients, strict=True):
+                probe.write(gradient, -lr * self._scale(norm), self.seed, self._state.global_step)
+        self._record(sketches, gradients, norm)
+
+    def _scale(self, norm: float) -> float:
+        """Factor from the reconstruction of norm `norm` to the direction that the learning rate multiplies."""
+        if self.normalize:
+            return 1 / norm
+        max_norm = self._args.max_grad_norm
+        return min(1.0, max_norm / norm) if max_norm else 1.0
+
+    def _skip(self, names: list[str]) -> None:
+        self.skipped_steps += 1
+        self._stop = self.stop_on_nonfinite
+        logger.warning(
+            "Step %d: the gradients of %d modules are NaN or infinite (first: %s); the weights were left as they are%s.",
+            self._state.global_step,
+            len(names),
+            names[0],
+            ", and the training stops" if self._stop else "",
+        )
+        self._pending_logs.append({"r2f/skipped_steps": 1.0})
+
+    def _record(self, sketches: list[LoraSketch], gradients: list[LowRankGradient], norm: float) -> None:
+        metrics = {"r2f/gradient_norm": norm}
+        if self.held_out:
+            estimates = [estimate_fidelity(*pair) for pair in zip(sketches, gradients, strict=True)]
+            metrics["r2f/fidelity"] = sum(estimate.cosine for estimate in estimates) / len(estimates)
+            metrics["r2f/relative_error"] = sum(estimate.relative_error for estimate in estimates) / len(estimates)
+            self.fidelities.append(metrics["r2f/fidelity"])
+        self._pending_logs.append(metrics)
+
+    def pop_logs(self) -> dict[str, float]:
+        """
+        What happened since the last call: means over steps, and the number of skipped steps.
+
+        Returns:
+            `dict[str, float]`: `r2f/fidelity`, `r2f/relative_error`, `r2f/gradient_norm`, `r2f/skipped_steps`, each
+            where there is something to report.
+        """
+        pending, self._pending_logs = self._pending_logs, []
+        keys = dict.fromkeys(key for metrics in pending for key in metrics)
+        values = {key: [metrics[key] for metrics in pending if key in metrics] for key in keys}
+        return {
+            key: sum(found) if key == "r2f/skipped_steps" else sum(found) / len(found) for key, found in values.items()
+        }
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """The folder of the checkpoint of the current step."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def check_ranks(probes: list[LoraProbe], held_out: int) -> None:
+    """
+    Refuse ranks that cannot work, before anything has changed.
+
+    Raises:
+        `ValueError`: If a rank exceeds a dimension of its module, or leaves no row for the decoder.
+    """
+    for probe in probes:
+        smallest = min(probe.layer.in_features, probe.layer.out_features)
+        if probe.rank > smallest:
+            raise ValueError(
+                f"Rank {probe.rank} exceeds a dimension of {probe.name} ({probe.layer.out_features} x "
+                f"{probe.layer.in_features}). Use a rank of at most {smallest}, or leave the module out of "
+                "`target_modules`."
+            )
+        if held_out >= probe.rank:
+            raise ValueError(f"held_out={held_out} leaves no row of a rank-{probe.rank} probe for the decoder.")

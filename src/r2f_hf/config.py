@@ -1,0 +1,138 @@
+"""The configuration of a Recover-to-Forget run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .data.views import check_templates
+from .decoders import DECODERS
+from .lookup import lookup
+from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
+
+
+@dataclass
+class R2FConfig(TrainingArguments):
+    r"""
+    Configuration of the [`R2FTrainer`].
+
+    All [`~transformers.TrainingArguments`] work as they do there. `per_device_train_batch_size` counts forget
+    examples: a step takes `num_views` wordings of each and `retain_per_forget` retain examples beside it.
+
+    Parameters:
+        rank (`int`, *optional*, defaults to `16`):
+            Rank of the LoRA probes. Higher ranks reconstruct more of the gradient; cost and memory grow linearly.
+        target_modules (`str` or `list[str]`, *optional*, defaults to `"all-linear"`):
+            Modules whose weights are changed, as in [`~peft.LoraConfig`].
+        exclude_modules (`str` or `list[str]`, *optional*):
+            Modules to leave as they are, as in [`~peft.LoraConfig`]. Modules that are frozen (`requires_grad=False`)
+            or share their weight with the embeddings are left as they are anyway.
+        decoder (`str`, *optional*, defaults to `"tikhonov"`):
+            Gradient decoder, a name from [`DECODERS`].
+        held_out (`int`, *optional*, defaults to `2`):
+            Rows of each probe that measure the reconstruction's error instead of contributing to it.
+        forget_objective (`str`, *optional*, defaults to `"npo"`):
+            `"ga"`, `"grad_diff"`, `"npo"` or `"simnpo"`.
+        retain_objective (`str`, *optional*, defaults to `"nll"`):
+            `"nll"`, `"kl"` or `"none"`.
+        beta (`float`, *optional*, defaults to `0.1`):
+            Inverse temperature of NPO and SimNPO.
+        gamma (`float`, *optional*, defaults to `0.0`):
+            Margin of SimNPO.
+        forget_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the forget loss.
+        retain_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the retain loss.
+        retain_per_forget (`int`, *optional*, defaults to `1`):
+            Retain examples in a step for each forget example.
+        num_views (`int`, *optional*, defaults to `1`):
+            Wordings of a forget example in a step. The original is the first; further ones come from `views_column`
+            and `view_templates`, in turns where there are more than `num_views`.
+        views_column (`str`, *optional*):
+            Column of the forget set with a paraphrase of the prompt, or a list of them.
+        view_templates (`list[str]`, *optional*):
+            Texts with a `{prompt}` field.
+        prompt_column (`str`, *optional*, defaults to `"question"`):
+            Column of the prompt; `"none"` for plain text.
+        completion_column (`str`, *optional*, defaults to `"answer"`):
+            Column of the text that the loss is taken on.
+        max_length (`int`, *optional*):
+            Tokens of an example; longer ones are cut on the right. Without it an example longer than the model's
+            context is refused.
+        normalize_update (`bool`, *optional*, defaults to `True`):
+            Whether the whole update of a step has Frobenius norm `learning_rate` (times the schedule). If `False` it
+            is the learning rate times the reconstructed gradient, clipped to `max_grad_norm`.
+        stop_check_steps (`int`, *optional*, defaults to `5`):
+            With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it.
+        on_nonfinite (`str`, *optional*, defaults to `"skip"`):
+            What to do when a gradient is NaN or infinite: `"skip"` the step, or `"stop"` the run. Weights stay finite
+            either way.
+
+    The parameters below have other defaults than in [`~transformers.TrainingArguments`]: `learning_rate` is the norm
+    of an update, `optim="sgd"` keeps no state for probes that are drawn anew each step, and `remove_unused_columns` is
+    off because the trainer builds its own batches.
+    """
+
+    learning_rate: float = field(default=0.5, metadata={"help": "Frobenius norm of a step's whole update."})
+    optim: str = field(default="sgd", metadata={"help": "Optimizer of the probes; SGD keeps no state."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Off: the trainer builds its own batches."}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Log every X updates steps."})
+
+    rank: int = field(default=16, metadata={"help": "Rank of the LoRA probes."})
+    target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "Modules whose weights are changed, as in PEFT."}
+    )
+    exclude_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules to leave as they are, as in PEFT."}
+    )
+    decoder: str = field(default="tikhonov", metadata={"help": "Gradient decoder, by name."})
+    held_out: int = field(default=2, metadata={"help": "Rows of each probe that measure the reconstruction's error."})
+    forget_objective: str = field(default="npo", metadata={"help": "ga, grad_diff, npo or simnpo."})
+    retain_objective: str = field(default="nll", metadata={"help": "nll, kl or none."})
+    beta: float = field(default=0.1, metadata={"help": "Inverse temperature of NPO and SimNPO."})
+    gamma: float = field(default=0.0, metadata={"help": "Margin of SimNPO."})
+    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain loss."})
+    retain_per_forget: int = field(
+        default=1, metadata={"help": "Retain examples in a step for each forget example."}
+    )
+    num_views: int = field(default=1, metadata={"help": "Wordings of a forget example in a step."})
+    views_column: str | None = field(default=None, metadata={"help": "Column with paraphrases of the prompt."})
+    view_templates: list[str] | None = field(default=None, metadata={"help": "Texts with a {prompt} field."})
+    prompt_column: str | None = field(
+        default="question", metadata={"help": "Column of the prompt; none for plain text."}
+    )
+    completion_column: str = field(default="answer", metadata={"help": "Column that the loss is taken on."})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens of an example; longer ones are cut."})
+    normalize_update: bool = field(
+        default=True, metadata={"help": "Whether a step's whole update has norm learning_rate."}
+    )
+    stop_check_steps: int = field(
+        default=5, metadata={"help": "Steps between checks against the holdout set, if there is one."}
+    )
+    on_nonfinite: str = field(default="skip", metadata={"help": "skip the step, or stop the run."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompt_column == "none":
+            self.prompt_column = None
+        if isinstance(self.target_modules, list) and len(self.target_modules) == 1:
+            # PEFT takes a shorthand or a regular expression as a string, and names as a list; one name is both.
+            self.target_modules = self.target_modules[0] if self.target_modules[0] == "all-linear" else self.target_modules
+        lookup(DECODERS, self.decoder, "decoder")
+        objective = lookup(FORGET_OBJECTIVES, self.forget_objective, "forget objective")
+        lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")
+        check_templates(self.view_templates)
+        for name in ("rank", "num_views", "retain_per_forget", "stop_check_steps", "beta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.held_out < self.rank:
+            raise ValueError(f"`held_out` must be from 0 to `rank` - 1, got {self.held_out} with rank {self.rank}.")
+        if objective.needs_retain and self.retain_objective == "none":
+            raise ValueError(
+                f"`forget_objective={self.forget_objective!r}` is a difference with a retain loss; choose a "
+                '`retain_objective`, or `forget_objective="ga"`.'
+            )

@@ -1,0 +1,1 @@
+"""Rows, views, formatting and batches."""

@@ -1,0 +1,69 @@
+"""Batches: forget rows first, then retain rows, padded together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from .formatting import IGNORE_INDEX
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id to pad with. Padding is masked, so any id serves where the tokenizer names none."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if token is not None)
+
+
+@dataclass
+class ForgetRetainCollator:
+    """
+    Pads encoded examples on the right.
+
+    Args:
+        pad_token_id (`int`):
+            Id for `input_ids`; `labels` are padded with -100.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `labels` of shape `(rows, length)`. For items of a
+        [`ForgetRetainDataset`] also `is_forget` (bool, `(rows,)`) and, where the examples carry them,
+        `reference_log_probs` (fp32, `(rows,)`, summed over the completion; 0 for retain rows) and `reference_top_ids`
+        and `reference_top_log_probs` (`(rows, length, k)`, zeros where there is none).
+    """
+
+    pad_token_id: int
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        if "forget" not in features[0]:
+            return self._pad(features)
+        forget = [view for feature in features for view in feature["forget"]]
+        retain = [example for feature in features for example in feature["retain"]]
+        rows = forget + retain
+        batch = self._pad(rows)
+        batch["is_forget"] = torch.arange(len(rows)) < len(forget)
+        if "reference_log_probs" in forget[0]:
+            batch["reference_log_probs"] = torch.tensor([row.get("reference_log_probs", 0.0) for row in rows])
+        for key in ("reference_top_ids", "reference_top_log_probs"):
+            if retain and key in retain[0]:
+                top = retain[0][key]
+                padded = top.new_zeros(*batch["input_ids"].shape, top.shape[-1])
+                for index, row in enumerate(retain, start=len(forget)):
+                    padded[index, : len(row[key])] = row[key]
+                batch[key] = padded
+        return batch
+
+    def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        def pad(key: str, value: int) -> Tensor:
+            return pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=value)
+
+        input_ids = pad("input_ids", self.pad_token_id)
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
+            "labels": pad("labels", IGNORE_INDEX),
+        }

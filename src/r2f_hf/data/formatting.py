@@ -1,0 +1,86 @@
+"""From a question and an answer (or a text) to token ids and labels: one format for training and evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLAIN_PROMPT = "Question: {prompt}\nAnswer:"
+IGNORE_INDEX = -100
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """
+    Token ids of a prompt, ready for an answer to follow.
+
+    The tokenizer's chat template is used where it has one (as a single user turn), otherwise the plain
+    `Question: ... Answer:` form of the TOFU benchmark. An empty prompt is plain text: only the special tokens that
+    the tokenizer puts in front of a text are returned.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        prompt (`str`):
+            The question, without any template; `""` for plain text.
+
+    Returns:
+        `list[int]`: Token ids.
+    """
+    if not prompt:
+        return tokenizer("")["input_ids"]
+    if tokenizer.chat_template is None:
+        return tokenizer(PLAIN_PROMPT.format(prompt=prompt))["input_ids"]
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
+    """
+    Token ids of an answer, closed by the end-of-sequence token where the tokenizer has one.
+
+    Without a chat template a space separates the answer from `Answer:`. The answer is tokenized on its own, so that
+    the ids after a prompt are the same in training, in scoring and in generation.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        prompt (`str`):
+            The prompt that the answer follows; `""` for plain text.
+        completion (`str`):
+            The answer.
+
+    Returns:
+        `list[int]`: Token ids.
+    """
+    text = completion if not prompt or tokenizer.chat_template is not None else " " + completion
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int | None = None
+) -> dict[str, list[int]]:
+    """
+    Input ids and labels of a prompt and its completion; the loss is taken on the completion alone.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        prompt (`str`):
+            The question; `""` for plain text, whose every token then carries a label.
+        completion (`str`):
+            The answer, or the text.
+        max_length (`int`, *optional*):
+            Tokens to keep; longer examples are cut on the right.
+
+    Returns:
+        `dict[str, list[int]]`: `input_ids` and `labels` of the same length; prompt positions hold -100 in `labels`.
+    """
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    completion_ids = encode_completion(tokenizer, prompt, completion)
+    input_ids = (prompt_ids + completion_ids)[:max_length]
+    labels = ([IGNORE_INDEX] * len(prompt_ids) + completion_ids)[:max_length]
+    return {"input_ids": input_ids, "labels": labels}

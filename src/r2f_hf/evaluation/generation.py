@@ -1,0 +1,64 @@
+"""Greedy answers of a model, batched by length and shared out over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..data.collator import pad_token_id
+from ..data.formatting import encode_prompt
+from .scoring import over_processes
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    desc: str | None = None,
+) -> list[str]:
+    """
+    What a model answers, decoded greedily.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model; it is used as it is, on its device and in its mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompts (`Sequence[str]`):
+            The prompts.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            Longest answer, in tokens.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows in a batch; prompts of similar length share one.
+        desc (`str`, *optional*):
+            Title of the progress bar.
+
+    Returns:
+        `list[str]`: The answers, without special tokens.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    padding = pad_token_id(tokenizer)
+
+    def generate(batch: list[int]) -> list[str]:
+        width = max(len(encoded[index]) for index in batch)
+        # On the left, so that every answer starts right after its prompt.
+        ids = torch.tensor([[padding] * (width - len(encoded[index])) + encoded[index] for index in batch])
+        lengths = torch.tensor([len(encoded[index]) for index in batch])
+        mask = (torch.arange(width) >= width - lengths[:, None]).long()
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=padding,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+
+    return over_processes(generate, [len(ids) for ids in encoded], batch_size, desc)

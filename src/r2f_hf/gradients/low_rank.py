@@ -1,0 +1,66 @@
+"""A gradient kept in factors, `U @ V.T`, and the few operations that an update needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class LowRankGradient:
+    """
+    A full-model gradient of one module in factored form, `U @ V.T`. The dense matrix is never formed.
+
+    Args:
+        U (`torch.Tensor` of shape `(out_features, k)`):
+            Left factor, fp32.
+        V (`torch.Tensor` of shape `(in_features, k)`):
+            Right factor, fp32.
+    """
+
+    U: Tensor
+    V: Tensor
+
+    def inner(self, other: LowRankGradient) -> Tensor:
+        """
+        Frobenius inner product with another factored gradient, `<U1 V1ᵀ, U2 V2ᵀ> = sum((U1ᵀU2) * (V1ᵀV2))`.
+
+        Returns:
+            `torch.Tensor`: Scalar, fp32.
+        """
+        return ((self.U.T @ other.U) * (self.V.T @ other.V)).sum()
+
+    def norm(self) -> Tensor:
+        """
+        Frobenius norm.
+
+        Returns:
+            `torch.Tensor`: Scalar, fp32.
+        """
+        # The sum of squares of a factored matrix can come out a rounding error below zero.
+        return self.inner(self).clamp_min(0).sqrt()
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """
+        Product with a thin matrix, `U (Vᵀ x)`.
+
+        Args:
+            x (`torch.Tensor` of shape `(in_features, p)`):
+                Right-hand side.
+
+        Returns:
+            `torch.Tensor` of shape `(out_features, p)`.
+        """
+        return self.U @ (self.V.T @ x)
+
+    def __add__(self, other: LowRankGradient) -> LowRankGradient:
+        return LowRankGradient(torch.cat([self.U, other.U], dim=1), torch.cat([self.V, other.V], dim=1))
+
+    def __mul__(self, scale: float | Tensor) -> LowRankGradient:
+        return LowRankGradient(self.U * scale, self.V)
+
+    def isfinite(self) -> bool:
+        """Whether every entry of both factors is finite."""
+        return bool(torch.isfinite(self.U).all() and torch.isfinite(self.V).all())

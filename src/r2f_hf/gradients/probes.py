@@ -1,0 +1,140 @@
+"""The LoRA pairs of a PEFT model, used as probes of the full gradient."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .low_rank import LowRankGradient
+from .sketch import LoraSketch, draw_probes, named_generator
+from .update import add_low_rank_
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LoraProbe:
+    """
+    One LoRA pair of a PEFT model and the weight that it probes.
+
+    Args:
+        name (`str`):
+            Name of the module in the model without adapters, such as `model.layers.0.mlp.up_proj`. It seeds the draws.
+        layer (`peft.tuners.lora.Linear`):
+            PEFT's layer around the module.
+        adapter (`str`):
+            Name of the adapter.
+    """
+
+    name: str
+    layer: LoraLinear
+    adapter: str
+
+    @property
+    def weight(self) -> Tensor:
+        """The module's own weight."""
+        return self.layer.get_base_layer().weight
+
+    @property
+    def A(self) -> nn.Parameter:
+        """Right probe, of shape `(r, in_features)`."""
+        return self.layer.lora_A[self.adapter].weight
+
+    @property
+    def B(self) -> nn.Parameter:
+        """Left probe, of shape `(out_features, r)`."""
+        return self.layer.lora_B[self.adapter].weight
+
+    @property
+    def rank(self) -> int:
+        """Rank of the LoRA pair."""
+        return self.layer.r[self.adapter]
+
+    @torch.no_grad()
+    def draw(self, seed: int, step: int) -> None:
+        """Overwrite the pair with the probes of a step."""
+        A, B = draw_probes(seed, step, self.name, self.layer.out_features, self.layer.in_features, self.rank)
+        self.A.copy_(A)
+        self.B.copy_(B)
+
+    def read(self, held_out: int) -> LoraSketch:
+        """
+        The sketch that the pair's gradients hold now.
+
+        The probes are copied: the optimizer is about to move them.
+
+        Raises:
+            `RuntimeError`: If the pair has no gradient.
+        """
+        if self.A.grad is None or self.B.grad is None:
+            raise RuntimeError(
+                f"The LoRA pair of {self.name} has no gradient at the optimizer's step, so nothing can be reconstructed. "
+                "Is the adapter trainable, and is the module used in the forward pass?"
+            )
+        return LoraSketch.from_lora_gradients(
+            self.A.grad, self.B.grad, self.A.clone(), self.B.clone(), self.layer.scaling[self.adapter], held_out
+        )
+
+    def write(self, gradient: LowRankGradient, alpha: float, seed: int, step: int) -> None:
+        """Add `alpha` times a factored gradient to the module's own weight, in place."""
+        generator = named_generator(seed, step, self.name, "rounding", self.weight.device)
+        add_low_rank_(self.weight, gradient, alpha, transposed=self.layer.fan_in_fan_out, generator=generator)
+
+
+def find_probes(model: nn.Module) -> list[LoraProbe]:
+    """
+    The LoRA pairs of a PEFT model that can be decoded and written.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            A model with one trainable LoRA adapter.
+
+    Returns:
+        `list[LoraProbe]`: In the model's order.
+
+    Raises:
+        `TypeError`: If the model is not a PEFT model.
+        `ValueError`: If the adapter is not plain LoRA without dropout, or a targeted weight is quantised, tied to the
+            embeddings or otherwise not a linear layer's own.
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError(
+            f"R2FCallback needs a PEFT model with a LoRA adapter, got {type(model).__name__}. Wrap the model with "
+            "`get_peft_model(model, LoraConfig(...))`, or use R2FTrainer, which does so itself."
+        )
+    adapter = model.active_adapter
+    config = model.peft_config[adapter]
+    if config.peft_type != "LORA" or config.use_dora or config.lora_dropout or config.modules_to_save or config.bias != "none":
+        raise ValueError(
+            f"Adapter {adapter!r} cannot serve as a probe: it must be plain LoRA (no DoRA, `lora_dropout=0.0`, "
+            '`bias="none"`, no `modules_to_save`).'
+        )
+    embeddings = model.get_input_embeddings().weight
+    prefix = "base_model.model."
+    probes = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or adapter not in layer.r:
+            continue
+        probe = LoraProbe(name.removeprefix(prefix), layer, adapter)
+        base = layer.get_base_layer()
+        if type(layer) is not LoraLinear or not isinstance(base, nn.Linear | Conv1D) or not base.weight.is_floating_point():
+            raise ValueError(
+                f"{probe.name} is a {type(base).__name__} under {type(layer).__module__}.{type(layer).__name__}; a "
+                "reconstructed gradient can only be written into floating-point linear layers. Load the model without "
+                "quantisation, or leave the module out of `target_modules`."
+            )
+        if base.weight is embeddings:
+            raise ValueError(
+                f"{probe.name} shares its weight with the input embeddings, which would move too. Leave it out of "
+                "`target_modules` or name it in `exclude_modules`."
+            )
+        probes.append(probe)
+    return probes

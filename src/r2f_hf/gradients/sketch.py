@@ -1,0 +1,148 @@
+"""LoRA gradients as a two-sided random sketch of the full gradient."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class LoraSketch:
+    """
+    The two-sided sketch of one module's gradient that a LoRA pair's gradients are.
+
+    A LoRA pair adds `s * B @ A` to a weight with gradient `G`; by the chain rule `dL/dB = s G Aᵀ` and `dL/dA = s Bᵀ G`.
+    Divided by the scaling these are a right and a left sketch of `G`, the measurements of a generalized Nyström
+    approximation (Tropp et al. 2017, Nakatsukasa 2020). Everything is fp32.
+
+    Args:
+        Y (`torch.Tensor` of shape `(out_features, r)`):
+            Right sketch, `G @ A.T`.
+        Z (`torch.Tensor` of shape `(r, in_features)`):
+            Left sketch, `B.T @ G`.
+        A (`torch.Tensor` of shape `(r, in_features)`):
+            Right probe, entries `N(0, 1/in_features)`.
+        B (`torch.Tensor` of shape `(out_features, r)`):
+            Left probe, entries `N(0, 1/out_features)`.
+        held_out (`int`, *optional*, defaults to `0`):
+            How many of the last rows of `A` no decoder may see: they measure the reconstruction's error.
+    """
+
+    Y: Tensor
+    Z: Tensor
+    A: Tensor
+    B: Tensor
+    held_out: int = 0
+
+    @classmethod
+    def from_lora_gradients(
+        cls, grad_A: Tensor, grad_B: Tensor, A: Tensor, B: Tensor, scaling: float, held_out: int = 0
+    ) -> LoraSketch:
+        """
+        Read a sketch from the gradients of a LoRA pair.
+
+        Args:
+            grad_A (`torch.Tensor` of shape `(r, in_features)`):
+                Gradient of the loss in `A`.
+            grad_B (`torch.Tensor` of shape `(out_features, r)`):
+                Gradient of the loss in `B`.
+            A (`torch.Tensor` of shape `(r, in_features)`):
+                The values of `A` that the gradients were taken at.
+            B (`torch.Tensor` of shape `(out_features, r)`):
+                The values of `B` that the gradients were taken at.
+            scaling (`float`):
+                LoRA scaling `s` (PEFT's `lora_alpha / r`).
+            held_out (`int`, *optional*, defaults to `0`):
+                Rows of `A` kept from the decoder.
+        """
+        return cls(
+            Y=grad_B.detach().float() / scaling,
+            Z=grad_A.detach().float() / scaling,
+            A=A.detach().float(),
+            B=B.detach().float(),
+            held_out=held_out,
+        )
+
+    @property
+    def decodable(self) -> int:
+        """Rows of `A` that a decoder may use."""
+        return self.A.shape[0] - self.held_out
+
+    @property
+    def right(self) -> Tensor:
+        """The columns of `Y` that a decoder may use, of shape `(out_features, decodable)`."""
+        return self.Y[:, : self.decodable]
+
+    @property
+    def core(self) -> Tensor:
+        """The core `C = Bᵀ G Aᵀ` of shape `(r, decodable)`, from the right sketch."""
+        return self.B.T @ self.right
+
+    def isfinite(self) -> bool:
+        """Whether both sketches are finite."""
+        return bool(torch.isfinite(self.Y).all() and torch.isfinite(self.Z).all())
+
+
+def named_generator(
+    seed: int, step: int, module_name: str, purpose: str, device: str | torch.device = "cpu"
+) -> torch.Generator:
+    """
+    A random generator that depends only on (seed, step, module name, purpose).
+
+    Every process, and a resumed run, gets the same numbers without any communication, in whatever order modules are
+    visited.
+
+    Args:
+        seed (`int`):
+            Seed of the run.
+        step (`int`):
+            Optimizer step.
+        module_name (`str`):
+            Name of the module in the model.
+        purpose (`str`):
+            What the numbers are for; different purposes give independent streams.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
+            Device of the generator.
+
+    Returns:
+        `torch.Generator`
+    """
+    digest = hashlib.sha256(f"{seed}/{step}/{module_name}/{purpose}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def draw_probes(
+    seed: int, step: int, module_name: str, out_features: int, in_features: int, rank: int
+) -> tuple[Tensor, Tensor]:
+    """
+    Draw the Gaussian probes of one module for one step.
+
+    Both sides are random. PEFT's default `B = 0` would make the left sketch zero and leave only a projection of the
+    gradient onto the rows of `A`.
+
+    Args:
+        seed (`int`):
+            Seed of the run.
+        step (`int`):
+            Optimizer step.
+        module_name (`str`):
+            Name of the module in the model.
+        out_features (`int`):
+            Rows of the weight.
+        in_features (`int`):
+            Columns of the weight.
+        rank (`int`):
+            Rank `r` of the LoRA pair.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: `A` of shape `(rank, in_features)` with entries `N(0, 1/in_features)` and
+        `B` of shape `(out_features, rank)` with entries `N(0, 1/out_features)`; fp32, on the CPU, so that the draw is
+        the same whatever device the model is on.
+    """
+    generator = named_generator(seed, step, module_name, "probes")
+    A = torch.randn(rank, in_features, generator=generator) / in_features**0.5
+    B = torch.randn(out_features, rank, generator=generator) / out_features**0.5
+    return A, B

@@ -1,0 +1,41 @@
+"""Forget quality, as an `evaluate` metric."""
+
+import datasets
+import evaluate
+from scipy.stats import ks_2samp
+
+
+_DESCRIPTION = """
+Whether an unlearned model can be told from one that never saw the forget set (TOFU, arXiv 2401.06121, section 2.2.2):
+the p-value of a two-sample Kolmogorov-Smirnov test between the two models' truth ratios on the forget set. Below 0.05
+they are distinguishable; TOFU reports its logarithm.
+"""
+
+_CITATION = """
+@article{maini2024tofu, title={{TOFU}: A Task of Fictitious Unlearning for {LLMs}}, author={Maini, Pratyush and Feng,
+Zhili and Schwarzschild, Avi and Lipton, Zachary C. and Kolter, J. Zico}, journal={arXiv:2401.06121}, year={2024}}
+"""
+
+_INPUTS = """
+Args:
+    predictions (`list[float]`): truth ratios of the unlearned model, one a row of the forget set.
+    gold (`list[float]`): those of a model trained without the forget set.
+Returns:
+    `dict`: `forget_quality` (`float`), the p-value, and `statistic` (`float`).
+"""
+
+
+class ForgetQuality(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": datasets.Value("float64")}),
+        )
+
+    def _compute(self, predictions, gold):
+        if len(gold) == 0:
+            raise ValueError("`gold` is empty: forget quality compares with a model that never saw the forget set.")
+        test = ks_2samp(predictions, gold)
+        return {"forget_quality": float(test.pvalue), "statistic": float(test.statistic)}

@@ -1,0 +1,8 @@
+"""Forget and retain objectives, chosen by name."""
+
+from .forget import FORGET_OBJECTIVES, ForgetObjective
+from .log_probs import label_log_probs
+from .retain import RETAIN_OBJECTIVES, RetainObjective
+
+
+__all__ = ["FORGET_OBJECTIVES", "RETAIN_OBJECTIVES", "ForgetObjective", "RetainObjective", "label_log_probs"]

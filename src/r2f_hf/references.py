@@ -1,0 +1,63 @@
+"""What the model said before the first write: needed by NPO, KL and the stopping rule, and computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .data.collator import ForgetRetainCollator
+from .data.forget_retain import Encoded
+from .objectives import label_log_probs
+from .objectives.retain import top_log_probs
+
+
+@torch.no_grad()
+def reference_log_probs(
+    model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
+) -> Tensor:
+    """
+    Log-probability of each example's completion, summed over its tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(len(examples),)`: fp32, on the CPU.
+    """
+    return torch.cat([
+        label_log_probs(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"])[
+            0
+        ].cpu()
+        for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs)
+    ])
+
+
+@torch.no_grad()
+def reference_top_tokens(
+    model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """
+    The most likely next tokens at every position of every example, for the KL objective.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Ids (int64) and log-probabilities (fp32) of shape `(tokens, k)` on the
+        CPU, the examples one after the other.
+    """
+    ids, log_probs = [], []
+    for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs):
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        batch_ids, batch_log_probs = top_log_probs(output.logits)
+        mask = batch["attention_mask"].bool()
+        ids.append(batch_ids[mask].cpu())
+        log_probs.append(batch_log_probs[mask].cpu())
+    return torch.cat(ids), torch.cat(log_probs)
+
+
+def _batches(
+    model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
+):
+    device = next(model.parameters()).device
+    for start in tqdm(range(0, len(examples), batch_size), **tqdm_kwargs):
+        batch = collator(list(examples[start : start + batch_size]))
+        yield {key: value.to(device) for key, value in batch.items()}
