@@ -143,7 +143,9 @@ class R2FCallback(TrainerCallback):
     def _reconstruct(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         sketches, self._sketches = self._sketches, []
         if not all(sketch.isfinite() for sketch in sketches):
-            self._skip([probe.name for probe, sketch in zip(self.probes, sketches, strict=True) if not sketch.isfinite()])
+            self._skip(
+                [probe.name for probe, sketch in zip(self.probes, sketches, strict=True) if not sketch.isfinite()]
+            )
             return
         gradients = [self.decoder.decode(sketch) for sketch in sketches]
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
@@ -164,7 +166,7 @@ class R2FCallback(TrainerCallback):
         self.skipped_steps += 1
         self._stop = self.stop_on_nonfinite
         logger.warning(
-            "Step %d: the gradients of %d modules are NaN or infinite (first: %s); the weights were left as they are%s.",
+            "Step %d: the gradients of %d modules are NaN or infinite (first: %s); the weights were left alone%s.",
             self._state.global_step,
             len(names),
             names[0],
@@ -195,6 +197,19 @@ class R2FCallback(TrainerCallback):
         return {
             key: sum(found) if key == "r2f/skipped_steps" else sum(found) / len(found) for key, found in values.items()
         }
+
+    def summary(self) -> dict[str, float]:
+        """
+        What happened since training began (or was resumed).
+
+        Returns:
+            `dict[str, float]`: `skipped_steps` and, where rows are held out, `fidelity`: the estimated cosine to the
+            full gradient, mean over modules and steps.
+        """
+        summary: dict[str, float] = {"skipped_steps": self.skipped_steps}
+        if self.fidelities:
+            summary["fidelity"] = sum(self.fidelities) / len(self.fidelities)
+        return summary
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

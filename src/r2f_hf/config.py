@@ -96,9 +96,7 @@ class R2FConfig(TrainingArguments):
     gamma: float = field(default=0.0, metadata={"help": "Margin of SimNPO."})
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain loss."})
-    retain_per_forget: int = field(
-        default=1, metadata={"help": "Retain examples in a step for each forget example."}
-    )
+    retain_per_forget: int = field(default=1, metadata={"help": "Retain examples in a step for each forget example."})
     num_views: int = field(default=1, metadata={"help": "Wordings of a forget example in a step."})
     views_column: str | None = field(default=None, metadata={"help": "Column with paraphrases of the prompt."})
     view_templates: list[str] | None = field(default=None, metadata={"help": "Texts with a {prompt} field."})
@@ -119,9 +117,9 @@ class R2FConfig(TrainingArguments):
         super().__post_init__()
         if self.prompt_column == "none":
             self.prompt_column = None
-        if isinstance(self.target_modules, list) and len(self.target_modules) == 1:
-            # PEFT takes a shorthand or a regular expression as a string, and names as a list; one name is both.
-            self.target_modules = self.target_modules[0] if self.target_modules[0] == "all-linear" else self.target_modules
+        if self.target_modules == ["all-linear"]:
+            # PEFT takes its shorthand as a string alone; from a command line everything comes as a list.
+            self.target_modules = "all-linear"
         lookup(DECODERS, self.decoder, "decoder")
         objective = lookup(FORGET_OBJECTIVES, self.forget_objective, "forget objective")
         lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")

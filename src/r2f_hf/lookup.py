@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+def lookup(table: Mapping[str, T], name: str, kind: str, list_all: bool = True) -> T:
     """
     The entry of a table by name.
 
@@ -21,15 +21,18 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
             The name asked for.
         kind (`str`):
             What the table holds, for the message.
+        list_all (`bool`, *optional*, defaults to `True`):
+            Whether the message lists all names; too many are no help.
 
     Returns:
         `T`: The entry.
 
     Raises:
-        `ValueError`: If there is no such name; the message suggests the nearest one and lists all.
+        `ValueError`: If there is no such name; the message suggests the nearest one.
     """
     if name in table:
         return table[name]
     near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(sorted(table))}.")
+    available = f" Available: {', '.join(sorted(table))}." if list_all else ""
+    raise ValueError(f"Unknown {kind}: {name!r}.{hint}{available}")

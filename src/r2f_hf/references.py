@@ -25,12 +25,14 @@ def reference_log_probs(
     Returns:
         `torch.Tensor` of shape `(len(examples),)`: fp32, on the CPU.
     """
-    return torch.cat([
-        label_log_probs(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"])[
-            0
-        ].cpu()
-        for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs)
-    ])
+    return torch.cat(
+        [
+            label_log_probs(
+                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"]
+            )[0].cpu()
+            for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs)
+        ]
+    )
 
 
 @torch.no_grad()

@@ -64,7 +64,8 @@ def load_full_model_(model: PeftModel, folder: str | os.PathLike) -> None:
     saved = type(base).from_pretrained(folder, dtype=dtype, local_files_only=True).state_dict()
     current = full_state_dict(model)
     different = sorted(
-        name for name in current.keys() | saved.keys()
+        name
+        for name in current.keys() | saved.keys()
         if name not in current or name not in saved or current[name].shape != saved[name].shape
     )
     if different:

@@ -41,7 +41,8 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
         )
     if p_value >= INDISTINGUISHABLE_P_VALUE:
         return (
-            f"Kolmogorov-Smirnov: the forget set's probabilities cannot be told from the holdout set's (p = {p_value:.2f})"
+            "Kolmogorov-Smirnov: the forget set's probabilities cannot be told from the holdout set's "
+            f"(p = {p_value:.2f})"
         )
     return None
 
@@ -58,9 +59,7 @@ class HoldoutStopping(TrainerCallback):
     def __init__(self, trainer: R2FTrainer):
         self.trainer = trainer
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.global_step % args.stop_check_steps:
             return
         forget = [views[0] for views in self.trainer.train_examples["forget"]]

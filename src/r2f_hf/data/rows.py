@@ -36,7 +36,7 @@ def load_rows(source: str) -> Dataset:
         if not path.is_file():
             raise FileNotFoundError(f"There is no data file {source}.")
         return load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path), split="train")
-    name, config, split = (source.split(":") + ["", ""])[:3]
+    name, config, split = [*source.split(":"), "", ""][:3]
     return load_dataset(name, config or None, split=split or "train")
 
 

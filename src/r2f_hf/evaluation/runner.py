@@ -94,7 +94,8 @@ def split_statistics(
 
     Returns:
         `dict`: `answer` and `paraphrase` (mean log-probabilities per token), `wrong` (a list of them a row),
-        `rouge_l_recall`, and `paraphrased_question` (the answer's, a list of them a row) where the rows have the column.
+        `rouge_l_recall`, and `paraphrased_question` (the answer's, a list of them a row) where the rows have the
+        column.
     """
     questions = [row["question"] for row in rows]
     answers = [row["answer"] for row in rows]
@@ -110,7 +111,9 @@ def split_statistics(
     wrong = [list(row["perturbed_answer"]) for row in rows]
     repeated = [[question] * len(others) for question, others in zip(questions, wrong, strict=True)]
     statistics: Statistics = {
-        "answer": score_completions(model, tokenizer, questions, answers, desc=f"{split}: answers", **settings).tolist(),
+        "answer": score_completions(
+            model, tokenizer, questions, answers, desc=f"{split}: answers", **settings
+        ).tolist(),
         "wrong": score_lists(repeated, wrong, f"{split}: wrong answers"),
     }
     statistics["paraphrase"] = (
@@ -132,9 +135,7 @@ def split_statistics(
     return statistics | {"rouge_l_recall": rouge["rows"]}
 
 
-def summarise(
-    statistics: Mapping[str, Statistics], gold: Mapping[str, Statistics] | None = None
-) -> dict[str, float]:
+def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistics] | None = None) -> dict[str, float]:
     """
     The metrics of a suite from its splits' statistics, by the TOFU paper's definitions.
 
@@ -174,7 +175,9 @@ def summarise(
             summary["forget_quality"] = quality["forget_quality"]
     kept = [split for split in UTILITY_SPLITS if split in statistics]
     if kept:
-        numbers = [summary[f"{split}_{name}"] for split in kept for name in ("probability", "rouge_l_recall", "truth_ratio")]
+        numbers = [
+            summary[f"{split}_{name}"] for split in kept for name in ("probability", "rouge_l_recall", "truth_ratio")
+        ]
         summary["model_utility"] = load["model_utility"].compute(predictions=numbers)["model_utility"]
     return summary
 

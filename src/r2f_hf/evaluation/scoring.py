@@ -57,8 +57,8 @@ def score_completions(
     for index, example in enumerate(examples):
         if len(example["input_ids"]) > context:
             raise ValueError(
-                f"Row {index} of {desc or 'the rows to score'} has {len(example['input_ids'])} tokens, the model reads "
-                f"at most {context}."
+                f"Row {index} of {desc or 'the rows to score'} has {len(example['input_ids'])} tokens, the model "
+                f"reads at most {context}."
             )
     collator = ForgetRetainCollator(pad_token_id(tokenizer))
 

@@ -76,8 +76,8 @@ class LoraProbe:
         """
         if self.A.grad is None or self.B.grad is None:
             raise RuntimeError(
-                f"The LoRA pair of {self.name} has no gradient at the optimizer's step, so nothing can be reconstructed. "
-                "Is the adapter trainable, and is the module used in the forward pass?"
+                f"The LoRA pair of {self.name} has no gradient at the optimizer's step, so nothing can be "
+                "reconstructed. Is the adapter trainable, and is the module used in the forward pass?"
             )
         return LoraSketch.from_lora_gradients(
             self.A.grad, self.B.grad, self.A.clone(), self.B.clone(), self.layer.scaling[self.adapter], held_out
@@ -112,7 +112,13 @@ def find_probes(model: nn.Module) -> list[LoraProbe]:
         )
     adapter = model.active_adapter
     config = model.peft_config[adapter]
-    if config.peft_type != "LORA" or config.use_dora or config.lora_dropout or config.modules_to_save or config.bias != "none":
+    if (
+        config.peft_type != "LORA"
+        or config.use_dora
+        or config.lora_dropout
+        or config.modules_to_save
+        or config.bias != "none"
+    ):
         raise ValueError(
             f"Adapter {adapter!r} cannot serve as a probe: it must be plain LoRA (no DoRA, `lora_dropout=0.0`, "
             '`bias="none"`, no `modules_to_save`).'
@@ -125,7 +131,11 @@ def find_probes(model: nn.Module) -> list[LoraProbe]:
             continue
         probe = LoraProbe(name.removeprefix(prefix), layer, adapter)
         base = layer.get_base_layer()
-        if type(layer) is not LoraLinear or not isinstance(base, nn.Linear | Conv1D) or not base.weight.is_floating_point():
+        if (
+            type(layer) is not LoraLinear
+            or not isinstance(base, nn.Linear | Conv1D)
+            or not base.weight.is_floating_point()
+        ):
             raise ValueError(
                 f"{probe.name} is a {type(base).__name__} under {type(layer).__module__}.{type(layer).__name__}; a "
                 "reconstructed gradient can only be written into floating-point linear layers. Load the model without "

@@ -14,9 +14,9 @@ class LoraSketch:
     """
     The two-sided sketch of one module's gradient that a LoRA pair's gradients are.
 
-    A LoRA pair adds `s * B @ A` to a weight with gradient `G`; by the chain rule `dL/dB = s G Aᵀ` and `dL/dA = s Bᵀ G`.
-    Divided by the scaling these are a right and a left sketch of `G`, the measurements of a generalized Nyström
-    approximation (Tropp et al. 2017, Nakatsukasa 2020). Everything is fp32.
+    A LoRA pair adds `s * B @ A` to a weight with gradient `G`; by the chain rule `dL/dB = s G Aᵀ` and
+    `dL/dA = s Bᵀ G`. Divided by the scaling these are a right and a left sketch of `G`, the measurements of a
+    generalized Nyström approximation (Tropp et al. 2017, Nakatsukasa 2020). Everything is fp32.
 
     Args:
         Y (`torch.Tensor` of shape `(out_features, r)`):

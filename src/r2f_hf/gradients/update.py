@@ -21,7 +21,8 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, generator: torch.Generator |
     Round fp32 values to bf16 or fp16 so that the rounded value equals the input in expectation.
 
     An unlearning step is smaller than half a unit in the last place of most bf16 weights: rounding to nearest would
-    lose it entirely. Rounding up with a probability equal to the discarded fraction keeps it on average, without state.
+    lose it entirely. Rounding up with a probability equal to the discarded fraction keeps it on average, without
+    state.
 
     Args:
         x (`torch.Tensor`):
@@ -53,8 +54,8 @@ def add_low_rank_(
     """
     In-place `weight += alpha * U @ V.T`.
 
-    fp32 (and fp64) weights take one fused `addmm_`; bf16 and fp16 weights are updated in row blocks in fp32 and rounded
-    stochastically.
+    fp32 (and fp64) weights take one fused `addmm_`; bf16 and fp16 weights are updated in row blocks in fp32 and
+    rounded stochastically.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`):

@@ -34,7 +34,7 @@ class ForgetObjective(NamedTuple):
 def gradient_ascent(
     log_probs: Tensor, num_tokens: Tensor, reference_log_probs: Tensor | None, beta: float, gamma: float
 ) -> Tensor:
-    r"""Gradient ascent on the negative log-likelihood, `L = log π(y|x)`. Unbounded below: it diverges if left alone."""
+    """Gradient ascent on the negative log-likelihood, `L = log π(y|x)`. Unbounded below: left alone it diverges."""
     return log_probs
 
 

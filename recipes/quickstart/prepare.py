@@ -1,0 +1,114 @@
+"""The quickstart's world, and two small models of it: one that knows the forget set and one that never saw it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
+from r2f_hf.data.fictitious import fictitious_dataset
+from r2f_hf.data.formatting import PLAIN_PROMPT, encode_example
+from r2f_hf.data.rows import Row
+from r2f_hf.data.views import example_prompts
+
+
+# Nine hundred thousand parameters: enough to know 800 facts by heart, few enough to train in half a minute.
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+
+
+def prepare(folder: Path, seed: int) -> DatasetDict:
+    """
+    Build the quickstart's data and models.
+
+    Args:
+        folder (`Path`):
+            Where to: `data/<split>.jsonl`, `before` (knows the forget set) and `gold` (never saw it).
+        seed (`int`):
+            Seed of the world and of the models.
+
+    Returns:
+        [`~datasets.DatasetDict`]: The rows, see [`fictitious_dataset`].
+    """
+    world = fictitious_dataset(seed)
+    for split, rows in world.items():
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        rows.to_json(folder / "data" / f"{split}.jsonl")
+    tokenizer = build_tokenizer(world)
+    kept = [*world["retain"], *world["world_facts"]]
+    train(tokenizer, [*world["forget"], *kept], folder / "before", seed)
+    train(tokenizer, kept, folder / "gold", seed)
+    return world
+
+
+def build_tokenizer(world: DatasetDict) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer trained on the world's text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    text = [row[column] for rows in world.values() for row in rows for column in ("question", "answer")]
+    text += [PLAIN_PROMPT.format(prompt="")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+
+
+def train(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], folder: Path, seed: int) -> None:
+    """Train a model from scratch on rows, each in all its training wordings, and save it."""
+    examples = [
+        encode_example(tokenizer, prompt, row["answer"])
+        for row in rows
+        for prompt in example_prompts(row, "question", "views" if "views" in row else None)
+    ]
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=None, **SHAPE
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            model=AutoModelForCausalLM.from_config(config),
+            args=TrainingArguments(
+                output_dir=scratch,
+                num_train_epochs=30,
+                per_device_train_batch_size=32,
+                learning_rate=3e-3,
+                lr_scheduler_type="cosine",
+                warmup_steps=20,
+                seed=seed,
+                report_to="none",
+                save_strategy="no",
+                logging_steps=200,
+                remove_unused_columns=False,
+            ),
+            data_collator=ForgetRetainCollator(pad_token_id(tokenizer)),
+            train_dataset=examples,
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        trainer.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

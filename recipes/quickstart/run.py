@@ -1,0 +1,65 @@
+"""The quickstart, whole: builds a small world and its models, makes one forget, and says what was forgotten."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from prepare import prepare
+from r2f_hf import cli
+from r2f_hf.evaluation import run_suite
+from r2f_hf.report import print_table, write_json
+
+
+RECIPE = Path(__file__).parent / "unlearn.yaml"
+COLUMNS = (
+    "forget_probability",
+    "forget_paraphrase_probability",
+    "retain_probability",
+    "truth_ratio",
+    "forget_quality",
+    "model_utility",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world, the models and the unlearning")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
+    args = parser.parse_args()
+    folder = args.output_dir
+
+    set_seed(args.seed)
+    world = prepare(folder, args.seed)
+    cli.main(
+        [
+            *("unlearn", "--config", str(RECIPE), "--seed", str(args.seed)),
+            *("--model_name_or_path", str(folder / "before"), "--output_dir", str(folder / "unlearned")),
+            *(f"--{split}_data={folder / 'data' / split}.jsonl" for split in ("forget", "retain", "holdout")),
+        ]
+    )
+
+    splits = {split: world[split] for split in ("forget", "retain", "world_facts")}
+
+    def evaluate(name: str, gold: dict | None = None) -> tuple[dict, dict]:
+        tokenizer = AutoTokenizer.from_pretrained(folder / name)
+        model = AutoModelForCausalLM.from_pretrained(folder / name)
+        metrics, statistics = run_suite(model, tokenizer, splits, folder / "statistics" / name, gold, 64, 32)
+        return {column: metrics[column] for column in COLUMNS if column in metrics}, statistics
+
+    _, gold = evaluate("gold")
+    report = {
+        row: evaluate(name, gold)[0] for row, name in (("before", "before"), ("after", "unlearned"), ("gold", "gold"))
+    }
+    run = json.loads((folder / "unlearned" / "train_results.json").read_text())
+    report["after"] |= {"fidelity": run["fidelity"], "steps": run["steps"], "seconds": run["train_runtime"]}
+    write_json(folder / "report.json", report)
+    print_table("Before, after Recover-to-Forget, and a model that never saw the forget set", report, COLUMNS)
+    print(f"The report is {folder / 'report.json'}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The `r2f` command. Nothing here imports torch before a subcommand is known, so that `r2f --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .. import __version__
+
+
+COMMANDS = {
+    "unlearn": "make a model forget rows, by Recover-to-Forget",
+    "evaluate": "measure what a model has forgotten and what it has kept",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """
+    Entry point of `r2f`.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            The command's arguments. Defaults to those of the process.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="r2f",
+        description="Recover-to-Forget unlearning for causal language models.",
+        epilog="`r2f COMMAND --help` lists the options; a recipe (`--config FILE.yaml`) takes the same names.",
+    )
+    parser.add_argument("--version", action="version", version=f"r2f-hf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    # The rest belongs to the subcommand, `--help` included.
+    chosen = parser.parse_args(argv[:1]).command
+    try:
+        import_module(f".{chosen}", __name__).run(argv[1:])
+    except (ValueError, FileNotFoundError) as error:
+        # What a user can put right is told in a line, without a traceback through the libraries.
+        parser.exit(2, f"r2f {chosen}: error: {error}\n")

@@ -1,0 +1,78 @@
+"""`r2f evaluate`: a suite of metrics on a saved model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+from trl import ModelConfig
+
+from ..evaluation import load_suite, run_suite
+from ..report import print_table, write_json
+from .recipes import load_model, parse_recipe
+
+
+@dataclass
+class EvaluateArguments:
+    """
+    What `r2f evaluate` measures.
+
+    Args:
+        data (`str`, *optional*, defaults to `"locuslab/TOFU"`):
+            A folder with one JSON-lines file a split, or a Hub dataset.
+        suite (`str`, *optional*, defaults to `"tofu"`):
+            The suite, by name.
+        forget_split (`str`, *optional*, defaults to `"forget01"`):
+            Which forget set of the suite.
+        gold_model (`str`, *optional*):
+            A model that never saw the forget set; with it forget quality is reported.
+        output_dir (`str`, *optional*, defaults to `"evaluation"`):
+            Where `report.json` and the statistics go. A rerun goes on where the last one ended.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows in a batch.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            Longest generated answer, in tokens.
+    """
+
+    data: str = field(default="locuslab/TOFU", metadata={"help": "A folder of JSON-lines files, or a Hub dataset."})
+    suite: str = field(default="tofu", metadata={"help": "The suite, by name."})
+    forget_split: str = field(default="forget01", metadata={"help": "Which forget set of the suite."})
+    gold_model: str | None = field(default=None, metadata={"help": "A model that never saw the forget set."})
+    output_dir: str = field(default="evaluation", metadata={"help": "Where report.json and the statistics go."})
+    batch_size: int = field(default=16, metadata={"help": "Rows in a batch."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest generated answer, in tokens."})
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run `r2f evaluate` with the arguments that follow it."""
+    args, model_config = parse_recipe("evaluate", (EvaluateArguments, ModelConfig), argv)
+    splits = load_suite(args.suite, args.data, args.forget_split)
+    folder = Path(args.output_dir)
+    settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
+    state = PartialState()
+    gold = None
+    if args.gold_model is not None:
+        model, tokenizer = load_model(model_config, args.gold_model)
+        forget = {"forget": splits["forget"]}
+        _, gold = run_suite(model.to(state.device), tokenizer, forget, folder / "gold", **settings)
+    model, tokenizer = load_model(model_config)
+    metrics, _ = run_suite(model.to(state.device), tokenizer, splits, folder, gold, **settings)
+    if state.is_main_process:
+        write_json(
+            folder / "report.json",
+            {
+                "model": model_config.model_name_or_path,
+                "gold_model": args.gold_model,
+                "suite": args.suite,
+                "forget_split": args.forget_split,
+                "rows": {split: len(rows) for split, rows in splits.items()},
+                "metrics": metrics,
+            },
+        )
+        print_table(
+            f"{args.suite} {args.forget_split}", {name: {"value": value} for name, value in metrics.items()}, ["value"]
+        )
+        print(f"The report is {folder / 'report.json'}.")
+    state.destroy_process_group()

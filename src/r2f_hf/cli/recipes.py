@@ -1,0 +1,93 @@
+"""From a recipe (YAML) and flags to dataclasses, and from a model's name to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig, TrlParser
+
+from ..lookup import lookup
+
+
+# What TRL's ModelConfig offers and R2F takes; the rest is about adapters and quantisation, which R2F decides itself.
+_MODEL_FIELDS = ("model_name_or_path", "model_revision", "dtype", "attn_implementation")
+
+
+def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+    """
+    Read a recipe (`--config FILE.yaml`) and the flags that override it.
+
+    Args:
+        command (`str`):
+            The subcommand, for the usage line.
+        dataclass_types (`Sequence[type]`):
+            Dataclasses whose fields are the options.
+        argv (`Sequence[str]`):
+            The subcommand's arguments.
+
+    Returns:
+        `tuple`: One instance of each dataclass.
+
+    Raises:
+        `ValueError`: For a key or a flag that does not exist (the nearest name is suggested).
+        `FileNotFoundError`: If the recipe is not there.
+    """
+    parser = TrlParser(dataclass_types, prog=f"r2f {command}", description="Options, or keys of a recipe (--config).")
+    options = {action.dest: action for action in parser._actions}
+    if "--config" in argv[:-1]:
+        path = Path(argv[argv.index("--config") + 1])
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no recipe {path}.")
+        recipe = yaml.safe_load(path.read_text())
+        for key in recipe if isinstance(recipe, dict) else ():
+            if key != "env":
+                lookup(options, key, f"key in {path}", list_all=False)
+    *parsed, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
+    for flag in unknown:
+        lookup(options, flag.removeprefix("--").split("=")[0], "option", list_all=False)
+    return tuple(parsed)
+
+
+def load_model(config: ModelConfig, name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load a model and its tokenizer.
+
+    Args:
+        config ([`~trl.ModelConfig`]):
+            What to load and how.
+        name (`str`, *optional*):
+            Another model to load the same way.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase]`
+
+    Raises:
+        `ValueError`: If no model is named, or the configuration asks for an adapter or for quantisation.
+        `FileNotFoundError`: If the name looks like a folder that is not there.
+    """
+    ignored = [
+        field.name
+        for field in fields(config)
+        if field.name not in _MODEL_FIELDS and getattr(config, field.name) != getattr(ModelConfig(), field.name)
+    ]
+    if ignored:
+        raise ValueError(
+            f"{', '.join(ignored)}: R2F brings its own adapter (see `rank`, `target_modules`) and needs weights that "
+            "are not quantised. Leave these options out."
+        )
+    name = name or config.model_name_or_path
+    if name is None:
+        raise ValueError("No model is named. Set `model_name_or_path` to a folder or to a name on the Hub.")
+    # Names on the Hub have at most one slash; anything else that is not there is a mistyped folder.
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"There is no model folder {name}.")
+    revision = {"revision": config.model_revision}
+    model = AutoModelForCausalLM.from_pretrained(
+        name, dtype=config.dtype, attn_implementation=config.attn_implementation, **revision
+    )
+    return model, AutoTokenizer.from_pretrained(name, **revision)

@@ -1,0 +1,68 @@
+"""`r2f unlearn`: a recipe in, an unlearned model out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trl import ModelConfig
+
+from ..config import R2FConfig
+from ..data.rows import load_rows
+from ..report import print_table
+from ..trainer import R2FTrainer
+from .recipes import load_model, parse_recipe
+
+
+@dataclass
+class UnlearnArguments:
+    """
+    The data of `r2f unlearn`.
+
+    Args:
+        forget_data (`str`, *optional*):
+            Rows to forget: a `.json`, `.jsonl`, `.csv` or `.parquet` file, or a Hub dataset as
+            `owner/name:config:split`.
+        retain_data (`str`, *optional*):
+            Rows to keep.
+        holdout_data (`str`, *optional*):
+            Rows that the model never saw; training stops when the forget set cannot be told from them.
+    """
+
+    forget_data: str | None = field(
+        default=None, metadata={"help": "Rows to forget: a file or owner/name:config:split."}
+    )
+    retain_data: str | None = field(default=None, metadata={"help": "Rows to keep."})
+    holdout_data: str | None = field(
+        default=None, metadata={"help": "Rows that the model never saw; they say when to stop."}
+    )
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run `r2f unlearn` with the arguments that follow it."""
+    data, args, model_config = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, ModelConfig), argv)
+    sources = {"forget": data.forget_data, "retain": data.retain_data, "holdout": data.holdout_data}
+    rows = {name: load_rows(source) if source else None for name, source in sources.items()}
+    model, tokenizer = load_model(model_config)
+    trainer = R2FTrainer(
+        model=model,
+        args=args,
+        forget_dataset=rows["forget"],
+        retain_dataset=rows["retain"],
+        holdout_dataset=rows["holdout"],
+        processing_class=tokenizer,
+    )
+    before = trainer.evaluate()
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    after = trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_metrics("before", before, combined=False)
+    trainer.save_metrics("after", after, combined=False)
+    if trainer.is_world_process_zero():
+        columns = [name for name in after if name.endswith("_probability")]
+        print_table("Mean probability of the completions", {"before": before, "after": after}, columns)
+        print(f"{trainer.state.global_step} steps; {trainer.stop_reason or 'all steps were taken'}.")
+        print(f"The model is in {args.output_dir}.")
+    trainer.accelerator.end_training()

@@ -1,0 +1,302 @@
+"""ForgetRetainTrainer: forget and retain losses in one step, whatever moves the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+
+from .config import R2FConfig
+from .data.collator import ForgetRetainCollator, pad_token_id
+from .data.encoder import ExampleEncoder
+from .data.forget_retain import Encoded, ForgetRetainDataset
+from .data.formatting import IGNORE_INDEX
+from .data.rows import Row, check_overlap, check_rows
+from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, label_log_probs
+from .references import reference_log_probs, reference_top_tokens
+from .stopping import HoldoutStopping
+
+
+class ForgetRetainTrainer(Trainer):
+    r"""
+    Trainer on a forget and a retain set: the objectives, their references, evaluation and the stopping rule.
+
+    It moves whatever parameters of the model are trainable with whatever optimizer it is given, which makes it the
+    peer to measure [`R2FTrainer`] against: LoRA unlearning over a [`~peft.PeftModel`], full fine-tuning over a plain
+    model, under the very same losses and batches.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model.
+        args ([`R2FConfig`]):
+            Configuration. What it says of probes and decoders is for [`R2FTrainer`].
+        forget_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`):
+            Rows to forget, with the columns that `args` names.
+        retain_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`, *optional*):
+            Rows to keep. Needed unless `retain_objective="none"`.
+        holdout_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`, *optional*):
+            Rows like the forget set's that the model never saw. With it, training stops as soon as the forget set
+            cannot be told from them; `stop_reason` then says by which criterion.
+        eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*):
+            Rows to evaluate on instead of the forget, retain and holdout sets.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. Defaults to the model's own.
+        compute_metrics (`Callable`, *optional*):
+            As in [`~transformers.Trainer`], on logits. Defaults to the mean length-normalised probability of the
+            completions, reported as `eval_forget_probability` and so on.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            As in [`~transformers.Trainer`].
+        preprocess_logits_for_metrics (`Callable`, *optional*):
+            As in [`~transformers.Trainer`]; used with `compute_metrics`.
+
+    Raises:
+        `ValueError`: For data that cannot work, before any weight changes.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: R2FConfig,
+        forget_dataset: Dataset | Sequence[Row] | None = None,
+        retain_dataset: Dataset | Sequence[Row] | None = None,
+        holdout_dataset: Dataset | Sequence[Row] | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ):
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
+        self.forget_objective = FORGET_OBJECTIVES[args.forget_objective]
+        self.retain_objective = RETAIN_OBJECTIVES.get(args.retain_objective)
+
+        # Data
+        data_seed = args.seed if args.data_seed is None else args.data_seed
+        encoder = ExampleEncoder(processing_class, args, model.config.get_text_config().max_position_embeddings)
+        check_rows(forget_dataset, "forget", [*encoder.columns, args.views_column])
+        if self.retain_objective is not None:
+            check_rows(retain_dataset, "retain", encoder.columns)
+            check_overlap(forget_dataset, retain_dataset, encoder.columns)
+        else:
+            retain_dataset = []
+        if holdout_dataset is not None:
+            check_rows(holdout_dataset, "holdout", encoder.columns)
+        forget_views = [encoder.views(row, f"forget[{index}]") for index, row in enumerate(forget_dataset)]
+        retain = [encoder.original(row, f"retain[{index}]") for index, row in enumerate(retain_dataset)]
+        holdout = [encoder.original(row, f"holdout[{index}]") for index, row in enumerate(holdout_dataset or [])]
+        self.train_examples = {"forget": forget_views, "retain": retain}
+        self.holdout_examples = holdout
+
+        # Evaluation
+        if eval_dataset is None:
+            evaluated = {"forget": [views[0] for views in forget_views], "retain": retain, "holdout": holdout}
+            eval_dataset = {name: examples for name, examples in evaluated.items() if examples}
+        elif isinstance(eval_dataset, dict):
+            eval_dataset = {name: self._encode_evaluation(encoder, rows, name) for name, rows in eval_dataset.items()}
+        else:
+            eval_dataset = self._encode_evaluation(encoder, eval_dataset, "evaluation")
+        if compute_metrics is None:
+            compute_metrics = mean_probability
+            preprocess_logits_for_metrics = row_log_probs
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=ForgetRetainCollator(pad_token_id(processing_class)),
+            train_dataset=ForgetRetainDataset(forget_views, retain, args.num_views, args.retain_per_forget, data_seed),
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        # The loss is already a mean over the whole global batch, see `compute_loss`.
+        self.model_accepts_loss_kwargs = True
+        self.stop_reason: str | None = None
+        if holdout:
+            self.add_callback(HoldoutStopping(self))
+        self._references: dict[str, Tensor] = {}
+        self._loss_parts: dict[str, Tensor] = {}
+        self._logged_step = 0
+
+    def _encode_evaluation(self, encoder: ExampleEncoder, rows: Dataset | Sequence[Row], name: str) -> list[Encoded]:
+        check_rows(rows, name, encoder.columns)
+        return [encoder.original(row, f"{name}[{index}]") for index, row in enumerate(rows)]
+
+    # The loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
+        # Trainer calls this with all micro-batches of a step, so that each can be scaled by the whole batch's count.
+        if not batch_samples or "is_forget" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = torch.stack([count_items(batch) for batch in batch_samples]).sum(0).to(device)
+        return self.accelerator.reduce(counts, "sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """
+        Forget and retain loss of a batch, as its share of the mean over the whole global batch.
+
+        Args:
+            model (`nn.Module`):
+                The wrapped model.
+            inputs (`dict[str, torch.Tensor]`):
+                A batch of [`ForgetRetainCollator`]. Batches without `is_forget` are evaluated as in Trainer.
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Whether to return the model's outputs too.
+            num_items_in_batch (`torch.Tensor` of shape `(3,)`, *optional*):
+                Forget rows, forget tokens and retain tokens of the global batch.
+        """
+        if "is_forget" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        args, is_forget, labels = self.args, inputs["is_forget"], inputs["labels"]
+        counts = count_items(inputs) if num_items_in_batch is None else num_items_in_batch
+        forget_rows, forget_tokens, retain_tokens = counts.unbind()
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+
+        log_probs, num_tokens = label_log_probs(outputs.logits[is_forget], labels[is_forget])
+        reference = inputs["reference_log_probs"][is_forget] if self.forget_objective.needs_reference else None
+        forget = self.forget_objective.loss(log_probs, num_tokens, reference, args.beta, args.gamma)
+        parts = {"forget_loss": forget.sum() / (forget_tokens if self.forget_objective.per_token else forget_rows)}
+        loss = args.forget_weight * parts["forget_loss"]
+        if self.retain_objective is not None:
+            top = [None, None]
+            if self.retain_objective.needs_reference:
+                top = [inputs[key][~is_forget] for key in ("reference_top_ids", "reference_top_log_probs")]
+            retain = self.retain_objective.loss(outputs.logits[~is_forget], labels[~is_forget], *top)
+            parts["retain_loss"] = retain.sum() / retain_tokens
+            loss = loss + args.retain_weight * parts["retain_loss"]
+        for name, value in parts.items():
+            self._loss_parts[name] = self._loss_parts.get(name, 0.0) + value.detach()
+        # DDP averages gradients over processes, but each process holds its share of one global mean.
+        loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    # Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        Unlearn. See [`~transformers.Trainer.train`] for the arguments.
+
+        Reference log-probabilities are computed here, before the first write; a resumed run reads its checkpoint's.
+        """
+        if not resume_from_checkpoint:
+            self._set_references(self._compute_references())
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _compute_references(self) -> dict[str, Tensor]:
+        views = [view for views in self.train_examples["forget"] for view in views]
+        retain = self.train_examples["retain"]
+        common = {"collator": self.data_collator, "batch_size": self.args.per_device_eval_batch_size}
+        quiet = self.args.disable_tqdm or not self.is_world_process_zero()
+        references: dict[str, Tensor] = {}
+        self.model.eval()
+        with self.accelerator.autocast():
+            if self.forget_objective.needs_reference:
+                references["forget_log_probs"] = reference_log_probs(
+                    self.model, views, **common, desc="Reference of the forget set", disable=quiet
+                )
+            if self.retain_objective is not None and self.retain_objective.needs_reference:
+                ids, log_probs = reference_top_tokens(
+                    self.model, retain, **common, desc="Reference of the retain set", disable=quiet
+                )
+                references |= {"retain_top_ids": ids, "retain_top_log_probs": log_probs}
+            if self.holdout_examples:
+                references["holdout_log_probs"] = reference_log_probs(
+                    self.model, self.holdout_examples, **common, desc="Reference of the holdout set", disable=quiet
+                )
+        return references
+
+    def _set_references(self, references: dict[str, Tensor]) -> None:
+        self._references = references
+        views = [view for views in self.train_examples["forget"] for view in views]
+        if "forget_log_probs" in references:
+            for view, value in zip(views, references["forget_log_probs"].tolist(), strict=True):
+                view["reference_log_probs"] = value
+        if "retain_top_ids" in references:
+            lengths = [len(example["input_ids"]) for example in self.train_examples["retain"]]
+            for key in ("top_ids", "top_log_probs"):
+                pieces = references[f"retain_{key}"].split(lengths)
+                for example, piece in zip(self.train_examples["retain"], pieces, strict=True):
+                    example[f"reference_{key}"] = piece
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log `logs`; training logs also carry the losses' parts."""
+        if "loss" in logs and self._loss_parts:
+            steps = max(1, self.state.global_step - self._logged_step)
+            parts = self.accelerator.reduce(torch.stack(list(self._loss_parts.values())), "sum") / steps
+            logs |= dict(zip(self._loss_parts, parts.tolist(), strict=True))
+            self._loss_parts, self._logged_step = {}, self.state.global_step
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def completion_probabilities(self, examples: Sequence[Encoded]) -> np.ndarray:
+        """
+        Length-normalised probability of each example's completion under the model now.
+
+        Args:
+            examples (`Sequence[dict]`):
+                Encoded examples.
+
+        Returns:
+            `np.ndarray` of shape `(len(examples),)`.
+        """
+        loader = self.get_eval_dataloader(list(examples))
+        preprocess, self.preprocess_logits_for_metrics = self.preprocess_logits_for_metrics, row_log_probs
+        compute, self.compute_metrics = self.compute_metrics, mean_probability
+        try:
+            output = self.evaluation_loop(loader, "Probabilities", prediction_loss_only=False)
+        finally:
+            self.preprocess_logits_for_metrics, self.compute_metrics = preprocess, compute
+        return np.exp(output.predictions[:, 0] / output.predictions[:, 1])
+
+    @property
+    def holdout_probabilities(self) -> np.ndarray:
+        """Length-normalised probabilities of the holdout set under the model before unlearning, `(rows,)`."""
+        tokens = [sum(label != IGNORE_INDEX for label in example["labels"][1:]) for example in self.holdout_examples]
+        return np.exp(self._references["holdout_log_probs"].numpy() / np.array(tokens))
+
+
+def count_items(batch: dict[str, Tensor]) -> Tensor:
+    """
+    What the means of a batch are taken over.
+
+    Returns:
+        `torch.Tensor` of shape `(3,)`: Forget rows, forget tokens, retain tokens.
+    """
+    tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
+    is_forget = batch["is_forget"]
+    return torch.stack([is_forget.sum(), tokens[is_forget].sum(), tokens[~is_forget].sum()])
+
+
+def row_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Reduce a batch's logits to `(rows, 2)`: summed log-probability and number of labelled tokens."""
+    return torch.stack(label_log_probs(logits, labels), dim=1)
+
+
+def mean_probability(prediction: EvalPrediction) -> dict[str, float]:
+    """Mean length-normalised probability, from [`row_log_probs`]."""
+    return {"probability": float(np.exp(prediction.predictions[:, 0] / prediction.predictions[:, 1]).mean())}
