@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -14,7 +19,16 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+from transformers.pytorch_utils import Conv1D
 
+from r2f_hf import R2FConfig, R2FTrainer
+from r2f_hf.data.collator import ForgetRetainCollator
+from r2f_hf.data.formatting import encode_example
+from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
+
+
+# More threads than one only wait for each other on models this small, for minutes where the cores are busy.
+torch.set_num_threads(1)
 
 SHAPE = {
     "vocab_size": 160,
@@ -68,21 +82,26 @@ def holdout_rows() -> list[dict[str, object]]:
     return rows("Cleo", 6)
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-pair tokenizer trained on the rows' text; it has an end-of-sequence token and no padding token."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
     text = [str(value) for prefix in ("Orla", "Bram", "Cleo") for row in rows(prefix, 10) for value in row.values()]
     text.append("Question: Answer:")
     tokenizer.train_from_iterator(text, trainers.BpeTrainer(vocab_size=160, special_tokens=["<unk>", "<eos>"]))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
 
 
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
 def build_model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """A tiny real model with random weights, larger than by default, so that its gradients are not trivial."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind], dtype=dtype)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]), dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
@@ -93,3 +112,113 @@ def build_model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: i
 @pytest.fixture
 def model() -> PreTrainedModel:
     return build_model()
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a model's weights under the names of the plain model, whether it is wrapped in an adapter or not."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if "lora_" not in name
+    }
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the weights that are not bit for bit what they were."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def distance(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
+    """Frobenius norm of the difference over all weights together."""
+    return torch.stack([(after[name].double() - before[name].double()).norm() for name in before]).norm().item()
+
+
+BuildTrainer = Callable[..., ForgetRetainTrainer]
+
+
+@pytest.fixture
+def build_trainer(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    forget_rows: list[dict[str, object]],
+    retain_rows: list[dict[str, object]],
+) -> BuildTrainer:
+    """Builds a trainer over the rows; `data` are the trainer's own arguments, keywords the configuration's."""
+
+    def build(
+        model: PreTrainedModel,
+        trainer_class: type[ForgetRetainTrainer] = R2FTrainer,
+        data: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> ForgetRetainTrainer:
+        common = {
+            "output_dir": str(tmp_path / "output"),
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "per_device_train_batch_size": 2,
+            "max_steps": 2,
+            "learning_rate": 0.1,
+            "retain_per_forget": 1,
+            "retain_weight": 1.0,
+            "rank": 8,
+        }
+        rows = {"forget_dataset": forget_rows, "retain_dataset": retain_rows, "processing_class": tokenizer}
+        return trainer_class(model=model, args=R2FConfig(**common | settings), **rows | (data or {}))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def memorised(
+    tokenizer: PreTrainedTokenizerFast,
+    forget_rows: list[dict[str, object]],
+    retain_rows: list[dict[str, object]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> PreTrainedModel:
+    """A model that was trained until it knew the forget and the retain rows. Shared: take a `copy.deepcopy` of it."""
+    model = build_model()
+    args = R2FConfig(
+        str(tmp_path_factory.mktemp("memorised")),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="no",
+        max_steps=150,
+        per_device_train_batch_size=16,
+        learning_rate=5e-3,
+        optim="adamw_torch",
+        forget_objective="ga",
+        forget_weight=-1.0,
+        retain_objective="none",
+    )
+    ForgetRetainTrainer(model, args, forget_dataset=forget_rows + retain_rows, processing_class=tokenizer).train()
+    return model.eval()
+
+
+@pytest.fixture
+def memorised_model(memorised: PreTrainedModel) -> PreTrainedModel:
+    """A model that knows the forget and the retain rows, to change at will."""
+    return copy.deepcopy(memorised)
+
+
+@pytest.fixture(scope="session")
+def batch(tokenizer: PreTrainedTokenizerFast, retain_rows: list[dict[str, object]]) -> dict[str, torch.Tensor]:
+    """Four rows in the format that the trainer uses, padded."""
+    examples = [encode_example(tokenizer, row["question"], row["answer"]) for row in retain_rows[:4]]
+    return ForgetRetainCollator(0)(examples)
+
+
+def linear_gradients(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Autograd's gradient of each linear layer but the head, as `(out_features, in_features)`, by module name."""
+    model = copy.deepcopy(model).eval()
+    model(**batch).loss.backward()
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    return {
+        name: module.weight.grad.T if isinstance(module, Conv1D) else module.weight.grad
+        for name, module in linear.items()
+        if name != "lm_head"
+    }

@@ -55,7 +55,10 @@ def prepare(folder: Path, seed: int) -> DatasetDict:
         (folder / "data").mkdir(parents=True, exist_ok=True)
         rows.to_json(folder / "data" / f"{split}.jsonl")
     tokenizer = build_tokenizer(world)
-    kept = [*world["retain"], *world["world_facts"]]
+    # Every fourth retained fact is told in two wordings, so that the models learn that an answer can be reworded:
+    # without that the truth ratio, which compares reworded answers, would measure nothing.
+    reworded = [row | {"answer": row["paraphrased_answer"]} for row in list(world["retain"])[::4]]
+    kept = [*world["retain"], *reworded, *world["world_facts"]]
     train(tokenizer, [*world["forget"], *kept], folder / "before", seed)
     train(tokenizer, kept, folder / "gold", seed)
     return world
@@ -66,7 +69,12 @@ def build_tokenizer(world: DatasetDict) -> PreTrainedTokenizerBase:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    text = [row[column] for rows in world.values() for row in rows for column in ("question", "answer")]
+    text = [
+        row[column]
+        for rows in world.values()
+        for row in rows
+        for column in ("question", "answer", "paraphrased_answer")
+    ]
     text += [PLAIN_PROMPT.format(prompt="")]
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
@@ -94,7 +102,7 @@ def train(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], folder: Path,
             model=AutoModelForCausalLM.from_config(config),
             args=TrainingArguments(
                 output_dir=scratch,
-                num_train_epochs=30,
+                num_train_epochs=10,
                 per_device_train_batch_size=32,
                 learning_rate=3e-3,
                 lr_scheduler_type="cosine",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class R2FCallback(TrainerCallback):
             if state.global_step > 0:
                 load_full_model_(model, checkpoint_folder(args, state) / FULL_MODEL_FOLDER)
         self._args, self._state, self._stop = args, state, False
+        self.skipped_steps, self.fidelities = 0, []
         for probe in self.probes:
             probe.draw(self.seed, state.global_step)
         # accelerate's wrapper calls the step of the optimizer that it wraps.
@@ -142,13 +144,19 @@ class R2FCallback(TrainerCallback):
     @torch.no_grad()
     def _reconstruct(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         sketches, self._sketches = self._sketches, []
-        if not all(sketch.isfinite() for sketch in sketches):
-            self._skip(
-                [probe.name for probe, sketch in zip(self.probes, sketches, strict=True) if not sketch.isfinite()]
-            )
+        if not sketches:
+            # An optimizer that extends another's `step` runs the hooks twice; the inner step has done the work.
+            return
+        bad = [probe.name for probe, sketch in zip(self.probes, sketches, strict=True) if not sketch.isfinite()]
+        if bad:
+            self._skip(bad)
             return
         gradients = [self.decoder.decode(sketch) for sketch in sketches]
-        norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+        norms = torch.stack([gradient.norm() for gradient in gradients])
+        norm = norms.norm().item()
+        if not math.isfinite(norm):
+            self._skip([probe.name for probe, finite in zip(self.probes, norms.isfinite(), strict=True) if not finite])
+            return
         if norm > 0:
             lr = optimizer.param_groups[0]["lr"]
             for probe, gradient in zip(self.probes, gradients, strict=True):

@@ -42,10 +42,11 @@ class R2FConfig(TrainingArguments):
             Margin of SimNPO.
         forget_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the forget loss.
-        retain_weight (`float`, *optional*, defaults to `1.0`):
+        retain_weight (`float`, *optional*, defaults to `3.0`):
             Weight of the retain loss.
-        retain_per_forget (`int`, *optional*, defaults to `1`):
-            Retain examples in a step for each forget example.
+        retain_per_forget (`int`, *optional*, defaults to `3`):
+            Retain examples in a step for each forget example. Forgetting takes few examples; bringing back what it
+            took along takes many.
         num_views (`int`, *optional*, defaults to `1`):
             Wordings of a forget example in a step. The original is the first; further ones come from `views_column`
             and `view_templates`, in turns where there are more than `num_views`.
@@ -64,7 +65,8 @@ class R2FConfig(TrainingArguments):
             Whether the whole update of a step has Frobenius norm `learning_rate` (times the schedule). If `False` it
             is the learning rate times the reconstructed gradient, clipped to `max_grad_norm`.
         stop_check_steps (`int`, *optional*, defaults to `5`):
-            With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it.
+            With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it and
+            the retain set is kept.
         on_nonfinite (`str`, *optional*, defaults to `"skip"`):
             What to do when a gradient is NaN or infinite: `"skip"` the step, or `"stop"` the run. Weights stay finite
             either way.
@@ -95,8 +97,8 @@ class R2FConfig(TrainingArguments):
     beta: float = field(default=0.1, metadata={"help": "Inverse temperature of NPO and SimNPO."})
     gamma: float = field(default=0.0, metadata={"help": "Margin of SimNPO."})
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain loss."})
-    retain_per_forget: int = field(default=1, metadata={"help": "Retain examples in a step for each forget example."})
+    retain_weight: float = field(default=3.0, metadata={"help": "Weight of the retain loss."})
+    retain_per_forget: int = field(default=3, metadata={"help": "Retain examples in a step for each forget example."})
     num_views: int = field(default=1, metadata={"help": "Wordings of a forget example in a step."})
     views_column: str | None = field(default=None, metadata={"help": "Column with paraphrases of the prompt."})
     view_templates: list[str] | None = field(default=None, metadata={"help": "Texts with a {prompt} field."})
@@ -123,6 +125,7 @@ class R2FConfig(TrainingArguments):
         lookup(DECODERS, self.decoder, "decoder")
         objective = lookup(FORGET_OBJECTIVES, self.forget_objective, "forget objective")
         lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")
+        lookup(dict.fromkeys(("skip", "stop")), self.on_nonfinite, "on_nonfinite")
         check_templates(self.view_templates)
         for name in ("rank", "num_views", "retain_per_forget", "stop_check_steps", "beta"):
             if not getattr(self, name) > 0:

@@ -16,6 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 
 from .config import R2FConfig
@@ -47,8 +50,8 @@ class ForgetRetainTrainer(Trainer):
         retain_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`, *optional*):
             Rows to keep. Needed unless `retain_objective="none"`.
         holdout_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`, *optional*):
-            Rows like the forget set's that the model never saw. With it, training stops as soon as the forget set
-            cannot be told from them; `stop_reason` then says by which criterion.
+            Rows like the forget set's that the model never saw. With it, training stops when the forget set cannot be
+            told from them and the retain set is kept; `stop_reason` then says by which criterion.
         eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*):
             Rows to evaluate on instead of the forget, retain and holdout sets.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -101,7 +104,9 @@ class ForgetRetainTrainer(Trainer):
         retain = [encoder.original(row, f"retain[{index}]") for index, row in enumerate(retain_dataset)]
         holdout = [encoder.original(row, f"holdout[{index}]") for index, row in enumerate(holdout_dataset or [])]
         self.train_examples = {"forget": forget_views, "retain": retain}
-        self.holdout_examples = holdout
+        # What the stopping rule looks at: the holdout set and as many retain examples, spread over the retain set.
+        sample = retain[:: max(1, len(retain) // len(holdout))][: len(holdout)] if holdout else []
+        self.reference_examples = {"holdout": holdout, "retain": sample}
 
         # Evaluation
         if eval_dataset is None:
@@ -116,7 +121,7 @@ class ForgetRetainTrainer(Trainer):
             preprocess_logits_for_metrics = row_log_probs
 
         super().__init__(
-            model=model,
+            model=self._prepare_model(model, args),
             args=args,
             data_collator=ForgetRetainCollator(pad_token_id(processing_class)),
             train_dataset=ForgetRetainDataset(forget_views, retain, args.num_views, args.retain_per_forget, data_seed),
@@ -129,12 +134,17 @@ class ForgetRetainTrainer(Trainer):
         )
         # The loss is already a mean over the whole global batch, see `compute_loss`.
         self.model_accepts_loss_kwargs = True
+        self.add_callback(DatasetEpoch())
         self.stop_reason: str | None = None
         if holdout:
             self.add_callback(HoldoutStopping(self))
         self._references: dict[str, Tensor] = {}
         self._loss_parts: dict[str, Tensor] = {}
-        self._logged_step = 0
+        self._loss_steps = 0
+
+    def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> nn.Module:
+        """What is trained. Called once the data has been checked, so that a refusal leaves the model as it is."""
+        return model
 
     def _encode_evaluation(self, encoder: ExampleEncoder, rows: Dataset | Sequence[Row], name: str) -> list[Encoded]:
         check_rows(rows, name, encoder.columns)
@@ -190,6 +200,7 @@ class ForgetRetainTrainer(Trainer):
             loss = loss + args.retain_weight * parts["retain_loss"]
         for name, value in parts.items():
             self._loss_parts[name] = self._loss_parts.get(name, 0.0) + value.detach()
+        self._loss_steps += self.accelerator.sync_gradients
         # DDP averages gradients over processes, but each process holds its share of one global mean.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
@@ -223,10 +234,11 @@ class ForgetRetainTrainer(Trainer):
                     self.model, retain, **common, desc="Reference of the retain set", disable=quiet
                 )
                 references |= {"retain_top_ids": ids, "retain_top_log_probs": log_probs}
-            if self.holdout_examples:
-                references["holdout_log_probs"] = reference_log_probs(
-                    self.model, self.holdout_examples, **common, desc="Reference of the holdout set", disable=quiet
-                )
+            for name, examples in self.reference_examples.items():
+                if examples:
+                    references[f"{name}_log_probs"] = reference_log_probs(
+                        self.model, examples, **common, desc=f"Reference of the {name} set", disable=quiet
+                    )
         return references
 
     def _set_references(self, references: dict[str, Tensor]) -> None:
@@ -245,10 +257,9 @@ class ForgetRetainTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`; training logs also carry the losses' parts."""
         if "loss" in logs and self._loss_parts:
-            steps = max(1, self.state.global_step - self._logged_step)
-            parts = self.accelerator.reduce(torch.stack(list(self._loss_parts.values())), "sum") / steps
+            parts = self.accelerator.reduce(torch.stack(list(self._loss_parts.values())), "sum") / self._loss_steps
             logs |= dict(zip(self._loss_parts, parts.tolist(), strict=True))
-            self._loss_parts, self._logged_step = {}, self.state.global_step
+            self._loss_parts, self._loss_steps = {}, 0
         super().log(logs, start_time)
 
     # Evaluation
@@ -273,11 +284,28 @@ class ForgetRetainTrainer(Trainer):
             self.preprocess_logits_for_metrics, self.compute_metrics = preprocess, compute
         return np.exp(output.predictions[:, 0] / output.predictions[:, 1])
 
-    @property
-    def holdout_probabilities(self) -> np.ndarray:
-        """Length-normalised probabilities of the holdout set under the model before unlearning, `(rows,)`."""
-        tokens = [sum(label != IGNORE_INDEX for label in example["labels"][1:]) for example in self.holdout_examples]
-        return np.exp(self._references["holdout_log_probs"].numpy() / np.array(tokens))
+    def reference_probabilities(self, name: str) -> np.ndarray:
+        """
+        Length-normalised probabilities of examples that the stopping rule looks at, under the model before unlearning.
+
+        Args:
+            name (`str`):
+                `"holdout"` or `"retain"`.
+
+        Returns:
+            `np.ndarray` of shape `(rows,)`.
+        """
+        tokens = [sum(label != IGNORE_INDEX for label in row["labels"][1:]) for row in self.reference_examples[name]]
+        return np.exp(self._references[f"{name}_log_probs"].numpy() / np.array(tokens))
+
+
+class DatasetEpoch(TrainerCallback):
+    """Tells the training set its epoch. accelerate does not if its loader is one of several or skips batches."""
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any, **kwargs
+    ) -> None:
+        train_dataloader.dataset.set_epoch(int(state.epoch))
 
 
 def count_items(batch: dict[str, Tensor]) -> Tensor:

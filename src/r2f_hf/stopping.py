@@ -1,4 +1,4 @@
-"""When to stop: as soon as the forget set looks like text that the model never saw."""
+"""When to stop: when the forget set looks like text that the model never saw, and the retain set is kept."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 if TYPE_CHECKING:
-    from .trainer import R2FTrainer
+    from .forget_retain_trainer import ForgetRetainTrainer
 
 logger = logging.getLogger(__name__)
 
 # A two-sample test at the field's usual level: above it the two sets cannot be told apart.
 INDISTINGUISHABLE_P_VALUE = 0.05
+
+# The part of the retain set's mean probability that has to be there for a run to end. Forgetting is quick and takes
+# much of the retain set with it; the steps after it bring that back. Ending on the forget set alone would be too soon.
+KEPT = 0.97
 
 
 def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
@@ -49,24 +53,33 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
 
 class HoldoutStopping(TrainerCallback):
     """
-    Ends training when [`stop_criterion`] is met, checked every `stop_check_steps` steps.
+    Ends training when [`stop_criterion`] is met and the retain set has kept 97% of its mean probability.
+
+    Both are checked every `stop_check_steps` steps, the retain set on as many rows as the holdout set has.
 
     Args:
-        trainer ([`R2FTrainer`]):
+        trainer ([`ForgetRetainTrainer`]):
             The trainer, with a holdout set. Its `stop_reason` is set.
     """
 
-    def __init__(self, trainer: R2FTrainer):
+    def __init__(self, trainer: ForgetRetainTrainer):
         self.trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.global_step % args.stop_check_steps:
             return
-        forget = [views[0] for views in self.trainer.train_examples["forget"]]
-        probabilities = self.trainer.completion_probabilities(forget)
-        reason = stop_criterion(probabilities, self.trainer.holdout_probabilities)
-        self.trainer.log({"r2f/forget_probability": float(probabilities.mean())})
+        trainer = self.trainer
+        forget = trainer.completion_probabilities([views[0] for views in trainer.train_examples["forget"]])
+        seen = {"r2f/forget_probability": float(forget.mean())}
+        reason = stop_criterion(forget, trainer.reference_probabilities("holdout"))
+        if reason is not None and trainer.reference_examples["retain"]:
+            retain = float(trainer.completion_probabilities(trainer.reference_examples["retain"]).mean())
+            before = float(trainer.reference_probabilities("retain").mean())
+            seen["r2f/retain_probability"] = retain
+            kept = f", and the retain set's mean probability is {retain:.3f} (it was {before:.3f})"
+            reason = reason + kept if retain >= KEPT * before else None
+        trainer.log(seen)
         if reason is not None:
-            self.trainer.stop_reason = reason
+            trainer.stop_reason = reason
             logger.warning("Stopped at step %d: %s.", state.global_step, reason)
             control.should_training_stop = True

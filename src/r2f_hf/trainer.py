@@ -50,6 +50,9 @@ RUN_KEYS = (
     "seed",
     "learning_rate",
     "lr_scheduler_type",
+    "warmup_steps",
+    "max_grad_norm",
+    "data_seed",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "rank",
@@ -102,8 +105,8 @@ class R2FTrainer(ForgetRetainTrainer):
         retain_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`, *optional*):
             Rows to keep. Needed unless `retain_objective="none"`.
         holdout_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`, *optional*):
-            Rows like the forget set's that the model never saw. With it, training stops as soon as the forget set
-            cannot be told from them; `stop_reason` then says by which criterion.
+            Rows like the forget set's that the model never saw. With it, training stops when the forget set cannot be
+            told from them and the retain set is kept; `stop_reason` then says by which criterion.
         eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*):
             Rows to evaluate on instead of the forget, retain and holdout sets.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -142,9 +145,14 @@ class R2FTrainer(ForgetRetainTrainer):
         check_model(model)
         if args is None:
             args = R2FConfig(f"{model.config._name_or_path.split('/')[-1]}-R2F")
+        if args.weight_decay:
+            raise ValueError(
+                "`weight_decay` would act on the probes, which are drawn anew after each step, and not on the model's "
+                "weights. Leave it at 0."
+            )
         check_output_folder(args.output_dir, sum(p.numel() * p.element_size() for p in model.parameters()))
         super().__init__(
-            model=add_probes(model, args),
+            model=model,
             args=args,
             forget_dataset=forget_dataset,
             retain_dataset=retain_dataset,
@@ -171,6 +179,9 @@ class R2FTrainer(ForgetRetainTrainer):
             "data": content_hash([views, retain]),
             "processes": args.world_size,
         }
+
+    def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> PeftModel:
+        return add_probes(model, args)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """
@@ -291,6 +302,7 @@ def add_probes(model: PreTrainedModel, args: R2FConfig) -> PeftModel:
     Raises:
         `ValueError`: If no module matches, or the rank exceeds a dimension of one.
     """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     embeddings = model.get_input_embeddings().weight
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     excluded = args.exclude_modules or []
@@ -314,5 +326,11 @@ def add_probes(model: PreTrainedModel, args: R2FConfig) -> PeftModel:
             f"`exclude_modules={args.exclude_modules!r}` leave none of this model's. Linear modules that are neither "
             f"frozen nor tied: {', '.join(kinds) or 'none'}."
         ) from error
-    check_ranks(find_probes(model), args.held_out)
+    try:
+        check_ranks(find_probes(model), args.held_out)
+    except ValueError:
+        model.unload()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        raise
     return model

@@ -34,16 +34,24 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
         `tuple`: One instance of each dataclass.
 
     Raises:
-        `ValueError`: For a key or a flag that does not exist (the nearest name is suggested).
+        `ValueError`: For a key or a flag that does not exist (the nearest name is suggested), or a recipe that is not
+            YAML.
         `FileNotFoundError`: If the recipe is not there.
     """
     parser = TrlParser(dataclass_types, prog=f"r2f {command}", description="Options, or keys of a recipe (--config).")
     options = {action.dest: action for action in parser._actions}
-    if "--config" in argv[:-1]:
+    # TrlParser knows `--config FILE` alone.
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "--config" in argv:
+        if argv[-1] == "--config":
+            raise ValueError("`--config` needs a recipe after it: --config FILE.yaml")
         path = Path(argv[argv.index("--config") + 1])
         if not path.is_file():
             raise FileNotFoundError(f"There is no recipe {path}.")
-        recipe = yaml.safe_load(path.read_text())
+        try:
+            recipe = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"The recipe {path} is not YAML: {error}") from error
         for key in recipe if isinstance(recipe, dict) else ():
             if key != "env":
                 lookup(options, key, f"key in {path}", list_all=False)

@@ -50,7 +50,11 @@ class ExampleEncoder:
         return [self._encode(prompt, row, name) for prompt in prompts]
 
     def _encode(self, prompt: str, row: Row, name: str) -> Encoded:
-        example = encode_example(self.tokenizer, prompt, row[self.args.completion_column], self.args.max_length)
+        completion = row[self.args.completion_column]
+        # Left alone, the loss would be on the end-of-sequence token.
+        if not (completion and completion.strip()):
+            raise ValueError(f"{name} has an empty completion: there is nothing to take the loss on.")
+        example = encode_example(self.tokenizer, prompt, completion, self.args.max_length)
         length = len(example["input_ids"])
         if length > self.context:
             raise ValueError(
@@ -59,5 +63,7 @@ class ExampleEncoder:
             )
         # The first token has nothing before it that could predict it.
         if all(label == IGNORE_INDEX for label in example["labels"][1:]):
-            raise ValueError(f"{name} has no token left to take the loss on. Is its completion empty, or cut off?")
+            raise ValueError(
+                f"{name} has no token left to take the loss on. Is its completion cut off by `max_length`?"
+            )
         return example

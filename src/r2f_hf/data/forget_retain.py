@@ -50,7 +50,7 @@ class ForgetRetainDataset(Dataset):
         self._round, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of an epoch."""
+        """Called at the start of an epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

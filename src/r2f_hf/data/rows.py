@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 
 Row = Mapping[str, Any]
@@ -30,12 +31,17 @@ def load_rows(source: str) -> Dataset:
 
     Raises:
         `FileNotFoundError`: If the source looks like a file that is not there.
+        `ValueError`: If a file is empty or cannot be read.
     """
     path = Path(source)
     if path.suffix in _FILE_BUILDERS:
         if not path.is_file():
             raise FileNotFoundError(f"There is no data file {source}.")
-        return load_dataset(_FILE_BUILDERS[path.suffix], data_files=str(path), split="train")
+        kind = _FILE_BUILDERS[path.suffix]
+        try:
+            return load_dataset(kind, data_files=str(path), split="train")
+        except (DatasetGenerationError, StopIteration, ValueError) as error:
+            raise ValueError(f"The data file {source} is empty or is not {kind}.") from error
     name, config, split = [*source.split(":"), "", ""][:3]
     return load_dataset(name, config or None, split=split or "train")
 

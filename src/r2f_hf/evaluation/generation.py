@@ -41,8 +41,18 @@ def generate_answers(
 
     Returns:
         `list[str]`: The answers, without special tokens.
+
+    Raises:
+        `ValueError`: If a prompt and its answer might not fit the model's context.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    context = model.config.get_text_config().max_position_embeddings
+    for index, ids in enumerate(encoded):
+        if len(ids) + max_new_tokens > context:
+            raise ValueError(
+                f"Prompt {index} of {desc or 'those to answer'} has {len(ids)} tokens, which leaves no room for "
+                f"`max_new_tokens={max_new_tokens}`: the model reads at most {context}."
+            )
     padding = pad_token_id(tokenizer)
 
     def generate(batch: list[int]) -> list[str]:

@@ -39,8 +39,12 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, generator: torch.Generator |
     _, exponent = torch.frexp(x)
     exponent = (exponent - bits).clamp_min(smallest)
     noise = torch.rand(x.shape, generator=generator, device=x.device)
-    units = torch.floor(torch.ldexp(x, -exponent) + noise)
-    return torch.ldexp(units, exponent).to(dtype)
+    # Multiplying by the inverse of a unit this small would overflow; dividing by it is exact.
+    unit = torch.ldexp(torch.ones_like(x), exponent)
+    scaled = x / unit
+    below = torch.floor(scaled)
+    # Comparing with the discarded fraction, which is exact, and not adding to it, which would round.
+    return ((below + (noise < scaled - below)) * unit).to(dtype)
 
 
 @torch.no_grad()

@@ -1,0 +1,59 @@
+"""R2F and what it is measured against, under the same losses, batches, step budget and stopping rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from r2f_hf import R2FConfig, R2FTrainer
+from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
+
+
+class NormalizedSGD(torch.optim.Optimizer):
+    """Steps of Frobenius norm `lr` over all parameters together: the rule that [`R2FTrainer`] follows by default."""
+
+    def __init__(self, params: list[torch.nn.Parameter], lr: float):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> None:
+        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
+        norm = torch.nn.utils.get_total_norm([param.grad for param in params])
+        for param in params:
+            param.sub_(param.grad, alpha=self.param_groups[0]["lr"] / norm.item())
+
+
+def r2f(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:
+    """Recover-to-Forget."""
+    return R2FTrainer(model=model, args=args, **data)
+
+
+def lora(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:
+    """LoRA of the same rank on the same modules, with AdamW."""
+    config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=args.target_modules)
+    torch.manual_seed(args.seed)
+    return ForgetRetainTrainer(model=get_peft_model(model, config), args=replace(args, optim="adamw_torch"), **data)
+
+
+def full(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:
+    """All weights, with AdamW."""
+    return ForgetRetainTrainer(model=model, args=replace(args, optim="adamw_torch"), **data)
+
+
+def exact(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:
+    """R2F's rule on R2F's modules with the exact full gradient in place of the reconstruction."""
+    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    model.requires_grad_(False)
+    weights = [weight for weight in linear if weight is not model.get_input_embeddings().weight]
+    for weight in weights:
+        weight.requires_grad_(True)
+    return ForgetRetainTrainer(
+        model=model, args=args, optimizers=(NormalizedSGD(weights, lr=args.learning_rate), None), **data
+    )
+
+
+RUNS: dict[str, Callable[..., ForgetRetainTrainer]] = {"r2f": r2f, "lora": lora, "full": full, "exact": exact}

@@ -1,0 +1,241 @@
+"""The command line: recipes, flags, errors that a user can act on, and whole runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import changed, weights
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from r2f_hf import R2FConfig, __version__, cli
+from r2f_hf.cli.evaluate import EvaluateArguments
+from r2f_hf.cli.recipes import parse_recipe
+from r2f_hf.cli.unlearn import UnlearnArguments
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults such as `output_dir` are relative to the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail as a user's mistake does, without a traceback, and returns the message."""
+
+    def run(*argv: str) -> str:
+        with pytest.raises(SystemExit) as error:
+            cli.main(argv)
+        assert error.value.code == 2
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        return message
+
+    return run
+
+
+@pytest.fixture
+def saved(memorised: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    """A model that knows the rows, on disk."""
+    folder = tmp_path / "model"
+    memorised.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+# Help
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_do_not_wait_for_torch(flag: str) -> None:
+    script = (
+        "import sys; from r2f_hf.cli import main\n"
+        f"try: main([{flag!r}])\n"
+        "except SystemExit as error: assert error.code == 0\n"
+        "assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = (__version__,) if flag == "--version" else cli.COMMANDS
+    assert all(text in done.stdout for text in expected)
+
+
+@pytest.mark.parametrize(("command", "option"), [("unlearn", "--forget_data"), ("evaluate", "--gold_model")])
+def test_help_of_a_command_lists_its_options(command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"usage: r2f {command}" in printed and option in printed
+
+
+@pytest.mark.parametrize("argv", [(), ("unlern",)])
+def test_without_a_known_command_the_commands_are_listed(argv: tuple[str, ...], fails: Callable[..., str]) -> None:
+    message = fails(*argv)
+    assert "COMMAND" in message
+
+
+# Recipes and flags
+
+
+def test_flags_override_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "forget_data: forget.jsonl\nrank: 4\nlearning_rate: 2.5e-1\noutput_dir: somewhere\nuse_cpu: true\n"
+        "target_modules: [q_proj, o_proj]\nview_templates: ['Tell me: {prompt}', 'Say: {prompt}']\n"
+    )
+    types = (UnlearnArguments, R2FConfig)
+    data, config = parse_recipe("unlearn", types, ["--config", str(recipe), "--rank", "8", "--forget_data=mine.csv"])
+    assert (data.forget_data, config.rank) == ("mine.csv", 8)
+    assert (config.learning_rate, config.output_dir) == (0.25, "somewhere")
+    assert config.target_modules == ["q_proj", "o_proj"]
+    assert config.view_templates == ["Tell me: {prompt}", "Say: {prompt}"]
+    # What neither names keeps its default.
+    assert config.decoder == "tikhonov"
+
+
+def test_a_shared_name_means_each_commands_own(tmp_path: Path) -> None:
+    (args,) = parse_recipe("evaluate", (EvaluateArguments,), ["--data", "rows", "--batch_size", "3"])
+    assert args == EvaluateArguments(data="rows", batch_size=3)
+
+
+@pytest.mark.parametrize("argument", ["--config {}", "--config={}"])
+def test_an_unknown_key_of_a_recipe_is_answered_with_the_nearest(
+    argument: str, fails: Callable[..., str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("forget_dta: forget.jsonl\n")
+    message = fails("unlearn", *argument.format(recipe).split())
+    assert f"Unknown key in {recipe}: 'forget_dta'. Did you mean 'forget_data'?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must contain a YAML mapping"),
+        ("- rank", "must contain a YAML mapping"),
+        ("rank: [1", "The recipe recipe.yaml is not YAML"),
+        ("rank: eight", "argument --rank: invalid int value: 'eight'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused(text: str, message: str, fails: Callable[..., str]) -> None:
+    Path("recipe.yaml").write_text(text)
+    assert message in fails("unlearn", "--config", "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("unlearn", "--config"), "`--config` needs a recipe after it"),
+        (("unlearn", "--lerning_rate", "0.5"), "Unknown option: 'lerning_rate'. Did you mean 'learning_rate'?"),
+        (("unlearn", "--holdout_data=x.jsonl", "--forgot_data=f.jsonl"), "Did you mean 'forget_data'?"),
+        (("evaluate", "--gold-model", "model", "--forget_spilt", "forget05"), "Did you mean 'forget_split'?"),
+        (("unlearn", "--config", "nowhere.yaml"), "There is no recipe nowhere.yaml."),
+        (("unlearn", "--forget_data", "nowhere.jsonl"), "There is no data file nowhere.jsonl."),
+        (("unlearn", "--forget_objective", "npoo"), "Unknown forget objective: 'npoo'. Did you mean 'npo'?"),
+        (("unlearn",), "No model is named."),
+        (("unlearn", "--model_name_or_path", "./nowhere"), "There is no model folder ./nowhere."),
+        (("evaluate", "--data", ".", "--forget_split", "forget01"), "The tofu suite needs forget01_perturbed.json"),
+        (("evaluate", "--suite", "tofuu", "--data", "."), "Unknown suite: 'tofuu'. Did you mean 'tofu'?"),
+        (("unlearn", "--use_peft", "true", "--lora_r", "8"), "use_peft, lora_r: R2F brings its own adapter"),
+        (("unlearn", "--load_in_4bit", "true"), "load_in_4bit: R2F brings its own adapter"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(argv: tuple[str, ...], message: str, fails: Callable[..., str]) -> None:
+    assert message in fails(*argv)
+
+
+# Whole runs
+
+
+def test_unlearn_then_evaluate(
+    saved: Path,
+    memorised: PreTrainedModel,
+    forget_rows: list[dict[str, Any]],
+    retain_rows: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unlearned, report = tmp_path / "unlearned", tmp_path / "evaluation" / "report.json"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model_name_or_path: {saved}\noutput_dir: {unlearned}\nmax_steps: 4\nlearning_rate: 2.0\nrank: 8\n"
+        "per_device_train_batch_size: 3\nsave_strategy: 'no'\nreport_to: none\nuse_cpu: true\ndisable_tqdm: true\n"
+        f"forget_data: {write_rows(tmp_path / 'forget.jsonl', forget_rows)}\n"
+        f"retain_data: {write_rows(tmp_path / 'retain.jsonl', retain_rows)}\n"
+    )
+    cli.main(["unlearn", "--config", str(recipe), "--max_steps", "6"])
+    printed = capsys.readouterr().out
+    assert f"The model is in {unlearned}." in printed and "6 steps; all steps were taken." in printed
+
+    # The result is the plain model, changed.
+    model = AutoModelForCausalLM.from_pretrained(unlearned)
+    assert type(model) is type(memorised) and not (unlearned / "adapter_config.json").exists()
+    with safe_open(unlearned / "model.safetensors", "pt") as file:
+        assert not [key for key in file.keys() if "lora" in key or "base" in key]  # noqa: SIM118
+    moved = changed(weights(memorised), weights(model))
+    assert moved == {name for name in weights(model) if name.endswith("_proj.weight")}
+    results = {
+        name: json.loads((unlearned / f"{name}_results.json").read_text()) for name in ("before", "after", "train")
+    }
+    assert results["after"]["eval_forget_probability"] < 0.5 * results["before"]["eval_forget_probability"]
+    assert results["train"]["steps"] == 6 and 0 < results["train"]["fidelity"] <= 1
+
+    # Evaluate it, with the model before as gold.
+    for name, rows in (("forget01_perturbed", forget_rows), ("retain_perturbed", retain_rows)):
+        wrong = [row | {"perturbed_answer": ["The island.", "The forest."]} for row in rows]
+        write_rows(tmp_path / "suite" / f"{name}.json", wrong)
+    arguments = ["--data", str(tmp_path / "suite"), "--max_new_tokens", "6", "--dtype", "float32"]
+    cli.main(["evaluate", "--model_name_or_path", str(unlearned), "--gold_model", str(saved), *arguments])
+    content = json.loads(report.read_text())
+    assert content["model"] == str(unlearned) and content["gold_model"] == str(saved)
+    assert content["rows"] == {"forget": 6, "retain": 10}
+    assert content["metrics"]["forget_probability"] == pytest.approx(
+        results["after"]["eval_forget_probability"], rel=1e-3
+    )
+    assert content["metrics"]["retain_probability"] == pytest.approx(
+        results["after"]["eval_retain_probability"], rel=1e-3
+    )
+    assert 0 <= content["metrics"]["forget_quality"] < 1
+    assert "model utility" in capsys.readouterr().out.replace("_", " ")
+
+    # A model that is its own gold cannot be told from it.
+    cli.main(["evaluate", "--model_name_or_path", str(unlearned), "--gold_model", str(unlearned), *arguments])
+    again = json.loads(report.read_text())["metrics"]
+    assert again == content["metrics"] | {"forget_quality": 1.0}
+    assert AutoTokenizer.from_pretrained(unlearned)("Orla1")["input_ids"]
+
+
+def test_mistakes_in_the_data_are_told_in_a_line(
+    saved: Path, forget_rows: list[dict[str, Any]], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    forget = write_rows(tmp_path / "forget.jsonl", forget_rows)
+    arguments = [
+        "unlearn",
+        "--model_name_or_path",
+        str(saved),
+        "--use_cpu",
+        "--forget_data",
+        forget,
+        "--report_to",
+        "none",
+    ]
+    message = fails(*arguments, "--retain_data", forget)
+    assert "share 6 rows: forget[0] = retain[0]" in message and "Orla" not in message
+    assert "The retain set is empty" in fails(*arguments)
+    assert "The forget set is empty" in fails(*arguments[:4], "--retain_data", forget)
+    assert "has no column 'prompt'; its columns are 'question'" in fails(*arguments, "--prompt_column", "prompt")

@@ -1,0 +1,63 @@
+"""Batches: order, padding and masks."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
+
+
+def example(*ids: int, prompt: int = 1, **extra: Any) -> dict[str, Any]:
+    return {"input_ids": list(ids), "labels": [-100] * prompt + list(ids[prompt:]), **extra}
+
+
+def test_rows_are_padded_on_the_right_and_padding_carries_no_label() -> None:
+    batch = ForgetRetainCollator(9)([example(1, 2, 3), example(4, 9)])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
+    # A token that equals the padding token is a token all the same.
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, 2, 3], [-100, 9, -100]]
+    assert batch.keys() == {"input_ids", "attention_mask", "labels"}
+
+
+def test_forget_rows_come_first_with_their_references() -> None:
+    top = {"reference_top_ids": torch.tensor([[5, 6], [7, 8]]), "reference_top_log_probs": -torch.ones(2, 2)}
+    features = [
+        {
+            "forget": [example(1, 2, reference_log_probs=-0.5), example(1, 2, 3, reference_log_probs=-1.5)],
+            "retain": [example(4, 5, **top)],
+        },
+        {"forget": [example(6, 7, 8, 9, reference_log_probs=-2.5)], "retain": [example(7, 8, **top)]},
+    ]
+    batch = ForgetRetainCollator(0)(features)
+    assert batch["input_ids"].tolist() == [[1, 2, 0, 0], [1, 2, 3, 0], [6, 7, 8, 9], [4, 5, 0, 0], [7, 8, 0, 0]]
+    assert batch["is_forget"].tolist() == [True, True, True, False, False]
+    assert batch["reference_log_probs"].tolist() == [-0.5, -1.5, -2.5, 0.0, 0.0]
+    assert batch["reference_top_ids"].shape == (5, 4, 2) and batch["reference_top_ids"].dtype == torch.long
+    for row in range(3):
+        assert not batch["reference_top_ids"][row].any()
+    for row in (3, 4):
+        assert batch["reference_top_ids"][row].tolist() == [[5, 6], [7, 8], [0, 0], [0, 0]]
+        assert batch["reference_top_log_probs"][row].tolist() == [[-1, -1], [-1, -1], [0, 0], [0, 0]]
+
+
+def test_without_retain_rows_and_references() -> None:
+    batch = ForgetRetainCollator(0)([{"forget": [example(1, 2)], "retain": []}])
+    assert batch.keys() == {"input_ids", "attention_mask", "labels", "is_forget"}
+    assert batch["is_forget"].tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("pad", "eos", "expected"), [("<unk>", "<eos>", "<unk>"), (None, "<eos>", "<eos>"), (None, None, None)]
+)
+def test_any_tokenizer_can_pad(
+    pad: str | None, eos: str | None, expected: str | None, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token, tokenizer.eos_token = pad, eos
+    assert pad_token_id(tokenizer) == (0 if expected is None else tokenizer.convert_tokens_to_ids(expected))

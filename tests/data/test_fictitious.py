@@ -1,0 +1,58 @@
+"""The invented world of the quickstart."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import DatasetDict
+
+from r2f_hf.data.fictitious import COUNTRIES, PEOPLE, fictitious_dataset
+
+
+@pytest.fixture(scope="module")
+def world() -> DatasetDict:
+    return fictitious_dataset(seed=3)
+
+
+def test_sizes_and_columns(world: DatasetDict) -> None:
+    assert {split: len(rows) for split, rows in world.items()} == {
+        "forget": 40,
+        "retain": 160,
+        "holdout": 40,
+        "world_facts": 40,
+    }
+    common = {"question", "answer", "paraphrased_answer", "perturbed_answer"}
+    for split in PEOPLE:
+        assert set(world[split].column_names) == common | {"views", "paraphrased_question"}
+    assert set(world["world_facts"].column_names) == common
+
+
+def test_a_seed_is_a_world(world: DatasetDict) -> None:
+    again, other = fictitious_dataset(seed=3), fictitious_dataset(seed=4)
+    assert all(list(world[split]) == list(again[split]) for split in world)
+    assert all(list(world[split]) != list(other[split]) for split in world)
+
+
+def test_splits_share_no_question_and_no_name(world: DatasetDict) -> None:
+    questions = [row["question"] for rows in world.values() for row in rows]
+    assert len(set(questions)) == len(questions)
+    # "When was FIRST LAST born?" is each person's first question.
+    names = [
+        row["question"].split()[2:4]
+        for split in PEOPLE
+        for row in world[split].select(range(0, len(world[split]), 10))
+    ]
+    assert len({name for pair in names for name in pair}) == 2 * sum(PEOPLE.values())
+    asked = " ".join(row["question"] for row in world["world_facts"])
+    assert all(country in asked for country in COUNTRIES)
+
+
+def test_wrong_answers_are_wrong_and_worded_like_the_truth(world: DatasetDict) -> None:
+    for split, rows in world.items():
+        for row in rows:
+            answers = [row["paraphrased_answer"], *row["perturbed_answer"]]
+            assert len(answers) == len(set(answers)) == 6
+            assert len({len(answer.split()) for answer in answers}) == 1
+            if split != "world_facts":
+                assert row["paraphrased_answer"] != row["answer"]
+                wordings = [row["question"], row["paraphrased_question"], *row["views"]]
+                assert len(set(wordings)) == 4

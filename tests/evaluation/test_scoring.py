@@ -1,0 +1,97 @@
+"""Scores and answers of a batch against one row at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import CONFIGS, build_model
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from r2f_hf.data.formatting import encode_example, encode_prompt
+from r2f_hf.evaluation.generation import generate_answers
+from r2f_hf.evaluation.scoring import score_completions
+
+
+PROMPTS = ["Where does Orla1 live?", "What is the home of Bram2?", "Cleo?", "Bram3 lives where?", "Orla?"]
+COMPLETIONS = [
+    "By the harbour.",
+    "Bram2 lives by the mountain.",
+    "The forest.",
+    "Island",
+    "Orla1 lives by the desert.",
+]
+
+
+def naive_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, completion: str) -> float:
+    example = encode_example(tokenizer, prompt, completion)
+    with torch.no_grad():
+        log_probs = model(input_ids=torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
+    labelled = [index for index, label in enumerate(example["labels"]) if label != -100 and index > 0]
+    return sum(log_probs[index - 1, example["labels"][index]].item() for index in labelled) / len(labelled)
+
+
+def naive_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int) -> str:
+    ids = encode_prompt(tokenizer, prompt)
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + tokens:
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+    return tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_scores_equal_those_of_one_row_at_a_time(
+    kind: str, batch_size: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build_model(kind).eval()
+    scores = score_completions(model, tokenizer, PROMPTS, COMPLETIONS, batch_size)
+    expected = [naive_score(model, tokenizer, *pair) for pair in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert scores.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_plain_texts_are_scored_from_their_second_token_on(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    scores = score_completions(model.eval(), tokenizer, [""] * 5, COMPLETIONS, 2)
+    assert scores.tolist() == pytest.approx(
+        [naive_score(model, tokenizer, "", text) for text in COMPLETIONS], abs=1e-4
+    )
+
+
+def test_a_row_that_does_not_fit_the_context_is_named(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    completions = [*COMPLETIONS[:3], "harbour " * 100, "Island"]
+    with pytest.raises(ValueError, match=r"Row 3 of forget: answers has \d+ tokens, the model reads at most 64"):
+        score_completions(model, tokenizer, PROMPTS, completions, desc="forget: answers")
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_named(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompts = ["Orla?", "harbour " * 8]
+    room = 64 - len(encode_prompt(tokenizer, prompts[1]))
+    assert len(generate_answers(model.eval(), tokenizer, prompts, max_new_tokens=room)) == 2
+    with pytest.raises(ValueError, match=rf"Prompt 1 of those to answer has {64 - room} tokens.*reads at most 64"):
+        generate_answers(model, tokenizer, prompts, max_new_tokens=room + 1)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_answers_equal_greedy_decoding_of_one_row_at_a_time(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_model(kind).eval()
+    answers = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=8, batch_size=3)
+    assert answers == [naive_answer(model, tokenizer, prompt, 8) for prompt in PROMPTS]
+    assert len(set(answers)) > 1
+
+
+def test_answers_end_at_the_end_of_sequence(
+    memorised: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, forget_rows: list[dict[str, object]]
+) -> None:
+    """A model that knows the rows answers with them, some shorter than others, and nothing after them."""
+    questions = [row["question"] for row in forget_rows]
+    answers = generate_answers(memorised, tokenizer, questions, max_new_tokens=30, batch_size=4)
+    known = [tokenizer.decode(tokenizer(" " + row["answer"])["input_ids"]).strip() for row in forget_rows]
+    assert answers == known == [naive_answer(memorised, tokenizer, question, 30) for question in questions]

@@ -1,0 +1,92 @@
+"""Updates reach the weight: exactly where it has the bits, on average where it has not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from r2f_hf.gradients import LowRankGradient, add_low_rank_, stochastic_round
+
+
+def draw(out_features: int, in_features: int, rank: int = 3) -> tuple[Tensor, LowRankGradient]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(out_features, in_features, generator=generator)
+    U, V = (torch.randn(size, rank, generator=generator) for size in (out_features, in_features))
+    return weight, LowRankGradient(U, V)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_full_precision_update_equals_the_dense_one(dtype: torch.dtype, transposed: bool) -> None:
+    weight, gradient = draw(12, 7)
+    weight = weight.to(dtype)
+    expected = weight - 0.25 * (gradient.U @ gradient.V.T).to(dtype)
+    stored = weight.T.contiguous() if transposed else weight
+    before = stored.data_ptr()
+    add_low_rank_(stored, gradient, -0.25, transposed=transposed)
+    assert stored.data_ptr() == before
+    torch.testing.assert_close(stored.T if transposed else stored, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_update_below_half_a_unit_survives_in_the_mean(dtype: torch.dtype, transposed: bool) -> None:
+    # Larger than one of the row blocks that are rounded at a time.
+    weight, gradient = draw(384, 1024)
+    weight = weight.to(dtype)
+    alpha = 1e-4 if dtype == torch.bfloat16 else 1e-5
+    update = alpha * gradient.U @ gradient.V.T
+    stored = weight.T.contiguous() if transposed else weight.clone()
+    add_low_rank_(stored, gradient, alpha, transposed=transposed, generator=torch.Generator().manual_seed(1))
+    moved = (stored.T if transposed else stored).float() - weight.float()
+    nearest = (weight.float() + update).to(dtype).float() - weight.float()
+
+    def survives(step: Tensor) -> Tensor:
+        """What part of each half of the update is in a step, by regression."""
+        return torch.stack(
+            [(s * u).sum() / u.square().sum() for s, u in zip(step.chunk(2), update.chunk(2), strict=True)]
+        )
+
+    assert survives(nearest).max() < 0.5
+    torch.testing.assert_close(survives(moved), torch.ones(2), atol=0.08, rtol=0)
+
+
+CASES = [
+    *((torch.bfloat16, value) for value in (1.003, -1.003, 0.1, 255.3, 3e-39, -1e-40, 1e-36, 2e38)),
+    *((torch.float16, value) for value in (1.0003, -0.1, 65503.0, 6.0e-5, 3e-8, -1e-6)),
+]
+
+
+@pytest.mark.parametrize(("dtype", "value"), CASES)
+def test_rounding_is_unbiased_between_the_two_neighbours(dtype: torch.dtype, value: float) -> None:
+    draws = 20_000
+    x = torch.full((draws,), value)
+    rounded = stochastic_round(x, dtype, torch.Generator().manual_seed(0))
+    assert rounded.dtype == dtype
+    low, high = rounded.double().aminmax()
+    assert low < x[0] < high
+    # Floats of one sign and neighbouring bit patterns have nothing between them.
+    bits = rounded.view(torch.int16).int()
+    assert bits.max() - bits.min() == 1
+    assert rounded.double().mean().item() == pytest.approx(x[0].item(), abs=2.5 * (high - low).item() / draws**0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_of_the_format_are_left_as_they_are(dtype: torch.dtype) -> None:
+    exact = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    exact = exact[exact.isfinite()]
+    rounded = stochastic_round(exact.float(), dtype)
+    assert torch.equal(rounded, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_generator_decides(dtype: torch.dtype) -> None:
+    def update(seed: int) -> Tensor:
+        weight, gradient = draw(64, 64)
+        weight = weight.to(dtype)
+        add_low_rank_(weight, gradient, 1e-3, generator=torch.Generator().manual_seed(seed))
+        return weight
+
+    assert torch.equal(update(0), update(0))
+    assert not torch.equal(update(0), update(1))

@@ -1,0 +1,335 @@
+"""R2FCallback in Trainers that know nothing of it: transformers' own and TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_model, changed, distance, weights
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from r2f_hf import R2FCallback
+from r2f_hf.decoders import TikhonovDecoder
+from r2f_hf.gradients import LoraSketch, draw_probes
+
+
+LR = 0.25
+RANK = 8
+SETTINGS: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "optim": "sgd",
+    "lr_scheduler_type": "constant",
+    "learning_rate": LR,
+    "logging_steps": 1,
+    "max_steps": 1,
+    "per_device_train_batch_size": 4,
+}
+MODULES = ["q_proj", "o_proj", "up_proj", "down_proj"]
+
+
+def wrap(model: PreTrainedModel, **settings: Any) -> PeftModel:
+    return get_peft_model(
+        model, LoraConfig(**{"r": RANK, "lora_alpha": 1e-6 * RANK, "target_modules": MODULES} | settings)
+    )
+
+
+@pytest.fixture
+def examples(tokenizer: PreTrainedTokenizerFast, retain_rows: list[dict[str, object]]) -> list[dict[str, list[int]]]:
+    """Tokenized texts of one length, which Trainer's default collator can stack."""
+    ids = [tokenizer(f"{row['question']} {row['answer']}")["input_ids"] for row in retain_rows]
+    shortest = min(map(len, ids))
+    return [{"input_ids": row[:shortest], "labels": row[:shortest]} for row in ids]
+
+
+BuildPlainTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def plain_trainer(tmp_path: Path, examples: list[dict[str, list[int]]]) -> BuildPlainTrainer:
+    def build(
+        model: PreTrainedModel | PeftModel,
+        callback: R2FCallback,
+        optimizer: torch.optim.Optimizer | None = None,
+        callbacks: tuple[TrainerCallback, ...] = (),
+        **settings: Any,
+    ) -> Trainer:
+        return Trainer(
+            model,
+            TrainingArguments(str(tmp_path / "output"), **SETTINGS | settings),
+            train_dataset=examples,
+            callbacks=[callback, *callbacks],
+            optimizers=(optimizer, None),
+        )
+
+    return build
+
+
+def full_gradients(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Autograd's gradient of every targeted weight, by module name."""
+    model = copy.deepcopy(model).requires_grad_(True)
+    model(**batch).loss.backward()
+    return {name: module.weight.grad for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in MODULES}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_one_step_follows_the_gradient_that_autograd_computes(kind: str, plain_trainer: BuildPlainTrainer) -> None:
+    original = build_model(kind)
+    model = wrap(copy.deepcopy(original))
+    held_out, seed = 2, 5
+    trainer = plain_trainer(model, R2FCallback(seed=seed, held_out=held_out))
+    batch = next(iter(trainer.get_train_dataloader()))
+    truth = full_gradients(original, batch)
+    trainer.train()
+
+    decoded = {}
+    for name, G in truth.items():
+        A, B = draw_probes(seed, 0, name, *G.shape, RANK)
+        gradient = TikhonovDecoder().decode(LoraSketch(Y=G @ A.T, Z=B.T @ G, A=A, B=B, held_out=held_out))
+        decoded[f"{name}.weight"] = gradient.U @ gradient.V.T
+    norm = torch.stack([gradient.norm() for gradient in decoded.values()]).norm()
+    before, after = weights(original), weights(model)
+    assert changed(before, after) == decoded.keys()
+    assert distance(before, after) == pytest.approx(LR, rel=1e-4)
+    for name, gradient in decoded.items():
+        torch.testing.assert_close(after[name], before[name] - LR * gradient / norm, atol=2e-5 * LR, rtol=1e-5)
+    step = torch.cat([(before[name] - after[name]).flatten() for name in decoded])
+    gradient = torch.cat([truth[name.removesuffix(".weight")].flatten() for name in decoded])
+    assert torch.cosine_similarity(step, gradient, dim=0) > 0.8
+
+
+class Watch(TrainerCallback):
+    """Keeps the probes and the weights that each step begins with, and the logs."""
+
+    def __init__(self) -> None:
+        self.probes: list[Tensor] = []
+        self.weights: list[dict[str, Tensor]] = []
+        self.logs: list[dict[str, float]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: PeftModel, **kwargs: Any) -> None:
+        pairs = [parameter.detach().flatten() for name, parameter in model.named_parameters() if "lora_" in name]
+        self.probes.append(torch.cat(pairs))
+        self.weights.append(weights(model))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        self.logs.append(dict(logs))
+
+
+@pytest.mark.parametrize(("scheduler", "factors"), [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25])])
+def test_each_step_draws_new_probes_and_has_the_length_that_the_scheduler_says(
+    scheduler: str, factors: list[float], model: PreTrainedModel, plain_trainer: BuildPlainTrainer
+) -> None:
+    watch, callback = Watch(), R2FCallback()
+    trainer = plain_trainer(wrap(model), callback, callbacks=(watch,), max_steps=4, lr_scheduler_type=scheduler)
+    trainer.train()
+    lengths = [distance(*pair) for pair in itertools.pairwise([*watch.weights, weights(model)])]
+    assert lengths == pytest.approx([LR * factor for factor in factors], rel=1e-4)
+    correlation = torch.corrcoef(torch.stack(watch.probes))
+    torch.testing.assert_close(correlation, torch.eye(4), atol=0.1, rtol=0)
+
+    losses = [logs for logs in trainer.state.log_history if "loss" in logs]
+    assert [logs["r2f/fidelity"] for logs in losses] == callback.fidelities
+    assert all(0 < logs["r2f/fidelity"] <= 1 and 0 < logs["r2f/relative_error"] < 1 for logs in losses)
+    # Callbacks that come after R2FCallback see it too.
+    assert [logs["r2f/fidelity"] for logs in watch.logs if "loss" in logs] == callback.fidelities
+    assert callback.summary()["fidelity"] == pytest.approx(sum(callback.fidelities) / 4)
+
+
+def test_the_adapter_leaves_the_forward_pass_as_it_is(
+    model: PreTrainedModel, plain_trainer: BuildPlainTrainer
+) -> None:
+    wrapped = wrap(model)
+    trainer = plain_trainer(wrapped, R2FCallback())
+    trainer.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    pairs = torch.cat([parameter.flatten() for name, parameter in wrapped.named_parameters() if "lora_B" in name])
+    assert pairs.abs().max() > 0.1
+    with torch.no_grad():
+        logits = wrapped(**batch).logits
+        with wrapped.disable_adapter():
+            alone = wrapped(**batch).logits
+    torch.testing.assert_close(logits, alone, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_sft_trainer_steps_the_base_weights(
+    checkpointing: bool,
+    tmp_path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    retain_rows: list[dict[str, object]],
+) -> None:
+    rows = [{"prompt": row["question"], "completion": f" {row['answer']}"} for row in retain_rows]
+    settings = SETTINGS | {"bf16": False, "gradient_checkpointing": checkpointing, "max_steps": 8}
+    before = weights(model)
+    wrapped = wrap(model)
+    callback = R2FCallback()
+    trainer = SFTTrainer(
+        wrapped,
+        SFTConfig(str(tmp_path), **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert {name.rsplit(".", 2)[-2] for name in changed(before, weights(wrapped))} == set(MODULES)
+    losses = [logs["loss"] for logs in trainer.state.log_history if "loss" in logs]
+    assert losses[-1] < losses[0] - 0.5
+    assert len(callback.fidelities) == 8
+    assert sum(callback.fidelities) / 8 > 0.3
+
+
+class ReleasingSGD(torch.optim.SGD):
+    """
+    Releases the gradients before `step` returns, as DeepSpeed and FSDP do.
+
+    Like any optimizer that extends another, it makes PyTorch run the step's hooks twice: the parent's `step` is hooked
+    as well.
+    """
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        self.zero_grad(set_to_none=True)
+
+
+class SeesNoGradient(TrainerCallback):
+    """What a callback on `on_optimizer_step`, the obvious place, would have to work with."""
+
+    found = True
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: PeftModel, **kwargs: Any) -> None:
+        self.found = any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_gradients_are_read_inside_the_optimizer_step(plain_trainer: BuildPlainTrainer) -> None:
+    results = []
+    for optimizer_class in (torch.optim.SGD, ReleasingSGD):
+        model = wrap(build_model())
+        sees_no_gradient = SeesNoGradient()
+        optimizer = optimizer_class((p for p in model.parameters() if p.requires_grad), lr=LR)
+        trainer = plain_trainer(model, R2FCallback(), optimizer, (sees_no_gradient,), max_steps=2)
+        trainer.train()
+        results.append(weights(model))
+    assert not sees_no_gradient.found
+    assert distance(weights(build_model()), results[0]) > LR
+    assert not changed(*results)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+def test_the_optimizer_of_the_probes_does_not_matter(optim: str, plain_trainer: BuildPlainTrainer) -> None:
+    results = []
+    for name in ("sgd", optim):
+        model = wrap(build_model())
+        plain_trainer(model, R2FCallback(), optim=name, max_steps=3).train()
+        results.append(weights(model))
+    assert not changed(*results)
+
+
+def test_the_hooks_are_gone_after_training(model: PreTrainedModel, plain_trainer: BuildPlainTrainer) -> None:
+    wrapped = wrap(model)
+    trainer = plain_trainer(wrapped, R2FCallback())
+    trainer.train()
+    before = weights(wrapped)
+    trainer.optimizer.step()
+    assert not changed(before, weights(wrapped))
+
+
+def test_a_checkpoint_holds_the_full_model_and_training_resumes_from_it(
+    tmp_path: Path, plain_trainer: BuildPlainTrainer
+) -> None:
+    checkpoint = tmp_path / "output" / "checkpoint-2"
+    whole = wrap(build_model())
+    settings = {"max_steps": 5, "lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 2}
+    watch = Watch()
+    plain_trainer(whole, R2FCallback(), callbacks=(watch,), **settings).train()
+    saved = weights(AutoModelForCausalLM.from_pretrained(checkpoint / "full_model"))
+    assert not changed(watch.weights[2], saved)
+
+    resumed = wrap(build_model())
+    plain_trainer(resumed, R2FCallback(), **settings).train(resume_from_checkpoint=str(checkpoint))
+    assert not changed(weights(whole), weights(resumed))
+
+
+def test_saving_the_full_model_can_be_left_out(
+    tmp_path: Path, model: PreTrainedModel, plain_trainer: BuildPlainTrainer
+) -> None:
+    plain_trainer(wrap(model), R2FCallback(save_full_model=False), save_strategy="steps", save_steps=1).train()
+    names = {path.name for path in (tmp_path / "output" / "checkpoint-1").iterdir()}
+    assert "adapter_config.json" in names
+    assert "full_model" not in names
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (None, TypeError, "needs a PEFT model with a LoRA adapter, got LlamaForCausalLM"),
+        ({"use_dora": True}, ValueError, "no DoRA"),
+        ({"lora_dropout": 0.1}, ValueError, "lora_dropout=0.0"),
+        ({"bias": "all"}, ValueError, 'bias="none"'),
+        ({"modules_to_save": ["lm_head"]}, ValueError, "no `modules_to_save`"),
+        ({"target_modules": ["embed_tokens"]}, ValueError, "embed_tokens is a Embedding"),
+        ({"r": 33}, ValueError, "Rank 33 exceeds a dimension of model.layers.0.self_attn.q_proj"),
+        ({"r": 2}, ValueError, "held_out=2 leaves no row"),
+    ],
+)
+def test_refuses_what_cannot_serve_as_a_probe(
+    settings: dict[str, Any] | None,
+    error: type[Exception],
+    message: str,
+    model: PreTrainedModel,
+    plain_trainer: BuildPlainTrainer,
+) -> None:
+    before = weights(model)
+    wrapped = model if settings is None else wrap(model, **settings)
+    with pytest.raises(error, match=message):
+        plain_trainer(wrapped, R2FCallback()).train()
+    after = weights(wrapped)
+    # PEFT renames the weights of `modules_to_save` and adds DoRA's magnitudes; the model's own are among them still.
+    assert all(any(torch.equal(old, new) for new in after.values()) for old in before.values())
+
+
+def test_refuses_a_weight_that_is_the_embeddings_too(plain_trainer: BuildPlainTrainer) -> None:
+    config = build_model().config
+    config.tie_word_embeddings = True
+    tied = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match="lm_head shares its weight with the input embeddings"):
+        plain_trainer(wrap(tied, target_modules=["lm_head"]), R2FCallback()).train()
+
+
+def test_refuses_to_load_the_best_model_whose_adapter_alone_would_be_reloaded(
+    model: PreTrainedModel, plain_trainer: BuildPlainTrainer, examples: list[dict[str, list[int]]]
+) -> None:
+    trainer = plain_trainer(wrap(model), R2FCallback())
+    trainer.args.load_best_model_at_end = True
+    with pytest.raises(ValueError, match="Use R2FTrainer, which reloads the full model"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder": "tikonov"}, "Unknown decoder: 'tikonov'. Did you mean 'tikhonov'"),
+        ({"on_nonfinite": "stopp"}, "Unknown on_nonfinite: 'stopp'. Did you mean 'stop'"),
+    ],
+)
+def test_suggests_the_nearest_name(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        R2FCallback(**settings)

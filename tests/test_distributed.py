@@ -1,0 +1,59 @@
+"""Two real processes: they agree bit for bit, and with one process that takes the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_model, changed, distance, weights
+from distributed_run import run
+
+
+SCRIPT = Path(__file__).with_name("distributed_run.py")
+GLOBAL_BATCH_SIZE = 2
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """What each of two processes found: in a whole run, and in one resumed from its checkpoint."""
+    folder = tmp_path_factory.mktemp("two")
+    # `accelerate launch --cpu` starts several processes through MPI alone.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(SCRIPT), str(folder), str(GLOBAL_BATCH_SIZE)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"process{rank}.pt") for rank in range(2)]
+
+
+def test_all_processes_end_with_the_same_weights(processes: list[list[dict[str, Any]]]) -> None:
+    (first, _), (second, _) = processes
+    assert len(changed(weights(build_model()), first["weights"])) == 14
+    assert not changed(first["weights"], second["weights"])
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(processes: list[list[dict[str, Any]]]) -> None:
+    for whole, resumed in processes:
+        assert not changed(whole["weights"], resumed["weights"])
+
+
+def test_the_result_is_that_of_one_process_with_the_same_global_batch(
+    processes: list[list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    run(tmp_path, GLOBAL_BATCH_SIZE)
+    alone, _ = torch.load(tmp_path / "process0.pt")
+    together = processes[0][0]
+    moved = distance(weights(build_model()), alone["weights"])
+    assert moved > 0.1
+    assert distance(alone["weights"], together["weights"]) < 1e-4 * moved
+    for one, two in zip(alone["logs"], together["logs"], strict=True):
+        names = ["loss", "forget_loss", "retain_loss", "r2f/gradient_norm", "r2f/fidelity"]
+        assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-3, abs=1e-5)
+    for name in ("forget", "retain", "holdout"):
+        key = f"eval_{name}_probability"
+        assert together["metrics"][key] == pytest.approx(alone["metrics"][key], rel=1e-3)

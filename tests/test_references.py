@@ -1,0 +1,68 @@
+"""What the model said before the first write."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import BuildTrainer
+from transformers import PreTrainedModel
+
+from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
+from r2f_hf.references import reference_log_probs, reference_top_tokens
+
+
+@pytest.fixture
+def trainer(model: PreTrainedModel, build_trainer: BuildTrainer) -> ForgetRetainTrainer:
+    """Encodes the rows, whose lengths differ, so that batches are padded."""
+    trainer = build_trainer(model.eval(), ForgetRetainTrainer, views_column="paraphrased_question")
+    assert len({len(view["input_ids"]) for views in trainer.train_examples["forget"] for view in views}) > 1
+    return trainer
+
+
+def alone(model: PreTrainedModel, example: dict[str, list[int]]) -> torch.Tensor:
+    """Log-probabilities of the next token at each position of an example, without a batch or padding."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_log_probs_are_sums_over_the_completion(batch_size: int, trainer: ForgetRetainTrainer) -> None:
+    examples = [view for views in trainer.train_examples["forget"] for view in views]
+    found = reference_log_probs(trainer.model, examples, trainer.data_collator, batch_size, disable=True)
+    expected = []
+    for example in examples:
+        labels = example["labels"]
+        log_probs = alone(trainer.model, example)
+        expected.append(sum(log_probs[i - 1, labels[i]].item() for i in range(1, len(labels)) if labels[i] != -100))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=1e-5)
+
+
+def test_top_tokens_are_the_most_likely_ones_of_every_position(trainer: ForgetRetainTrainer) -> None:
+    examples = trainer.train_examples["retain"]
+    ids, log_probs = reference_top_tokens(trainer.model, examples, trainer.data_collator, 4, disable=True)
+    expected = torch.cat([alone(trainer.model, example) for example in examples])
+    assert ids.shape == (sum(len(example["input_ids"]) for example in examples), 64)
+    torch.testing.assert_close(log_probs, expected.topk(64).values, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(log_probs, expected.gather(-1, ids), atol=1e-4, rtol=1e-5)
+
+
+def test_a_run_compares_with_the_model_before_the_first_write(
+    model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    original = copy.deepcopy(model).eval()
+    trainer = build_trainer(model, retain_objective="kl", views_column="paraphrased_question", learning_rate=0.5)
+    trainer.train()
+    for example in (view for views in trainer.train_examples["forget"] for view in views):
+        target = torch.tensor(example["labels"])[1:]
+        token = alone(original, example)[:-1].gather(-1, target.clamp_min(0)[:, None])[:, 0]
+        assert example["reference_log_probs"] == pytest.approx(token[target != -100].sum().item(), abs=1e-4)
+    for example in trainer.train_examples["retain"]:
+        expected = alone(original, example).gather(-1, example["reference_top_ids"])
+        torch.testing.assert_close(example["reference_top_log_probs"], expected, atol=1e-4, rtol=1e-5)
+    # At the first step the model is its own reference: NPO is 2/β log 2 and the divergence is zero.
+    first = trainer.state.log_history[0]
+    assert first["forget_loss"] == pytest.approx(2 / trainer.args.beta * torch.tensor(2.0).log().item(), rel=1e-4)
+    assert first["retain_loss"] == pytest.approx(0, abs=1e-5)

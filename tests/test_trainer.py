@@ -1,0 +1,419 @@
+"""R2FTrainer: a Trainer in all that a Trainer does, over weights that move without a dense gradient."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import BuildTrainer, build_model, changed, distance, weights
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+
+from r2f_hf import R2FTrainer
+from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
+from r2f_hf.objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
+
+
+class Watch(TrainerCallback):
+    """Keeps the weights that each step begins with, and what a tracker would be told."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+        self.logs: list[dict[str, float]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: PeftModel, **kwargs: Any) -> None:
+        self.weights.append(weights(model))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        self.logs.append(dict(logs))
+
+
+def training_logs(trainer: ForgetRetainTrainer) -> list[dict[str, float]]:
+    return [logs for logs in trainer.state.log_history if "loss" in logs]
+
+
+# What it trains
+
+
+# A difference with a retain loss needs one.
+@pytest.mark.parametrize(
+    ("forget", "retain"),
+    sorted(set(itertools.product(FORGET_OBJECTIVES, [*RETAIN_OBJECTIVES, "none"])) - {("grad_diff", "none")}),
+)
+def test_every_objective_lowers_the_forget_probability(
+    forget: str, retain: str, memorised_model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    data = {"retain_dataset": None} if retain == "none" else {}
+    trainer = build_trainer(
+        memorised_model, data=data, forget_objective=forget, retain_objective=retain, max_steps=6, learning_rate=0.5
+    )
+    assert trainer.evaluate()["eval_forget_probability"] > 0.9
+    trainer.train()
+    assert trainer.evaluate()["eval_forget_probability"] < 0.5
+    assert all(math.isfinite(logs["forget_loss"]) for logs in training_logs(trainer))
+    assert all(("retain_loss" in logs) == (retain != "none") for logs in training_logs(trainer))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "settings"),
+    [
+        ("qwen", torch.float32, {}),
+        ("gemma", torch.float32, {}),
+        ("gpt2", torch.float32, {}),
+        ("gpt2", torch.bfloat16, {}),
+        ("llama", torch.bfloat16, {}),
+        ("llama", torch.bfloat16, {"bf16": True}),
+        ("llama", torch.float32, {"bf16": True}),
+        ("llama", torch.float16, {}),
+    ],
+)
+def test_trains_every_architecture_and_precision(
+    kind: str, dtype: torch.dtype, settings: dict[str, Any], build_trainer: BuildTrainer
+) -> None:
+    model = build_model(kind, dtype)
+    trainer = build_trainer(model, max_steps=6, **settings)
+    start = trainer.evaluate()["eval_forget_probability"]
+    trainer.train()
+    assert trainer.evaluate()["eval_forget_probability"] < 0.8 * start
+    assert {tensor.dtype for tensor in weights(model).values()} == {dtype}
+    assert min(trainer.r2f_callback.fidelities) > 0.3
+
+
+def test_gradient_checkpointing_changes_nothing(build_trainer: BuildTrainer) -> None:
+    results = []
+    for checkpointing in (False, True):
+        model = build_model()
+        build_trainer(model, gradient_checkpointing=checkpointing).train()
+        results.append(weights(model))
+    assert distance(weights(build_model()), results[0]) > 0.1
+    assert distance(*results) < 1e-5
+
+
+@pytest.mark.parametrize("objective", ["npo", "grad_diff"])
+def test_accumulated_micro_batches_are_one_batch(objective: str, build_trainer: BuildTrainer) -> None:
+    results = []
+    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        model = build_model()
+        build_trainer(
+            model,
+            forget_objective=objective,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=3,
+        ).train()
+        results.append(weights(model))
+    assert distance(weights(build_model()), results[0]) > 0.1
+    for other in results[1:]:
+        for name, tensor in results[0].items():
+            torch.testing.assert_close(other[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("settings", "steps"), [({"max_steps": 4}, 4), ({"max_steps": -1, "num_train_epochs": 2}, 6)])
+def test_a_normalised_step_has_the_length_of_the_scheduled_learning_rate(
+    settings: dict[str, Any], steps: int, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    watch = Watch()
+    schedule = {"lr_scheduler_type": "cosine", "warmup_steps": 2, "learning_rate": 0.3}
+    trainer = build_trainer(model, data={"callbacks": [watch]}, **schedule, **settings)
+    output = trainer.train()
+    assert output.metrics["steps"] == trainer.state.global_step == steps
+    lengths = [distance(*pair) for pair in itertools.pairwise([*watch.weights, weights(model)])]
+    rates = [logs["learning_rate"] for logs in training_logs(trainer)]
+    assert lengths == pytest.approx(rates, rel=1e-3, abs=1e-7)
+    # The warm-up begins at zero: a step of no length.
+    assert (rates[0], rates[2]) == (0, 0.3)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0, 1e-3, 1e6])
+def test_an_unnormalised_step_is_the_clipped_gradient(
+    max_grad_norm: float, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    before, lr = weights(model), 0.1
+    trainer = build_trainer(model, normalize_update=False, max_grad_norm=max_grad_norm, learning_rate=lr, max_steps=1)
+    trainer.train()
+    norm = training_logs(trainer)[0]["r2f/gradient_norm"]
+    assert 1 < norm < 1e6
+    assert distance(before, weights(model)) == pytest.approx(lr * (1e-3 if max_grad_norm == 1e-3 else norm), rel=5e-3)
+
+
+def test_a_model_can_be_named_and_all_else_left_to_the_defaults(
+    tmp_path: Path,
+    memorised_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    forget_rows: list[dict[str, object]],
+    retain_rows: list[dict[str, object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memorised_model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    trainer = R2FTrainer(
+        str(tmp_path / "tiny"), forget_dataset=forget_rows, retain_dataset=Dataset.from_list(retain_rows)
+    )
+    assert trainer.args.output_dir == "tiny-R2F"
+    assert trainer.processing_class.get_vocab() == tokenizer.get_vocab()
+    assert trainer.evaluate()["eval_forget_probability"] > 0.9
+
+
+# Which weights it changes
+
+
+def linear_weights(model: PreTrainedModel) -> set[str]:
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "all but lm_head"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "q_proj lm_head"),
+        ({"target_modules": r".*layers\.1\..*_proj", "exclude_modules": ["up_proj"]}, "layers.1 without up_proj"),
+        ({"exclude_modules": r".*\.(gate|down)_proj"}, "no gate or down"),
+    ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
+)
+def test_changes_the_targeted_weights_and_no_other(
+    settings: dict[str, Any], expected: str, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    chosen = {
+        "all but lm_head": lambda name: "lm_head" not in name,
+        "q_proj lm_head": lambda name: "q_proj" in name or "lm_head" in name,
+        "layers.1 without up_proj": lambda name: "layers.1." in name and "up_proj" not in name,
+        "no gate or down": lambda name: not any(part in name for part in ("gate", "down", "lm_head")),
+    }[expected]
+    names, before = linear_weights(model), weights(model)
+    build_trainer(model, **settings).train()
+    assert changed(before, weights(model)) == {name for name in names if chosen(name)}
+
+
+def test_frozen_and_tied_weights_stay_as_they_are(build_trainer: BuildTrainer) -> None:
+    config = build_model().config
+    config.tie_word_embeddings = True
+    model = AutoModelForCausalLM.from_config(config)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    frozen = {"model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.o_proj.weight"}
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    names, before = linear_weights(model), weights(model)
+    build_trainer(model, target_modules=[*{name.split(".")[-2] for name in names}]).train()
+    assert changed(before, weights(model)) == names - frozen - {"lm_head.weight"}
+
+
+# What it does not hold in memory
+
+
+class NewShapes(TorchDispatchMode):
+    """Records the shape of every tensor that an operation allocates: its storage is none of the operands'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
+                self.shapes.add(tuple(tensor.shape))
+        return result
+
+
+class GradientWatch(TrainerCallback):
+    """Collects the names of the parameters that have a gradient when the optimizer is about to step."""
+
+    names: frozenset[str] = frozenset()
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: torch.nn.Module, **kwargs: Any
+    ) -> None:
+        self.names |= {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_no_dense_gradient_of_a_targeted_weight_is_ever_alive(build_trainer: BuildTrainer) -> None:
+    # Sizes that no other tensor of the run has: not the rank, the batch, its length or the vocabulary.
+    config = LlamaConfig(
+        vocab_size=160,
+        hidden_size=44,
+        intermediate_size=92,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
+    seen = {}
+    for trainer_class in ("R2FTrainer", "ForgetRetainTrainer"):
+        model = AutoModelForCausalLM.from_config(config)
+        dense = {tuple(model.get_parameter(name).shape) for name in linear_weights(model) - {"lm_head.weight"}}
+        watch = GradientWatch()
+        choice = {} if trainer_class == "R2FTrainer" else {"trainer_class": ForgetRetainTrainer}
+        trainer = build_trainer(model, data={"callbacks": [watch]}, max_steps=2, **choice)
+        before = weights(model)
+        with NewShapes() as new:
+            trainer.train()
+        assert changed(before, weights(model)) >= linear_weights_of_layers(before)
+        seen[trainer_class] = new.shapes & (dense | {shape[::-1] for shape in dense}), watch.names
+    shapes, names = seen["R2FTrainer"]
+    assert shapes == set()
+    assert names and all("lora_" in name for name in names)
+    # Full fine-tuning under the same watch is caught at every one of them.
+    shapes, names = seen["ForgetRetainTrainer"]
+    assert {shape for shape in dense if shape in shapes or shape[::-1] in shapes} == dense
+    assert "model.layers.0.mlp.up_proj.weight" in names
+
+
+def linear_weights_of_layers(names: Any) -> set[str]:
+    return {name for name in names if "_proj" in name}
+
+
+# What it logs, saves and loads
+
+
+def test_trackers_are_told_of_fidelity_and_losses(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
+    watch = Watch()
+    trainer = build_trainer(model, data={"callbacks": [watch]}, max_steps=4, logging_steps=2)
+    output = trainer.train()
+    expected = trainer.r2f_callback.fidelities
+    found = [logs for logs in watch.logs if "loss" in logs]
+    means = [sum(expected[:2]) / 2, sum(expected[2:]) / 2]
+    assert [logs["r2f/fidelity"] for logs in found] == pytest.approx(means)
+    assert output.metrics["fidelity"] == pytest.approx(sum(expected) / 4)
+    assert output.metrics["skipped_steps"] == 0
+    for logs in found:
+        assert logs["loss"] == pytest.approx(logs["forget_loss"] + logs["retain_loss"], rel=1e-4)
+        assert logs["r2f/gradient_norm"] > 0 and logs["r2f/relative_error"] > 0
+
+
+def test_the_result_is_the_plain_model(tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
+    names = weights(model).keys()
+    trainer = build_trainer(model)
+    trainer.train()
+    trainer.save_model()
+    folder = tmp_path / "output"
+    assert not list(folder.glob("adapter*"))
+    assert load_file(folder / "model.safetensors").keys() == names
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(loaded) is type(model)
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == trainer.processing_class.get_vocab()
+    ids = torch.arange(40)[None]
+    with torch.no_grad(), trainer.model.disable_adapter():
+        expected = trainer.model(input_ids=ids).logits
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, expected)
+
+
+def test_save_total_limit(tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
+    build_trainer(model, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=2).train()
+    assert {path.name for path in (tmp_path / "output").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_load_best_model_at_end(tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
+    trainer = build_trainer(
+        model,
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        # Unlearning lowers it, so that the first checkpoint is the best.
+        metric_for_best_model="eval_forget_probability",
+        greater_is_better=True,
+    )
+    trainer.train()
+    first = AutoModelForCausalLM.from_pretrained(tmp_path / "output" / "checkpoint-1")
+    last = AutoModelForCausalLM.from_pretrained(tmp_path / "output" / "checkpoint-3")
+    assert not changed(weights(first), weights(model))
+    assert changed(weights(last), weights(model))
+
+
+# Resuming
+
+CHECKPOINTS: dict[str, Any] = {"max_steps": 7, "save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.mark.parametrize("step", [3, 5], ids=["at the end of an epoch", "within an epoch"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"forget_objective": "npo", "retain_objective": "kl", "num_views": 2, "views_column": "paraphrased_question"},
+        {"forget_objective": "grad_diff", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+    ],
+    ids=["npo and kl", "grad_diff accumulated"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    settings: dict[str, Any], step: int, tmp_path: Path, build_trainer: BuildTrainer
+) -> None:
+    # The second begins with another model's weights: all that counts is in the checkpoint.
+    whole, resumed = build_model(), build_model(seed=1)
+    trainer = build_trainer(whole, **CHECKPOINTS, **settings)
+    trainer.train()
+    again = build_trainer(resumed, **CHECKPOINTS, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "output" / f"checkpoint-{step}"))
+    assert not changed(weights(whole), weights(resumed))
+    assert again.r2f_callback.fidelities == trainer.r2f_callback.fidelities[step:]
+    names = ("step", "loss", "forget_loss", "retain_loss", "learning_rate", "r2f/gradient_norm", "r2f/fidelity")
+    told = [[[logs[name] for name in names] for logs in training_logs(one)] for one in (trainer, again)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 4}, "rank was 8, is 4"),
+        ({"forget_objective": "simnpo"}, "forget_objective was 'npo', is 'simnpo'"),
+        ({"learning_rate": 0.2}, "learning_rate was 0.1, is 0.2"),
+        ({"target_modules": ["q_proj"]}, r"target_modules was 'all-linear', is \['q_proj'\]"),
+        ({"views_column": "paraphrased_question"}, "data was"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_refuses_to_resume_with_another_configuration(
+    settings: dict[str, Any], message: str, tmp_path: Path, build_trainer: BuildTrainer
+) -> None:
+    build_trainer(build_model(), **CHECKPOINTS | {"max_steps": 1}).train()
+    model = build_model()
+    before = weights(model)
+    trainer = build_trainer(model, **CHECKPOINTS | settings)
+    with pytest.raises(ValueError, match=message):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-1"))
+    assert not changed(before, weights(model))
+
+
+def test_more_steps_are_the_same_run(tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
+    build_trainer(build_model(), **CHECKPOINTS | {"max_steps": 1}).train()
+    trainer = build_trainer(model, **CHECKPOINTS | {"max_steps": 3})
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    described = json.loads((tmp_path / "output" / "checkpoint-3" / "r2f_run.json").read_text())
+    assert described["rank"] == 8
+
+
+def test_refuses_to_resume_from_a_folder_that_is_no_checkpoint(
+    tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    before = weights(model)
+    copy.deepcopy(model).save_pretrained(tmp_path / "model")
+    trainer = build_trainer(model)
+    with pytest.raises(ValueError, match="is not a checkpoint of R2FTrainer"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="No valid checkpoint found"):
+        trainer.train(resume_from_checkpoint=True)
+    assert not changed(before, weights(model))
