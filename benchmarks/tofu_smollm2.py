@@ -94,7 +94,8 @@ def main() -> None:
     }
     tokenizer = AutoTokenizer.from_pretrained(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, ModelConfig), ["--config", str(RECIPE)])
+    flags = ["--config", str(RECIPE), *(["--use_cpu"] if device == "cpu" else [])]
+    _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, ModelConfig), flags)
 
     def load(name: str) -> torch.nn.Module:
         return AutoModelForCausalLM.from_pretrained(folders[name]).to(device)

@@ -38,6 +38,15 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"forget": 0.5}
 
 
+def test_a_reader_of_the_old_file_still_sees_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    write_json(path, {"forget": 0.5})
+    with path.open() as reader:
+        write_json(path, {"forget": 0.25})
+        assert json.load(reader) == {"forget": 0.5}
+    assert json.loads(path.read_text()) == {"forget": 0.25}
+
+
 def test_table_shows_the_columns_asked_for_and_leaves_gaps(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {"before": {"forget_probability": 0.98765, "secret": 7.0}, "after": {"model_utility": 0.5}}
     print_table("Unlearning", rows, ["forget_probability", "model_utility"])
