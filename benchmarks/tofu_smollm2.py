@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from rich.progress import Progress
+from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
@@ -32,6 +34,7 @@ from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.rows import content_hash, load_rows
 from r2f_hf.evaluation import run_suite
+from r2f_hf.evaluation.scoring import score_completions
 from r2f_hf.evaluation.suites import TOFU_SPLITS
 from r2f_hf.report import print_table, write_json
 from smollm2 import smollm2_folder
@@ -40,7 +43,7 @@ from smollm2 import smollm2_folder
 RECIPE = Path(__file__).parent.parent / "recipes" / "tofu" / "unlearn.yaml"
 QUESTIONS_PER_AUTHOR = 20
 # Rows of the retain set that are evaluated, spread evenly over its authors.
-RETAIN_ROWS = 90
+RETAIN_ROWS = 60
 SWEEP = {"lora": (1e-4, 3e-4, 1e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.25, 0.5, 1.0)}
 COLUMNS = (
     "forget_probability",
@@ -100,27 +103,20 @@ def main() -> None:
     def load(name: str) -> torch.nn.Module:
         return AutoModelForCausalLM.from_pretrained(folders[name]).to(device)
 
-    def evaluate(model: torch.nn.Module, name: str, gold: dict | None) -> tuple[dict[str, float], dict]:
-        # In the precision of the training, and many times as fast as fp32 on a CPU.
+    def evaluate(
+        model: torch.nn.Module, name: str, gold: dict | None, only: Sequence[str] = tuple(TOFU_SPLITS)
+    ) -> tuple[dict[str, float], dict]:
+        splits = {split: data["splits"][split] for split in only}
+        # In the precision of the training, which is also the faster one on a CPU.
         with torch.autocast(device, dtype=torch.bfloat16):
-            return run_suite(model, tokenizer, data["splits"], options.output_dir / "statistics" / name, gold, 32)
+            return run_suite(model, tokenizer, splits, options.output_dir / "statistics" / name, gold, 32)
 
-    before_metrics, _ = evaluate(load("before"), "before", None)
-    _, gold = evaluate(load("gold"), "gold", None)
-
-    def unlearn(run: str, learning_rate: float, seed: int) -> dict[str, Any]:
+    def train(run: str, learning_rate: float, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as scratch:
             args = replace(recipe, output_dir=scratch, learning_rate=learning_rate, seed=seed, disable_tqdm=True)
-            settings = content_hash([run, args.to_sanitized_dict() | {"output_dir": "", "logging_dir": ""}])
-            file = options.output_dir / "runs" / f"{run}-{learning_rate}-{seed}-{settings}.json"
-            if file.is_file():
-                return json.loads(file.read_text())
             rows = {f"{name}_dataset": data[name] for name in ("forget", "retain", "holdout")}
             trainer = RUNS[run](load("before"), args, processing_class=tokenizer, **rows)
             training = trainer.train().metrics
-        model = trainer.model
-        model = model.merge_and_unload() if run == "lora" else model.get_base_model() if run == "r2f" else model
-        metrics, _ = evaluate(model, f"{run}-{learning_rate}-{seed}", gold)
         result = {
             "run": run,
             "seed": seed,
@@ -128,42 +124,68 @@ def main() -> None:
             "steps": trainer.state.global_step,
             "seconds": training["train_runtime"],
             "stop_reason": trainer.stop_reason,
-            **{column: metrics[column] for column in COLUMNS},
         }
         if "fidelity" in training:
             result["fidelity"] = training["fidelity"]
-        write_json(file, result)
-        return result
+        model = trainer.model
+        if run == "r2f":
+            model = model.get_base_model()
+        elif run == "lora":
+            model = model.merge_and_unload()
+        return model, result
 
-    kept = KEPT * before_metrics["retain_probability"]
+    def finish(model: torch.nn.Module, result: dict[str, Any]) -> dict[str, Any]:
+        metrics, _ = evaluate(model, f"{result['run']}-{result['seed']}", gold)
+        return result | {column: metrics[column] for column in COLUMNS}
 
-    def best(results: list[dict[str, Any]]) -> dict[str, Any]:
-        keeping = [result for result in results if result["retain_probability"] >= kept]
+    def sweep_peer(run: str, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Every learning rate on what it is chosen by, and the best one in full."""
+        swept, models = [], []
+        for rate in SWEEP[run]:
+            model, result = train(run, rate, seed)
+            metrics, _ = evaluate(model, f"{run}-{rate}", gold, ("forget",))
+            questions = [row["question"] for row in data["splits"]["retain"]]
+            answers = [row["answer"] for row in data["splits"]["retain"]]
+            with torch.autocast(device, dtype=torch.bfloat16):
+                log_probs = score_completions(model, tokenizer, questions, answers, desc="retain: answers")
+            metrics["retain_probability"] = float(np.exp(log_probs).mean())
+            swept.append(result | {column: metrics[column] for column in COLUMNS if column in metrics})
+            models.append(model)
+        chosen = best(swept)
+        return swept, finish(models[chosen], {key: swept[chosen][key] for key in swept[chosen] if key not in COLUMNS})
+
+    def best(results: list[dict[str, Any]]) -> int:
+        keeping = [index for index, result in enumerate(results) if result["retain_probability"] >= kept]
         if keeping:
-            return max(keeping, key=lambda result: result["forget_quality"])
-        return max(results, key=lambda result: result["retain_probability"])
+            return max(keeping, key=lambda index: results[index]["forget_quality"])
+        return max(range(len(results)), key=lambda index: results[index]["retain_probability"])
 
+    def once(name: str, compute: Callable[[], Any]) -> Any:
+        """Compute, or read back what an earlier run of this command with the same settings has computed."""
+        file = options.output_dir / "runs" / f"{name}-{settings}.json"
+        if not file.is_file():
+            write_json(file, compute())
+        return json.loads(file.read_text())
+
+    settings = content_hash([recipe.to_sanitized_dict(), SWEEP, RETAIN_ROWS, options.forget, options.authors])
+    _, gold = evaluate(load("gold"), "gold", None)
     rows, sweep = [], []
     for name in ("before", "gold"):
         metrics, _ = evaluate(load(name), name, gold)
         empty = {"seed": 0, "learning_rate": 0.0, "steps": 0, "seconds": 0.0}
         rows.append({"run": name, **empty, **{column: metrics[column] for column in COLUMNS}})
+    kept = KEPT * rows[0]["retain_probability"]
+
     first, *others = options.seeds
-    with Progress() as progress:
-        runs = sum(len(rates) for rates in SWEEP.values()) + len(SWEEP) * len(others) + len(options.seeds)
-        task = progress.add_task("Unlearning runs", total=runs)
-
-        def tracked(*run: Any) -> dict[str, Any]:
-            result = unlearn(*run)
-            progress.advance(task)
-            return result
-
-        rows += [tracked("r2f", recipe.learning_rate, seed) for seed in options.seeds]
-        for peer, rates in SWEEP.items():
-            swept = [tracked(peer, rate, first) for rate in rates]
-            sweep += swept
-            chosen = best(swept)
-            rows += [chosen, *(tracked(peer, chosen["learning_rate"], seed) for seed in others)]
+    for seed in track(options.seeds, "r2f"):
+        rows.append(once(f"r2f-{seed}", lambda seed=seed: finish(*train("r2f", recipe.learning_rate, seed))))
+    for run in SWEEP:
+        swept, chosen = once(f"{run}-sweep-{first}", lambda run=run: sweep_peer(run, first))
+        sweep += swept
+        rows.append(chosen)
+        for seed in track(others, run):
+            rate = chosen["learning_rate"]
+            rows.append(once(f"{run}-{seed}", lambda run=run, rate=rate, seed=seed: finish(*train(run, rate, seed))))
     write_json(options.output_dir / "report.json", {"rows": rows, "sweep": sweep})
 
     table = {f"{row['run']} lr {row['learning_rate']:g} seed {row['seed']}": row for row in rows}
