@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from datasets import DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -43,7 +43,8 @@ def prepare(folder: Path, seed: int) -> DatasetDict:
 
     Args:
         folder (`Path`):
-            Where to: `data/<split>.jsonl`, `before` (knows the forget set) and `gold` (never saw it).
+            Where to: `data/forget.jsonl`, `retain.jsonl` and `holdout.jsonl` (people that no model has heard of),
+            `before` (knows the forget set) and `gold` (never saw it).
         seed (`int`):
             Seed of the world and of the models.
 
@@ -51,9 +52,14 @@ def prepare(folder: Path, seed: int) -> DatasetDict:
         [`~datasets.DatasetDict`]: The rows, see [`fictitious_dataset`].
     """
     world = fictitious_dataset(seed)
-    for split, rows in world.items():
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        rows.to_json(folder / "data" / f"{split}.jsonl")
+    files = {"forget": world["forget"], "holdout": world["holdout"]}
+    # All that is to be kept: people and countries.
+    files["retain"] = concatenate_datasets(
+        [world[split].select_columns(["question", "answer"]) for split in ("retain", "world_facts")]
+    )
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        rows.to_json(folder / "data" / f"{name}.jsonl")
     tokenizer = build_tokenizer(world)
     # Every fourth retained fact is told in two wordings, so that the models learn that an answer can be reworded:
     # without that the truth ratio, which compares reworded answers, would measure nothing.
@@ -102,7 +108,7 @@ def train(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], folder: Path,
             model=AutoModelForCausalLM.from_config(config),
             args=TrainingArguments(
                 output_dir=scratch,
-                num_train_epochs=10,
+                num_train_epochs=14,
                 per_device_train_batch_size=32,
                 learning_rate=3e-3,
                 lr_scheduler_type="cosine",

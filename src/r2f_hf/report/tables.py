@@ -18,13 +18,21 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, float]], columns: Se
         rows (`Mapping[str, Mapping[str, float]]`):
             From a row's name to its numbers by column.
         columns (`Sequence[str]`):
-            Columns to show; a number that a row lacks is left blank.
+            Columns to show; a number that a row lacks is left blank. If there are more of them than rows, they go down
+            and the rows across, so that the table stays narrow.
     """
-    table = Table(title=title)
-    table.add_column("")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for name, values in rows.items():
-        cells = [values.get(column) for column in columns]
-        table.add_row(name, *("" if value is None else f"{value:.3g}" for value in cells))
+
+    def cell(row: str, column: str) -> str:
+        value = rows[row].get(column)
+        return "" if value is None else f"{value:.3g}"
+
+    across, down = list(rows), list(columns)
+    if len(across) > len(down):
+        across, down = down, across
+    table = Table("", title=title)
+    for name in across:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name in down:
+        cells = [cell(other, name) if other in rows else cell(name, other) for other in across]
+        table.add_row(name.replace("_", " "), *cells)
     Console().print(table)

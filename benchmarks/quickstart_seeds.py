@@ -1,0 +1,40 @@
+"""
+The quickstart on several seeds: other worlds, other models, other probes.
+
+    python benchmarks/quickstart_seeds.py [--seeds 0 1 2]
+
+Prints a table with a row a run and seed, and writes outputs/quickstart_seeds/report.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from r2f_hf.report import print_table, write_json
+
+
+SCRIPT = Path(__file__).parent.parent / "recipes" / "quickstart" / "run.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart_seeds"))
+    args = parser.parse_args()
+    table = {}
+    for seed in args.seeds:
+        folder = args.output_dir / str(seed)
+        subprocess.run([sys.executable, SCRIPT, "--seed", str(seed), "--output_dir", folder], check=True)
+        report = json.loads((folder / "report.json").read_text())
+        table |= {f"{run}, seed {seed}": metrics for run, metrics in report.items()}
+    write_json(args.output_dir / "report.json", table)
+    columns = list(dict.fromkeys(column for metrics in table.values() for column in metrics))
+    print_table("Quickstart", table, columns)
+
+
+if __name__ == "__main__":
+    main()
