@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig
 
+import peers
+import r2f_hf
 from finetune import finetuned_folder
 from peers import RUNS
 from r2f_hf import R2FConfig
-from r2f_hf.cli.recipes import parse_recipe
+from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.rows import content_hash, load_rows
 from r2f_hf.evaluation import run_suite
@@ -98,7 +99,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     flags = ["--config", str(RECIPE), *(["--use_cpu"] if device == "cpu" else [])]
-    _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, ModelConfig), flags)
+    _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), flags)
 
     def load(name: str) -> torch.nn.Module:
         return AutoModelForCausalLM.from_pretrained(folders[name]).to(device)
@@ -129,7 +130,7 @@ def main() -> None:
             result["fidelity"] = training["fidelity"]
         model = trainer.model
         if run == "r2f":
-            model = model.get_base_model()
+            model = model.unload()
         elif run == "lora":
             model = model.merge_and_unload()
         return model, result
@@ -167,7 +168,9 @@ def main() -> None:
             write_json(file, compute())
         return json.loads(file.read_text())
 
-    settings = content_hash([recipe.to_sanitized_dict(), SWEEP, RETAIN_ROWS, options.forget, options.authors])
+    # Of everything that the numbers depend on, this project's code included.
+    source = [path.read_text() for path in sorted((*Path(r2f_hf.__file__).parent.rglob("*.py"), Path(peers.__file__)))]
+    settings = content_hash([recipe.to_sanitized_dict(), SWEEP, data, [f.name for f in folders.values()], source])
     _, gold = evaluate(load("gold"), "gold", None)
     rows, sweep = [], []
     for name in ("before", "gold"):

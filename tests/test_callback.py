@@ -26,7 +26,7 @@ from trl import SFTConfig, SFTTrainer
 
 from r2f_hf import R2FCallback
 from r2f_hf.decoders import TikhonovDecoder
-from r2f_hf.gradients import LoraSketch, draw_probes
+from r2f_hf.gradients import LoraSketch, draw_probes, find_probes
 
 
 LR = 0.25
@@ -159,6 +159,8 @@ def test_the_adapter_leaves_the_forward_pass_as_it_is(
     wrapped = wrap(model)
     trainer = plain_trainer(wrapped, R2FCallback())
     trainer.train()
+    for probe in find_probes(wrapped):
+        probe.draw(seed=0, step=1)
     batch = next(iter(trainer.get_train_dataloader()))
     pairs = torch.cat([parameter.flatten() for name, parameter in wrapped.named_parameters() if "lora_B" in name])
     assert pairs.abs().max() > 0.1
@@ -167,6 +169,20 @@ def test_the_adapter_leaves_the_forward_pass_as_it_is(
         with wrapped.disable_adapter():
             alone = wrapped(**batch).logits
     torch.testing.assert_close(logits, alone, atol=1e-4, rtol=1e-5)
+
+
+def test_what_is_left_is_an_empty_adapter_over_the_result(
+    model: PreTrainedModel, plain_trainer: BuildPlainTrainer, tmp_path: Path
+) -> None:
+    trainer = plain_trainer(wrap(model), R2FCallback())
+    trainer.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        logits = trainer.model(**batch).logits
+        assert not any(parameter.any() for name, parameter in trainer.model.named_parameters() if "lora_B" in name)
+        trainer.model.unload().save_pretrained(tmp_path / "result")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "result")
+        torch.testing.assert_close(loaded.eval()(**batch).logits, logits, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

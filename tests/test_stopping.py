@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BuildTrainer
+from conftest import BuildTrainer, rows
 from transformers import PreTrainedModel
 
 from r2f_hf.stopping import KEPT, stop_criterion
@@ -74,3 +74,22 @@ def test_without_a_holdout_set_a_run_takes_all_its_steps(model: PreTrainedModel,
     trainer.train()
     assert trainer.stop_reason is None
     assert trainer.state.global_step == 3
+
+
+def test_looking_at_the_holdout_set_costs_no_log(
+    memorised_model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
+) -> None:
+    """Logging inside a callback clears the Trainer's own wish to log the step."""
+    trainer = build_trainer(
+        memorised_model, data={"holdout_dataset": holdout_rows}, max_steps=4, stop_check_steps=1, learning_rate=1e-6
+    )
+    trainer.train()
+    assert [logs["step"] for logs in trainer.state.log_history if "loss" in logs] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("known", "name"), [("forget", "Orla"), ("retain", "Bram")])
+def test_holdout_rows_that_the_model_knows_are_refused(
+    known: str, name: str, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with pytest.raises(ValueError, match=rf"The {known} and holdout sets share 2 rows: {known}\[0\] = holdout\[0\]"):
+        build_trainer(model, data={"holdout_dataset": rows(name, 2)})

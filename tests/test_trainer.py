@@ -397,6 +397,23 @@ def test_refuses_to_resume_with_another_configuration(
     assert not changed(before, weights(model))
 
 
+def test_refuses_to_resume_with_another_holdout_set(
+    tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
+) -> None:
+    data = {"holdout_dataset": holdout_rows}
+    build_trainer(build_model(), data=data, **CHECKPOINTS | {"max_steps": 1}).train()
+    trainer = build_trainer(model, data={"holdout_dataset": holdout_rows[1:]}, **CHECKPOINTS)
+    with pytest.raises(ValueError, match="data was"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-1"))
+
+
+def test_refuses_weight_decay_which_would_not_reach_the_weights(
+    model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with pytest.raises(ValueError, match="`weight_decay` would act on the probes"):
+        build_trainer(model, weight_decay=0.1)
+
+
 def test_more_steps_are_the_same_run(tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
     build_trainer(build_model(), **CHECKPOINTS | {"max_steps": 1}).train()
     trainer = build_trainer(model, **CHECKPOINTS | {"max_steps": 3})

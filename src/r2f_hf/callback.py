@@ -34,11 +34,12 @@ class R2FCallback(TrainerCallback):
 
     where `Ĝ` is the reconstruction over all modules, `‖Ĝ‖` its Frobenius norm over all modules together and `lr` the
     learning rate that the Trainer's scheduler has set. Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so
-    that the probes leave the forward pass as it is.
+    that the probes leave the forward pass as it is. After training the adapter is empty and the result is the model
+    behind it: `trainer.model.unload().save_pretrained(folder)`.
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
-    there they are accumulated, averaged over processes, unscaled and clipped, whatever the backend, and a step that
-    the gradient scaler skips writes nothing. (Trainer's callback events come at a time when DeepSpeed and FSDP have
+    there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler
+    skips writes nothing. (Trainer's callback events come at a time when DeepSpeed and FSDP have
     already released them, transformers #31095.)
 
     Args:
@@ -135,6 +136,8 @@ class R2FCallback(TrainerCallback):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        for probe in self.probes:
+            probe.clear()
 
     # The step
 
@@ -152,7 +155,8 @@ class R2FCallback(TrainerCallback):
             self._skip(bad)
             return
         gradients = [self.decoder.decode(sketch) for sketch in sketches]
-        norms = torch.stack([gradient.norm() for gradient in gradients])
+        # Modules may lie on several devices.
+        norms = torch.stack([gradient.norm().to(gradients[0].U.device) for gradient in gradients])
         norm = norms.norm().item()
         if not math.isfinite(norm):
             self._skip([probe.name for probe, finite in zip(self.probes, norms.isfinite(), strict=True) if not finite])

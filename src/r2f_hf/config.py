@@ -72,8 +72,8 @@ class R2FConfig(TrainingArguments):
             either way.
 
     The parameters below have other defaults than in [`~transformers.TrainingArguments`]: `learning_rate` is the norm
-    of an update, `optim="sgd"` keeps no state for probes that are drawn anew each step, and `remove_unused_columns` is
-    off because the trainer builds its own batches.
+    of an update, `optim="sgd"` keeps no state for probes that are drawn anew each step, `remove_unused_columns` is off
+    because the trainer builds its own batches, and `logging_steps` is 1.
     """
 
     learning_rate: float = field(default=0.5, metadata={"help": "Frobenius norm of a step's whole update."})
@@ -132,6 +132,10 @@ class R2FConfig(TrainingArguments):
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not 0 <= self.held_out < self.rank:
             raise ValueError(f"`held_out` must be from 0 to `rank` - 1, got {self.held_out} with rank {self.rank}.")
+        if self.num_views > 1 and self.views_column is None and not self.view_templates:
+            raise ValueError(
+                f"`num_views={self.num_views}` needs a `views_column` or `view_templates` to take views from."
+            )
         if objective.needs_retain and self.retain_objective == "none":
             raise ValueError(
                 f"`forget_objective={self.forget_objective!r}` is a difference with a retain loss; choose a "

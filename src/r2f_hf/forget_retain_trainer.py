@@ -100,6 +100,9 @@ class ForgetRetainTrainer(Trainer):
             retain_dataset = []
         if holdout_dataset is not None:
             check_rows(holdout_dataset, "holdout", encoder.columns)
+            # Rows that the model knows are no measure of not knowing.
+            check_overlap(forget_dataset, holdout_dataset, encoder.columns, ("forget", "holdout"))
+            check_overlap(retain_dataset, holdout_dataset, encoder.columns, ("retain", "holdout"))
         forget_views = [encoder.views(row, f"forget[{index}]") for index, row in enumerate(forget_dataset)]
         retain = [encoder.original(row, f"retain[{index}]") for index, row in enumerate(retain_dataset)]
         holdout = [encoder.original(row, f"holdout[{index}]") for index, row in enumerate(holdout_dataset or [])]
@@ -211,7 +214,8 @@ class ForgetRetainTrainer(Trainer):
         """
         Unlearn. See [`~transformers.Trainer.train`] for the arguments.
 
-        Reference log-probabilities are computed here, before the first write; a resumed run reads its checkpoint's.
+        Reference log-probabilities are computed here, before the first write; [`R2FTrainer`] keeps them in its
+        checkpoints, where a resumed run finds them.
         """
         if not resume_from_checkpoint:
             self._set_references(self._compute_references())

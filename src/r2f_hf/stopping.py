@@ -78,7 +78,10 @@ class HoldoutStopping(TrainerCallback):
             seen["r2f/retain_probability"] = retain
             kept = f", and the retain set's mean probability is {retain:.3f} (it was {before:.3f})"
             reason = reason + kept if retain >= KEPT * before else None
+        # Logging clears the flag by which the step's own losses are to be logged after this.
+        should_log = control.should_log
         trainer.log(seen)
+        control.should_log = should_log
         if reason is not None:
             trainer.stop_reason = reason
             logger.warning("Stopped at step %d: %s.", state.global_step, reason)

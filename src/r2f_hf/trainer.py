@@ -77,7 +77,8 @@ class R2FTrainer(ForgetRetainTrainer):
     Trainer for Recover-to-Forget (R2F, arXiv 2512.07374): unlearns a forget set while holding a retain set.
 
     The model is wrapped in a LoRA adapter that serves as a probe of the full gradient; [`R2FCallback`] decodes the
-    probe's gradients after each step and writes the model's own weights. What is saved is the plain model.
+    probe's gradients after each step and writes the model's own weights. What is saved is the plain model; in memory
+    `trainer.model.unload()` is.
 
     Example:
 
@@ -164,6 +165,8 @@ class R2FTrainer(ForgetRetainTrainer):
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError("R2FTrainer runs on one process or under DDP; DeepSpeed and FSDP are not supported yet.")
         self.r2f_callback = R2FCallback(
             decoder=args.decoder,
             seed=args.seed,
@@ -175,8 +178,9 @@ class R2FTrainer(ForgetRetainTrainer):
         self.add_callback(self.r2f_callback)
         views = [view["input_ids"] for views in self.train_examples["forget"] for view in views]
         retain = [example["input_ids"] for example in self.train_examples["retain"]]
+        holdout = [example["input_ids"] for example in self.reference_examples["holdout"]]
         self.run_description = {key: getattr(args, key) for key in RUN_KEYS} | {
-            "data": content_hash([views, retain]),
+            "data": content_hash([views, retain, holdout]),
             "processes": args.world_size,
         }
 

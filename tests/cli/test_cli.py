@@ -151,8 +151,8 @@ def test_a_recipe_that_cannot_be_read_is_refused(text: str, message: str, fails:
         (("unlearn", "--model_name_or_path", "./nowhere"), "There is no model folder ./nowhere."),
         (("evaluate", "--data", ".", "--forget_split", "forget01"), "The tofu suite needs forget01_perturbed.json"),
         (("evaluate", "--suite", "tofuu", "--data", "."), "Unknown suite: 'tofuu'. Did you mean 'tofu'?"),
-        (("unlearn", "--use_peft", "true", "--lora_r", "8"), "use_peft, lora_r: R2F brings its own adapter"),
-        (("unlearn", "--load_in_4bit", "true"), "load_in_4bit: R2F brings its own adapter"),
+        (("unlearn", "--use_peft", "true", "--lora_r", "8"), "use_peft, lora_r: R2F takes model_name_or_path"),
+        (("unlearn", "--load_in_4bit", "true"), "load_in_4bit: R2F takes model_name_or_path"),
     ],
 )
 def test_mistakes_are_told_in_a_line(argv: tuple[str, ...], message: str, fails: Callable[..., str]) -> None:

@@ -48,10 +48,16 @@ def test_a_row_longer_than_the_context_is_refused_and_one_that_is_cut_is_not(enc
 
 
 @pytest.mark.parametrize("settings", [{}, {"prompt_column": "none"}], ids=["answer", "plain text"])
-@pytest.mark.parametrize("completion", ["", " \n", None])
-def test_an_empty_completion_is_refused(completion: str | None, settings: dict[str, Any], encoder: Any) -> None:
-    with pytest.raises(ValueError, match=r"retain\[2\] has an empty completion"):
+@pytest.mark.parametrize("completion", ["", " \n", None, 7])
+def test_an_empty_completion_is_refused(completion: object, settings: dict[str, Any], encoder: Any) -> None:
+    with pytest.raises(ValueError, match=r"retain\[2\] has an empty 'answer', or one that is not text"):
         encoder(**settings).original(ROW | {"answer": completion}, "retain[2]")
+
+
+@pytest.mark.parametrize("prompt", ["", None])
+def test_an_empty_prompt_is_refused_and_not_taken_for_plain_text(prompt: object, encoder: Any) -> None:
+    with pytest.raises(ValueError, match=r"forget\[2\] has an empty 'question'"):
+        encoder().views(ROW | {"question": prompt}, "forget[2]")
 
 
 def test_a_completion_that_is_cut_off_whole_is_refused(encoder: Any) -> None:

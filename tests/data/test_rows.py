@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 from datasets import Dataset
 
@@ -92,3 +93,12 @@ def test_content_hash_ignores_the_order_of_keys_and_sees_everything_else() -> No
     value = {"a": [1, 2], "b": "x"}
     assert content_hash(value) == content_hash({"b": "x", "a": [1, 2]})
     assert len({content_hash(other) for other in (value, {"a": [2, 1], "b": "x"}, {"a": [1, 2], "b": "y"})}) == 3
+
+
+def test_no_copy_of_the_rows_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "Who is Orla?", "answer": "A secret."}\n')
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    assert load_rows(str(file))[0]["answer"] == "A secret."
+    assert not any(b"secret" in path.read_bytes() for path in cache.rglob("*") if path.is_file())

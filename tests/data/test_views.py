@@ -33,5 +33,6 @@ def test_plain_text_has_an_empty_prompt() -> None:
 def test_templates_must_hold_the_prompt() -> None:
     check_templates(["Say: {prompt}"])
     check_templates(None)
-    with pytest.raises(ValueError, match=r"'Say it' has no \{prompt\} field"):
-        check_templates(["Say: {prompt}", "Say it"])
+    for template in ("Say it", "{name}: {prompt}"):
+        with pytest.raises(ValueError, match=r"must have the field \{prompt\} and no other"):
+            check_templates(["Say: {prompt}", template])

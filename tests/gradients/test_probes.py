@@ -52,6 +52,7 @@ def test_reading_without_a_gradient_is_an_error(model: PreTrainedModel) -> None:
     [
         ({"use_dora": True}, "no DoRA"),
         ({"lora_dropout": 0.1}, "`lora_dropout=0.0`"),
+        ({"lora_alpha": 16}, "The adapter's scaling is .*: its random probes would change what the model computes"),
         ({"bias": "lora_only"}, '`bias="none"`'),
         ({"modules_to_save": ["lm_head"]}, "no `modules_to_save`"),
         ({"target_modules": ["embed_tokens", "q_proj"]}, "embed_tokens is a Embedding"),

@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The rest belongs to the subcommand, `--help` included.
     chosen = parser.parse_args(argv[:1]).command
     try:
-        import_module(f".{chosen}", __name__).run(argv[1:])
+        execute = import_module(f".{chosen}", __name__).prepare(argv[1:])
     except (ValueError, FileNotFoundError) as error:
         # What a user can put right is told in a line, without a traceback through the libraries.
         parser.exit(2, f"r2f {chosen}: error: {error}\n")
+    execute()

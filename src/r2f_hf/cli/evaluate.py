@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from trl import ModelConfig
 
 from ..evaluation import load_suite, run_suite
+from ..evaluation.suites import Rows
 from ..report import print_table, write_json
-from .recipes import load_model, parse_recipe
+from .recipes import PlainModelConfig, load_model, parse_recipe
 
 
 @dataclass
@@ -45,10 +46,15 @@ class EvaluateArguments:
     max_new_tokens: int = field(default=64, metadata={"help": "Longest generated answer, in tokens."})
 
 
-def run(argv: Sequence[str]) -> None:
-    """Run `r2f evaluate` with the arguments that follow it."""
-    args, model_config = parse_recipe("evaluate", (EvaluateArguments, ModelConfig), argv)
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f evaluate` and its rows."""
+    args, model_config = parse_recipe("evaluate", (EvaluateArguments, PlainModelConfig), argv)
     splits = load_suite(args.suite, args.data, args.forget_split)
+    return partial(evaluate, args, model_config, splits)
+
+
+def evaluate(args: EvaluateArguments, model_config: PlainModelConfig, splits: dict[str, Rows]) -> None:
+    """Evaluate, and write `report.json` to the output folder."""
     folder = Path(args.output_dir)
     settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
     state = PartialState()

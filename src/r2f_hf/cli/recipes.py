@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl import ModelConfig, TrlParser
 
 from ..lookup import lookup
+
+
+@dataclass
+class PlainModelConfig(ModelConfig):
+    """TRL's [`~trl.ModelConfig`], with the model in its own precision unless another is asked for."""
+
+    dtype: str | None = field(default="auto", metadata={"help": "Precision of the weights; auto is the model's own."})
 
 
 # What TRL's ModelConfig offers and R2F takes; the rest is about adapters and quantisation, which R2F decides itself.
@@ -79,14 +86,15 @@ def load_model(config: ModelConfig, name: str | None = None) -> tuple[PreTrained
         `FileNotFoundError`: If the name looks like a folder that is not there.
     """
     ignored = [
-        field.name
-        for field in fields(config)
-        if field.name not in _MODEL_FIELDS and getattr(config, field.name) != getattr(ModelConfig(), field.name)
+        option.name
+        for option in fields(config)
+        if option.name not in _MODEL_FIELDS
+        and getattr(config, option.name) != getattr(PlainModelConfig(), option.name)
     ]
     if ignored:
         raise ValueError(
-            f"{', '.join(ignored)}: R2F brings its own adapter (see `rank`, `target_modules`) and needs weights that "
-            "are not quantised. Leave these options out."
+            f"{', '.join(ignored)}: R2F takes {', '.join(_MODEL_FIELDS)} alone; it brings its own adapter (see "
+            "`rank`, `target_modules`) and needs weights that are not quantised. Leave these options out."
         )
     name = name or config.model_name_or_path
     if name is None:

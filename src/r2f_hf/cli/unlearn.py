@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-
-from trl import ModelConfig
+from functools import partial
 
 from ..config import R2FConfig
 from ..data.rows import load_rows
 from ..report import print_table
 from ..trainer import R2FTrainer
-from .recipes import load_model, parse_recipe
+from .recipes import PlainModelConfig, load_model, parse_recipe
 
 
 @dataclass
@@ -26,7 +25,8 @@ class UnlearnArguments:
         retain_data (`str`, *optional*):
             Rows to keep.
         holdout_data (`str`, *optional*):
-            Rows that the model never saw; training stops when the forget set cannot be told from them.
+            Rows that the model never saw; training stops when the forget set cannot be told from them and the retain
+            set is kept.
     """
 
     forget_data: str | None = field(
@@ -38,9 +38,9 @@ class UnlearnArguments:
     )
 
 
-def run(argv: Sequence[str]) -> None:
-    """Run `r2f unlearn` with the arguments that follow it."""
-    data, args, model_config = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, ModelConfig), argv)
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f unlearn`, and check all there is to check before any weight changes."""
+    data, args, model_config = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), argv)
     sources = {"forget": data.forget_data, "retain": data.retain_data, "holdout": data.holdout_data}
     rows = {name: load_rows(source) if source else None for name, source in sources.items()}
     model, tokenizer = load_model(model_config)
@@ -52,6 +52,12 @@ def run(argv: Sequence[str]) -> None:
         holdout_dataset=rows["holdout"],
         processing_class=tokenizer,
     )
+    return partial(unlearn, trainer)
+
+
+def unlearn(trainer: R2FTrainer) -> None:
+    """Unlearn, with metrics before and after, and save the model and the metrics to the output folder."""
+    args = trainer.args
     before = trainer.evaluate()
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     after = trainer.evaluate()

@@ -41,20 +41,24 @@ class ExampleEncoder:
 
     def original(self, row: Row, name: str) -> Encoded:
         """The row in its own wording."""
+        self._check_text(row, name)
         prompt = "" if self.args.prompt_column is None else row[self.args.prompt_column]
         return self._encode(prompt, row, name)
 
     def views(self, row: Row, name: str) -> list[Encoded]:
         """The row in all its wordings, its own first."""
+        self._check_text(row, name)
         prompts = example_prompts(row, self.args.prompt_column, self.args.views_column, self.args.view_templates)
         return [self._encode(prompt, row, name) for prompt in prompts]
 
+    def _check_text(self, row: Row, name: str) -> None:
+        # An empty prompt would make the example plain text, an empty completion leave the end-of-sequence token alone.
+        for column in self.columns:
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise ValueError(f"{name} has an empty {column!r}, or one that is not text.")
+
     def _encode(self, prompt: str, row: Row, name: str) -> Encoded:
-        completion = row[self.args.completion_column]
-        # Left alone, the loss would be on the end-of-sequence token.
-        if not (completion and completion.strip()):
-            raise ValueError(f"{name} has an empty completion: there is nothing to take the loss on.")
-        example = encode_example(self.tokenizer, prompt, completion, self.args.max_length)
+        example = encode_example(self.tokenizer, prompt, row[self.args.completion_column], self.args.max_length)
         length = len(example["input_ids"])
         if length > self.context:
             raise ValueError(

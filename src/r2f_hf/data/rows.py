@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def load_rows(source: str) -> Dataset:
             raise FileNotFoundError(f"There is no data file {source}.")
         kind = _FILE_BUILDERS[path.suffix]
         try:
-            return load_dataset(kind, data_files=str(path), split="train")
+            # In memory alone: rows that are to be forgotten must not live on in a cache.
+            with tempfile.TemporaryDirectory() as cache:
+                return load_dataset(kind, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True)
         except (DatasetGenerationError, StopIteration, ValueError) as error:
             raise ValueError(f"The data file {source} is empty or is not {kind}.") from error
     name, config, split = [*source.split(":"), "", ""][:3]
@@ -63,25 +66,31 @@ def check_rows(rows: Sequence[Row] | Dataset | None, name: str, columns: Iterabl
     """
     if rows is None or len(rows) == 0:
         raise ValueError(f"The {name} set is empty: there is nothing to take a gradient on. Pass at least one row.")
-    missing = [column for column in columns if column is not None and column not in rows[0]]
-    if missing:
-        raise ValueError(
-            f"The {name} set has no column {missing[0]!r}; its columns are {', '.join(map(repr, rows[0]))}. Set "
-            "`prompt_column`, `completion_column` or `views_column` to one of them."
-        )
+    for index, row in enumerate(rows):
+        missing = [column for column in columns if column is not None and column not in row]
+        if missing:
+            where = f"The {name} set" if index == 0 else f"{name}[{index}]"
+            raise ValueError(
+                f"{where} has no column {missing[0]!r}; its columns are {', '.join(map(repr, row))}. Set "
+                "`prompt_column`, `completion_column` or `views_column` to one of them."
+            )
 
 
-def check_overlap(forget: Sequence[Row], retain: Sequence[Row], columns: Sequence[str]) -> None:
+def check_overlap(
+    first: Sequence[Row], second: Sequence[Row], columns: Sequence[str], names: tuple[str, str] = ("forget", "retain")
+) -> None:
     """
-    Refuse forget and retain sets that share rows: the same text cannot be both forgotten and kept.
+    Refuse sets that share rows: the same text cannot be both forgotten and kept, nor known and unseen.
 
     Args:
-        forget (`Sequence[Mapping]`):
-            Forget rows.
-        retain (`Sequence[Mapping]`):
-            Retain rows.
+        first (`Sequence[Mapping]`):
+            Rows of the first set.
+        second (`Sequence[Mapping]`):
+            Rows of the second set.
         columns (`Sequence[str]`):
             Columns whose values make a row the same, letter case and surrounding white space aside.
+        names (`tuple[str, str]`, *optional*, defaults to `("forget", "retain")`):
+            Which sets they are, for the message.
 
     Raises:
         `ValueError`: Naming the pairs of rows by their indices (never by their text, which may have to stay private).
@@ -90,12 +99,14 @@ def check_overlap(forget: Sequence[Row], retain: Sequence[Row], columns: Sequenc
     def key(row: Row) -> tuple[str, ...]:
         return tuple(str(row[column]).strip().casefold() for column in columns)
 
-    where = {key(row): index for index, row in enumerate(retain)}
-    shared = [(index, where[key(row)]) for index, row in enumerate(forget) if key(row) in where]
+    where = {key(row): index for index, row in enumerate(second)}
+    shared = [(index, where[key(row)]) for index, row in enumerate(first) if key(row) in where]
     if shared:
-        pairs = ", ".join(f"forget[{f}] = retain[{r}]" for f, r in shared[:5])
+        pairs = ", ".join(f"{names[0]}[{f}] = {names[1]}[{r}]" for f, r in shared[:5])
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
-        raise ValueError(f"The forget and retain sets share {len(shared)} rows: {pairs}{more}. Remove them from one.")
+        raise ValueError(
+            f"The {names[0]} and {names[1]} sets share {len(shared)} rows: {pairs}{more}. Remove them from one."
+        )
 
 
 def content_hash(value: Any) -> str:

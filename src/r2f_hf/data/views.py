@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ def example_prompts(
         `list[str]`: Distinct prompts.
     """
     prompt = "" if prompt_column is None else row[prompt_column]
-    paraphrases = row[views_column] if views_column is not None else []
+    paraphrases = (row[views_column] or []) if views_column is not None else []
     paraphrases = [paraphrases] if isinstance(paraphrases, str) else paraphrases
     templated = [template.format(prompt=prompt) for template in view_templates or []]
     return list(dict.fromkeys([prompt, *paraphrases, *templated]))
@@ -43,5 +44,6 @@ def check_templates(view_templates: Sequence[str] | None) -> None:
         `ValueError`: Naming the template.
     """
     for template in view_templates or []:
-        if "{prompt}" not in template:
-            raise ValueError(f"The view template {template!r} has no {{prompt}} field, so it would ask nothing.")
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        if fields != {"prompt"}:
+            raise ValueError(f"The view template {template!r} must have the field {{prompt}} and no other.")

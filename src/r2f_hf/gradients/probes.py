@@ -19,6 +19,9 @@ from .update import add_low_rank_
 
 logger = logging.getLogger(__name__)
 
+# Probes with a larger scaling `lora_alpha / r` would disturb the forward pass.
+MAX_SCALING = 1e-3
+
 
 @dataclass
 class LoraProbe:
@@ -65,6 +68,11 @@ class LoraProbe:
         self.A.copy_(A)
         self.B.copy_(B)
 
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Make the pair add nothing to the module, as PEFT's own initialisation does."""
+        self.B.zero_()
+
     def read(self, held_out: int) -> LoraSketch:
         """
         The sketch that the pair's gradients hold now.
@@ -102,7 +110,8 @@ def find_probes(model: nn.Module) -> list[LoraProbe]:
 
     Raises:
         `TypeError`: If the model is not a PEFT model.
-        `ValueError`: If the adapter is not plain LoRA without dropout, or a targeted weight is quantised, tied to the
+        `ValueError`: If the adapter is not plain LoRA without dropout, or its scaling is so large that the model would
+            notice the probes, or a targeted weight is quantised, tied to the
             embeddings or otherwise not a linear layer's own.
     """
     if not isinstance(model, PeftModel):
@@ -140,6 +149,11 @@ def find_probes(model: nn.Module) -> list[LoraProbe]:
                 f"{probe.name} is a {type(base).__name__} under {type(layer).__module__}.{type(layer).__name__}; a "
                 "reconstructed gradient can only be written into floating-point linear layers. Load the model without "
                 "quantisation, or leave the module out of `target_modules`."
+            )
+        if layer.scaling[adapter] > MAX_SCALING:
+            raise ValueError(
+                f"The adapter's scaling is {layer.scaling[adapter]:g}: its random probes would change what the model "
+                f"computes. Use `lora_alpha={1e-6 * config.r:g}` with `r={config.r}`."
             )
         if base.weight is embeddings:
             raise ValueError(
