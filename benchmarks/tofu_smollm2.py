@@ -34,7 +34,7 @@ from r2f_hf import R2FConfig
 from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.rows import content_hash, load_rows
-from r2f_hf.evaluation import run_suite
+from r2f_hf.evaluation import HEADLINE, run_suite
 from r2f_hf.evaluation.scoring import score_completions
 from r2f_hf.evaluation.suites import TOFU_SPLITS
 from r2f_hf.report import print_table, write_json
@@ -46,14 +46,6 @@ QUESTIONS_PER_AUTHOR = 20
 # Rows of the retain set that are evaluated, spread evenly over its authors.
 RETAIN_ROWS = 60
 SWEEP = {"lora": (1e-4, 3e-4, 1e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.25, 0.5, 1.0)}
-COLUMNS = (
-    "forget_probability",
-    "forget_paraphrase_probability",
-    "retain_probability",
-    "truth_ratio",
-    "forget_quality",
-    "model_utility",
-)
 KEPT = 0.95
 
 
@@ -137,7 +129,7 @@ def main() -> None:
 
     def finish(model: torch.nn.Module, result: dict[str, Any]) -> dict[str, Any]:
         metrics, _ = evaluate(model, f"{result['run']}-{result['seed']}", gold)
-        return result | {column: metrics[column] for column in COLUMNS}
+        return result | {column: metrics[column] for column in HEADLINE}
 
     def sweep_peer(run: str, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Every learning rate on what it is chosen by, and the best one in full."""
@@ -150,10 +142,10 @@ def main() -> None:
             with torch.autocast(device, dtype=torch.bfloat16):
                 log_probs = score_completions(model, tokenizer, questions, answers, desc="retain: answers")
             metrics["retain_probability"] = float(np.exp(log_probs).mean())
-            swept.append(result | {column: metrics[column] for column in COLUMNS if column in metrics})
+            swept.append(result | {column: metrics[column] for column in HEADLINE if column in metrics})
             models.append(model)
         chosen = best(swept)
-        return swept, finish(models[chosen], {key: swept[chosen][key] for key in swept[chosen] if key not in COLUMNS})
+        return swept, finish(models[chosen], {key: swept[chosen][key] for key in swept[chosen] if key not in HEADLINE})
 
     def best(results: list[dict[str, Any]]) -> int:
         keeping = [index for index, result in enumerate(results) if result["retain_probability"] >= kept]
@@ -176,7 +168,7 @@ def main() -> None:
     for name in ("before", "gold"):
         metrics, _ = evaluate(load(name), name, gold)
         empty = {"seed": 0, "learning_rate": 0.0, "steps": 0, "seconds": 0.0}
-        rows.append({"run": name, **empty, **{column: metrics[column] for column in COLUMNS}})
+        rows.append({"run": name, **empty, **{column: metrics[column] for column in HEADLINE}})
     kept = KEPT * rows[0]["retain_probability"]
 
     first, *others = options.seeds
@@ -195,11 +187,11 @@ def main() -> None:
     for run in RUNS:
         found = [row for row in rows if row["run"] == run]
         table[f"{run}, mean"] = {
-            column: sum(row[column] for row in found) / len(found) for column in (*COLUMNS, "steps", "seconds")
+            column: sum(row[column] for row in found) / len(found) for column in (*HEADLINE, "steps", "seconds")
         }
-    print_table(f"SmolLM2-135M forgets TOFU {options.forget}", table, (*COLUMNS, "steps", "seconds"))
+    print_table(f"SmolLM2-135M forgets TOFU {options.forget}", table, (*HEADLINE, "steps", "seconds"))
     print_table(
-        "Learning rates swept", {f"{r['run']} lr {r['learning_rate']:g}": r for r in sweep}, (*COLUMNS, "steps")
+        "Learning rates swept", {f"{r['run']} lr {r['learning_rate']:g}": r for r in sweep}, (*HEADLINE, "steps")
     )
     print(f"The report is {options.output_dir / 'report.json'}.")
 

@@ -10,19 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from prepare import prepare
 from r2f_hf import cli
-from r2f_hf.evaluation import run_suite
+from r2f_hf.evaluation import HEADLINE, run_suite
 from r2f_hf.report import print_table, write_json
 
 
 RECIPE = Path(__file__).parent / "unlearn.yaml"
-COLUMNS = (
-    "forget_probability",
-    "forget_paraphrase_probability",
-    "retain_probability",
-    "truth_ratio",
-    "forget_quality",
-    "model_utility",
-)
 
 
 def main() -> None:
@@ -48,7 +40,7 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder / name)
         model = AutoModelForCausalLM.from_pretrained(folder / name)
         metrics, statistics = run_suite(model, tokenizer, splits, folder / "statistics" / name, gold, 64, 32)
-        return {column: metrics[column] for column in COLUMNS if column in metrics}, statistics
+        return {column: metrics[column] for column in HEADLINE if column in metrics}, statistics
 
     _, gold = evaluate("gold")
     report = {
@@ -57,7 +49,7 @@ def main() -> None:
     run = json.loads((folder / "unlearned" / "train_results.json").read_text())
     report["after"] |= {"fidelity": run["fidelity"], "steps": run["steps"], "seconds": run["train_runtime"]}
     write_json(folder / "report.json", report)
-    print_table("Before, after Recover-to-Forget, and a model that never saw the forget set", report, COLUMNS)
+    print_table("Before, after Recover-to-Forget, and a model that never saw the forget set", report, HEADLINE)
     print(f"The report is {folder / 'report.json'}.")
 
 

@@ -20,12 +20,9 @@ def test_operations_equal_those_on_dense_matrices(rank: int) -> None:
     first, dense = draw(0, rank)
     second, other = draw(1, 3)
     x = torch.randn(7, 4, generator=torch.Generator().manual_seed(2))
-    total = first + second * -0.5
     torch.testing.assert_close(first.norm(), dense.norm())
     torch.testing.assert_close(first.inner(second), (dense * other).sum())
     torch.testing.assert_close(first.matmul(x), dense @ x)
-    torch.testing.assert_close(total.U @ total.V.T, dense - 0.5 * other)
-    torch.testing.assert_close(total.norm(), (dense - 0.5 * other).norm())
 
 
 def test_norm_of_a_difference_that_cancels_is_not_nan() -> None:
@@ -34,16 +31,9 @@ def test_norm_of_a_difference_that_cancels_is_not_nan() -> None:
     for seed in range(20):
         gradient, dense = draw(seed, 4)
         Q, _ = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)))
-        difference = gradient + LowRankGradient(gradient.U @ Q, gradient.V @ Q) * -1.0
+        difference = LowRankGradient(
+            torch.cat([gradient.U, -gradient.U @ Q], dim=1), torch.cat([gradient.V, gradient.V @ Q], dim=1)
+        )
         squares.append(difference.inner(difference))
         assert difference.norm().item() == pytest.approx(0, abs=1e-2 * dense.norm().item())
     assert min(squares) < 0
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("factor", ["U", "V"])
-def test_isfinite_looks_at_both_factors(factor: str, bad: float) -> None:
-    gradient, _ = draw(0, 2)
-    assert gradient.isfinite()
-    getattr(gradient, factor)[0, 0] = bad
-    assert not gradient.isfinite()

@@ -54,3 +54,13 @@ def test_table_shows_the_columns_asked_for_and_leaves_gaps(capsys: pytest.Captur
     assert all(text in printed for text in ("Unlearning", "forget probability", "model utility", "before", "after"))
     assert "0.988" in printed and "0.5" in printed
     assert "secret" not in printed and "None" not in printed
+
+
+def test_a_wide_table_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [f"a_rather_long_column_{index}" for index in range(9)]
+    rows = {f"run {index}": dict.fromkeys(columns, 0.12345) for index in range(12)}
+    print_table("Wide", rows, columns)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert all(column.replace("_", " ") in printed for column in columns)
+    assert printed.count("0.123") == 9 * 12

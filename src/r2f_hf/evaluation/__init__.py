@@ -1,7 +1,7 @@
 """Scoring, generation and suites."""
 
-from .runner import run_suite, summarise
+from .runner import HEADLINE, run_suite, summarise
 from .suites import SUITES, load_suite
 
 
-__all__ = ["SUITES", "load_suite", "run_suite", "summarise"]
+__all__ = ["HEADLINE", "SUITES", "load_suite", "run_suite", "summarise"]

@@ -23,6 +23,16 @@ from .suites import UTILITY_SPLITS, Rows
 
 Statistics = dict[str, Any]
 
+# The metrics of a suite that a table shows.
+HEADLINE = (
+    "forget_probability",
+    "forget_paraphrase_probability",
+    "retain_probability",
+    "truth_ratio",
+    "forget_quality",
+    "model_utility",
+)
+
 
 def run_suite(
     model: PreTrainedModel,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -54,13 +53,3 @@ class LowRankGradient:
             `torch.Tensor` of shape `(out_features, p)`.
         """
         return self.U @ (self.V.T @ x)
-
-    def __add__(self, other: LowRankGradient) -> LowRankGradient:
-        return LowRankGradient(torch.cat([self.U, other.U], dim=1), torch.cat([self.V, other.V], dim=1))
-
-    def __mul__(self, scale: float | Tensor) -> LowRankGradient:
-        return LowRankGradient(self.U * scale, self.V)
-
-    def isfinite(self) -> bool:
-        """Whether every entry of both factors is finite."""
-        return bool(torch.isfinite(self.U).all() and torch.isfinite(self.V).all())

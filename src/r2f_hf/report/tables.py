@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 
@@ -27,7 +28,7 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, float]], columns: Se
         return "" if value is None else f"{value:.3g}"
 
     across, down = list(rows), list(columns)
-    if len(across) > len(down):
+    if len(across) >= len(down):
         across, down = down, across
     table = Table("", title=title)
     for name in across:
@@ -35,4 +36,7 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, float]], columns: Se
     for name in down:
         cells = [cell(other, name) if other in rows else cell(name, other) for other in across]
         table.add_row(name.replace("_", " "), *cells)
-    Console().print(table)
+    # As wide as it needs: a number that is cut off is worth nothing.
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, needed)).print(table)
