@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +15,6 @@ from .low_rank import LowRankGradient
 from .sketch import LoraSketch, draw_probes, named_generator
 from .update import add_low_rank_
 
-
-logger = logging.getLogger(__name__)
 
 # Probes with a larger scaling `lora_alpha / r` would disturb the forward pass.
 MAX_SCALING = 1e-3
@@ -111,8 +108,8 @@ def find_probes(model: nn.Module) -> list[LoraProbe]:
     Raises:
         `TypeError`: If the model is not a PEFT model.
         `ValueError`: If the adapter is not plain LoRA without dropout, or its scaling is so large that the model would
-            notice the probes, or a targeted weight is quantised, tied to the
-            embeddings or otherwise not a linear layer's own.
+            notice the probes, or a targeted weight is quantised, tied to the embeddings or otherwise not a linear
+            layer's own.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(
