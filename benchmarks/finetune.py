@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+from pypi_models import cache_folder
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.data.rows import Row, content_hash
-from smollm2 import cache_folder
 
 
 RECIPE = {

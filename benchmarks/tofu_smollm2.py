@@ -30,6 +30,7 @@ import peers
 import r2f_hf
 from finetune import finetuned_folder
 from peers import RUNS
+from pypi_models import smollm2_folder
 from r2f_hf import R2FConfig
 from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
@@ -38,7 +39,6 @@ from r2f_hf.evaluation import HEADLINE, run_suite
 from r2f_hf.evaluation.scoring import score_completions
 from r2f_hf.evaluation.suites import TOFU_SPLITS
 from r2f_hf.report import print_table, write_json
-from smollm2 import smollm2_folder
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "tofu" / "unlearn.yaml"

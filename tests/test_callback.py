@@ -25,7 +25,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from r2f_hf import R2FCallback
-from r2f_hf.decoders import TikhonovDecoder
+from r2f_hf.decoders import load_decoder
 from r2f_hf.gradients import LoraSketch, draw_probes, find_probes
 
 
@@ -103,7 +103,7 @@ def test_one_step_follows_the_gradient_that_autograd_computes(kind: str, plain_t
     decoded = {}
     for name, G in truth.items():
         A, B = draw_probes(seed, 0, name, *G.shape, RANK)
-        gradient = TikhonovDecoder().decode(LoraSketch(Y=G @ A.T, Z=B.T @ G, A=A, B=B, held_out=held_out))
+        gradient = load_decoder("spectral").decode(LoraSketch(Y=G @ A.T, Z=B.T @ G, A=A, B=B, held_out=held_out))
         decoded[f"{name}.weight"] = gradient.U @ gradient.V.T
     norm = torch.stack([gradient.norm() for gradient in decoded.values()]).norm()
     before, after = weights(original), weights(model)
@@ -137,7 +137,7 @@ class Watch(TrainerCallback):
 def test_each_step_draws_new_probes_and_has_the_length_that_the_scheduler_says(
     scheduler: str, factors: list[float], model: PreTrainedModel, plain_trainer: BuildPlainTrainer
 ) -> None:
-    watch, callback = Watch(), R2FCallback()
+    watch, callback = Watch(), R2FCallback(warm_probes=False)
     trainer = plain_trainer(wrap(model), callback, callbacks=(watch,), max_steps=4, lr_scheduler_type=scheduler)
     trainer.train()
     lengths = [distance(*pair) for pair in itertools.pairwise([*watch.weights, weights(model)])]
@@ -151,6 +151,46 @@ def test_each_step_draws_new_probes_and_has_the_length_that_the_scheduler_says(
     # Callbacks that come after R2FCallback see it too.
     assert [logs["r2f/fidelity"] for logs in watch.logs if "loss" in logs] == callback.fidelities
     assert callback.summary()["fidelity"] == pytest.approx(sum(callback.fidelities) / 4)
+
+
+def test_warm_probes_see_more_of_the_gradient_than_blind_ones(plain_trainer: BuildPlainTrainer) -> None:
+    fidelity = {}
+    for warm in (False, True):
+        callback = R2FCallback(warm_probes=warm)
+        plain_trainer(wrap(build_model()), callback, max_steps=12, learning_rate=1e-3).train()
+        fidelity[warm] = sum(callback.fidelities[1:]) / 11
+    assert fidelity[True] > fidelity[False] + 0.02
+
+
+def test_modules_below_the_least_fidelity_are_left_alone(plain_trainer: BuildPlainTrainer) -> None:
+    original = build_model()
+    measured = R2FCallback()
+    plain_trainer(wrap(copy.deepcopy(original)), measured).train()
+    least = sorted(found.cosine for found in measured.module_fidelity.values())[3]
+
+    callback = R2FCallback(min_fidelity=least)
+    model = wrap(copy.deepcopy(original))
+    trainer = plain_trainer(model, callback)
+    trainer.train()
+    low = {f"{name}.weight" for name, found in callback.module_fidelity.items() if found.cosine < least}
+    targeted = {f"{name}.weight" for name in callback.module_fidelity}
+    assert len(low) == 3 < len(targeted)
+    before, after = weights(original), weights(model)
+    assert changed(before, after) == targeted - low
+    # The step has its whole length, over the modules that take it.
+    assert distance(before, after) == pytest.approx(LR, rel=1e-4)
+    logs = trainer.state.log_history[0]
+    assert logs["r2f/low_fidelity_modules"] == len(low)
+    assert logs["r2f/fidelity_min"] == pytest.approx(min(found.cosine for found in callback.module_fidelity.values()))
+
+
+def test_a_run_can_stop_at_low_fidelity_with_its_weights_as_they_were(plain_trainer: BuildPlainTrainer) -> None:
+    original = build_model()
+    model = wrap(copy.deepcopy(original))
+    trainer = plain_trainer(model, R2FCallback(min_fidelity=0.999, on_low_fidelity="stop"))
+    with pytest.raises(RuntimeError, match=r"below min_fidelity=0.999: model.layers.* Raise `rank`, take more"):
+        trainer.train()
+    assert not changed(weights(original), weights(model))
 
 
 def test_the_adapter_leaves_the_forward_pass_as_it_is(

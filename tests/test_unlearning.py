@@ -14,7 +14,7 @@ class RandomDirection(GradientDecoder):
     """The control: as long a step, of the same rank, in a random direction."""
 
     def decode(self, sketch: LoraSketch) -> LowRankGradient:
-        return LowRankGradient(torch.randn_like(sketch.Y), torch.randn_like(sketch.Z.T))
+        return LowRankGradient(torch.randn_like(sketch.Y), torch.randn_like(sketch.Z.mT))
 
 
 def unlearn(

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .decoders import DECODERS, GradientDecoder
-from .gradients import LoraProbe, LoraSketch, LowRankGradient, estimate_fidelity, find_probes
+from .decoders import GradientDecoder, load_decoder
+from .gradients import (
+    Fidelity,
+    GradientSubspace,
+    LoraProbe,
+    LoraSketch,
+    LowRankGradient,
+    check_min_fidelity,
+    estimate_fidelity,
+    find_probes,
+)
 from .lookup import lookup
 from .saving import load_full_model_, save_full_model
 
@@ -20,6 +30,7 @@ from .saving import load_full_model_, save_full_model
 logger = logging.getLogger(__name__)
 
 FULL_MODEL_FOLDER = "full_model"
+SUBSPACES_FILE = "r2f_subspaces.safetensors"
 
 
 class R2FCallback(TrainerCallback):
@@ -43,12 +54,22 @@ class R2FCallback(TrainerCallback):
     already released them, transformers #31095.)
 
     Args:
-        decoder (`str` or [`GradientDecoder`], *optional*, defaults to `"tikhonov"`):
-            What turns a sketch into a gradient: a name from [`DECODERS`], or a decoder.
+        decoder (`str` or [`GradientDecoder`], *optional*, defaults to `"spectral"`):
+            What turns a sketch into a gradient: a name from [`DECODERS`], a folder or repository of a saved decoder,
+            or a decoder.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the probes. Every process must have the same.
         held_out (`int`, *optional*, defaults to `2`):
-            Rows of each `A` that the decoder does not see and that measure its error. 0 measures nothing.
+            Rows of each `A` that the decoder does not see and that measure its error: at least 2, or 0 to measure
+            nothing.
+        warm_probes (`bool`, *optional*, defaults to `True`):
+            Whether to draw probes along the subspaces that a module's gradients have lain in so far, and not blindly.
+            Held-out rows are always blind.
+        min_fidelity (`float`, *optional*):
+            Least estimated cosine of a module's reconstruction to its full gradient. What to do below it is
+            `on_low_fidelity`.
+        on_low_fidelity (`str`, *optional*, defaults to `"skip"`):
+            `"skip"` leaves the weights of the module as they are for this step, `"stop"` raises an error.
         normalize (`bool`, *optional*, defaults to `True`):
             Whether the whole update has Frobenius norm `lr`. If `False` the update is `lr · Ĝ`, and `max_grad_norm`
             clips `‖Ĝ‖`.
@@ -62,21 +83,30 @@ class R2FCallback(TrainerCallback):
 
     def __init__(
         self,
-        decoder: str | GradientDecoder = "tikhonov",
+        decoder: str | GradientDecoder = "spectral",
         seed: int = 0,
         held_out: int = 2,
+        warm_probes: bool = True,
+        min_fidelity: float | None = None,
+        on_low_fidelity: str = "skip",
         normalize: bool = True,
         on_nonfinite: str = "skip",
         save_full_model: bool = True,
     ):
-        self.decoder = decoder if isinstance(decoder, GradientDecoder) else lookup(DECODERS, decoder, "decoder")()
+        self.decoder = decoder if isinstance(decoder, GradientDecoder) else load_decoder(decoder)
         self.seed = seed
         self.held_out = held_out
+        self.warm_probes = warm_probes
+        self.min_fidelity = min_fidelity
+        self.stop_on_low_fidelity = lookup({"skip": False, "stop": True}, on_low_fidelity, "on_low_fidelity")
         self.normalize = normalize
         self.stop_on_nonfinite = lookup({"skip": False, "stop": True}, on_nonfinite, "on_nonfinite")
         self.save_full_model = save_full_model
+        # Where to resume from, if it is not a checkpoint in the output folder.
+        self.resume_folder: Path | None = None
         self.skipped_steps = 0
         self.fidelities: list[float] = []
+        self.module_fidelity: dict[str, Fidelity] = {}
         self._pending_logs: list[dict[str, float]] = []
         self._handles: list[Any] = []
 
@@ -93,18 +123,22 @@ class R2FCallback(TrainerCallback):
     ) -> None:
         self.probes = find_probes(model)
         check_ranks(self.probes, self.held_out)
-        if self.save_full_model:
-            if args.load_best_model_at_end:
-                raise ValueError(
-                    "`load_best_model_at_end` reloads the adapter alone, not the weights that R2F changed. Use "
-                    "R2FTrainer, which reloads the full model."
-                )
-            if state.global_step > 0:
-                load_full_model_(model, checkpoint_folder(args, state) / FULL_MODEL_FOLDER)
+        check_min_fidelity(self.min_fidelity, self.held_out)
+        if self.save_full_model and args.load_best_model_at_end:
+            raise ValueError(
+                "`load_best_model_at_end` reloads the adapter alone, not the weights that R2F changed. Use "
+                "R2FTrainer, which reloads the full model."
+            )
+        if state.global_step > 0:
+            folder = self.resume_folder or checkpoint_folder(args, state)
+            if self.save_full_model:
+                load_full_model_(model, folder / FULL_MODEL_FOLDER)
+            self.load_subspaces(folder)
         self._args, self._state, self._stop = args, state, False
         self.skipped_steps, self.fidelities = 0, []
+        self.decoder.to(self.probes[0].weight.device)
         for probe in self.probes:
-            probe.draw(self.seed, state.global_step)
+            probe.draw(self.seed, state.global_step, self.held_out)
         # accelerate's wrapper calls the step of the optimizer that it wraps.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         self._handles = [
@@ -114,7 +148,7 @@ class R2FCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         for probe in self.probes:
-            probe.draw(self.seed, state.global_step)
+            probe.draw(self.seed, state.global_step, self.held_out)
         if self._stop:
             control.should_training_stop = True
 
@@ -131,6 +165,7 @@ class R2FCallback(TrainerCallback):
     ) -> None:
         if self.save_full_model and state.is_world_process_zero:
             save_full_model(model, checkpoint_folder(args, state) / FULL_MODEL_FOLDER)
+            self.save_subspaces(checkpoint_folder(args, state))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         for handle in self._handles:
@@ -154,18 +189,22 @@ class R2FCallback(TrainerCallback):
         if bad:
             self._skip(bad)
             return
-        gradients = [self.decoder.decode(sketch) for sketch in sketches]
+        gradients = self.decoder.decode_all(sketches)
         # Modules may lie on several devices.
         norms = torch.stack([gradient.norm().to(gradients[0].U.device) for gradient in gradients])
-        norm = norms.norm().item()
-        if not math.isfinite(norm):
+        if not norms.isfinite().all():
             self._skip([probe.name for probe, finite in zip(self.probes, norms.isfinite(), strict=True) if not finite])
             return
+        faithful = self._measure(sketches, gradients)
+        norm = norms[faithful].norm().item()
         if norm > 0:
             lr = optimizer.param_groups[0]["lr"]
-            for probe, gradient in zip(self.probes, gradients, strict=True):
-                probe.write(gradient, -lr * self._scale(norm), self.seed, self._state.global_step)
-        self._record(sketches, gradients, norm)
+            for index in faithful.nonzero().flatten().tolist():
+                self.probes[index].write(gradients[index], -lr * self._scale(norm), self.seed, self._state.global_step)
+        self._pending_logs[-1]["r2f/gradient_norm"] = norm
+        if self.warm_probes:
+            for probe, sketch in zip(self.probes, sketches, strict=True):
+                probe.subspace = GradientSubspace.after(sketch, probe.subspace)
 
     def _scale(self, norm: float) -> float:
         """Factor from the reconstruction of norm `norm` to the direction that the learning rate multiplies."""
@@ -186,29 +225,74 @@ class R2FCallback(TrainerCallback):
         )
         self._pending_logs.append({"r2f/skipped_steps": 1.0})
 
-    def _record(self, sketches: list[LoraSketch], gradients: list[LowRankGradient], norm: float) -> None:
-        metrics = {"r2f/gradient_norm": norm}
-        if self.held_out:
-            estimates = [estimate_fidelity(*pair) for pair in zip(sketches, gradients, strict=True)]
-            metrics["r2f/fidelity"] = sum(estimate.cosine for estimate in estimates) / len(estimates)
-            metrics["r2f/relative_error"] = sum(estimate.relative_error for estimate in estimates) / len(estimates)
-            self.fidelities.append(metrics["r2f/fidelity"])
+    def _measure(self, sketches: list[LoraSketch], gradients: list[LowRankGradient]) -> torch.Tensor:
+        """Log how faithful the reconstructions are, and say which of them may be written, `(modules,)` booleans."""
+        if not self.held_out:
+            self._pending_logs.append({})
+            return torch.ones(len(gradients), dtype=torch.bool)
+        estimates = estimate_fidelity(sketches, gradients)
+        self.module_fidelity = {probe.name: found for probe, found in zip(self.probes, estimates, strict=True)}
+        cosines = torch.tensor([estimate.cosine for estimate in estimates])
+        errors = torch.tensor([estimate.relative_error for estimate in estimates])
+        metrics = {
+            "r2f/fidelity": cosines.mean().item(),
+            "r2f/fidelity_min": cosines.min().item(),
+            "r2f/relative_error": errors.mean().item(),
+        }
+        self.fidelities.append(metrics["r2f/fidelity"])
         self._pending_logs.append(metrics)
+        if self.min_fidelity is None:
+            return torch.ones(len(gradients), dtype=torch.bool)
+        faithful = cosines >= self.min_fidelity
+        metrics["r2f/low_fidelity_modules"] = float((~faithful).sum())
+        if self.stop_on_low_fidelity and not faithful.all():
+            low = sorted(self.module_fidelity.items(), key=lambda item: item[1].cosine)[: int((~faithful).sum())]
+            named = ", ".join(f"{name} ({found.cosine:.2f})" for name, found in low[:5])
+            raise RuntimeError(
+                f"Step {self._state.global_step}: the reconstructions of {len(low)} of {len(gradients)} modules have "
+                f"an estimated cosine to the full gradient below min_fidelity={self.min_fidelity:g}: {named}. The "
+                "weights were left as they were before this step. Raise `rank`, take more examples in a step "
+                "(`per_device_train_batch_size`, `gradient_accumulation_steps`), leave these modules out "
+                "(`exclude_modules`), or lower `min_fidelity`."
+            )
+        return faithful
+
+    # What the probes have learned
+
+    def save_subspaces(self, folder: Path) -> None:
+        """Write the subspaces that the next probes follow into a checkpoint."""
+        sides = {
+            f"{probe.name}.{side}": getattr(probe.subspace, side).contiguous()
+            for probe in self.probes
+            if probe.subspace is not None
+            for side in ("left", "right")
+        }
+        if sides:
+            save_file(sides, folder / SUBSPACES_FILE)
+
+    def load_subspaces(self, folder: Path) -> None:
+        """Read the subspaces back from a checkpoint. One that was written before the first step has none."""
+        file = folder / SUBSPACES_FILE
+        sides = load_file(file) if file.is_file() else {}
+        for probe in self.probes:
+            if f"{probe.name}.left" in sides:
+                left, right = (sides[f"{probe.name}.{side}"].to(probe.weight.device) for side in ("left", "right"))
+                probe.subspace = GradientSubspace(left, right)
 
     def pop_logs(self) -> dict[str, float]:
         """
         What happened since the last call: means over steps, and the number of skipped steps.
 
         Returns:
-            `dict[str, float]`: `r2f/fidelity`, `r2f/relative_error`, `r2f/gradient_norm`, `r2f/skipped_steps`, each
-            where there is something to report.
+            `dict[str, float]`: `r2f/fidelity` and `r2f/relative_error` (means over modules), `r2f/fidelity_min` (the
+            worst module of all steps), `r2f/gradient_norm`, `r2f/low_fidelity_modules` (a step) and
+            `r2f/skipped_steps`, each where there is something to report.
         """
         pending, self._pending_logs = self._pending_logs, []
         keys = dict.fromkeys(key for metrics in pending for key in metrics)
         values = {key: [metrics[key] for metrics in pending if key in metrics] for key in keys}
-        return {
-            key: sum(found) if key == "r2f/skipped_steps" else sum(found) / len(found) for key, found in values.items()
-        }
+        reduce = {"r2f/skipped_steps": sum, "r2f/fidelity_min": min}
+        return {key: reduce.get(key, fmean)(found) for key, found in values.items()}
 
     def summary(self) -> dict[str, float]:
         """

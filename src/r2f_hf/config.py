@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .data.views import check_templates
-from .decoders import DECODERS
+from .decoders import check_decoder
+from .gradients import check_min_fidelity
 from .lookup import lookup
 from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
 
@@ -28,10 +29,16 @@ class R2FConfig(TrainingArguments):
         exclude_modules (`str` or `list[str]`, *optional*):
             Modules to leave as they are, as in [`~peft.LoraConfig`]. Modules that are frozen (`requires_grad=False`)
             or share their weight with the embeddings are left as they are anyway.
-        decoder (`str`, *optional*, defaults to `"tikhonov"`):
-            Gradient decoder, a name from [`DECODERS`].
+        decoder (`str`, *optional*, defaults to `"spectral"`):
+            Gradient decoder: `"spectral"`, `"tikhonov"`, or a folder or Hub repository of a saved one.
         held_out (`int`, *optional*, defaults to `2`):
-            Rows of each probe that measure the reconstruction's error instead of contributing to it.
+            Rows of each probe that measure the reconstruction's error instead of contributing to it; at least 2, or 0.
+        warm_probes (`bool`, *optional*, defaults to `True`):
+            Whether probes follow the subspaces that a module's gradients have lain in so far.
+        min_fidelity (`float`, *optional*):
+            Least estimated cosine between a module's reconstruction and its full gradient. Off by default.
+        on_low_fidelity (`str`, *optional*, defaults to `"skip"`):
+            What to do with a module below `min_fidelity`: `"skip"` it in this step, or `"stop"` the run with an error.
         forget_objective (`str`, *optional*, defaults to `"npo"`):
             `"ga"`, `"grad_diff"`, `"npo"` or `"simnpo"`.
         retain_objective (`str`, *optional*, defaults to `"nll"`):
@@ -76,7 +83,7 @@ class R2FConfig(TrainingArguments):
     because the trainer builds its own batches, and `logging_steps` is 1.
     """
 
-    learning_rate: float = field(default=0.5, metadata={"help": "Frobenius norm of a step's whole update."})
+    learning_rate: float = field(default=0.7, metadata={"help": "Frobenius norm of a step's whole update."})
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the probes; SGD keeps no state."})
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Off: the trainer builds its own batches."}
@@ -90,8 +97,15 @@ class R2FConfig(TrainingArguments):
     exclude_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules to leave as they are, as in PEFT."}
     )
-    decoder: str = field(default="tikhonov", metadata={"help": "Gradient decoder, by name."})
+    decoder: str = field(default="spectral", metadata={"help": "Gradient decoder: a name, a folder or a repository."})
     held_out: int = field(default=2, metadata={"help": "Rows of each probe that measure the reconstruction's error."})
+    warm_probes: bool = field(default=True, metadata={"help": "Whether probes follow the gradients seen so far."})
+    min_fidelity: float | None = field(
+        default=None, metadata={"help": "Least estimated cosine between reconstruction and full gradient."}
+    )
+    on_low_fidelity: str = field(
+        default="skip", metadata={"help": "skip modules below min_fidelity, or stop the run."}
+    )
     forget_objective: str = field(default="npo", metadata={"help": "ga, grad_diff, npo or simnpo."})
     retain_objective: str = field(default="nll", metadata={"help": "nll, kl or none."})
     beta: float = field(default=0.1, metadata={"help": "Inverse temperature of NPO and SimNPO."})
@@ -122,16 +136,18 @@ class R2FConfig(TrainingArguments):
         if self.target_modules == ["all-linear"]:
             # PEFT takes its shorthand as a string alone; from a command line everything comes as a list.
             self.target_modules = "all-linear"
-        lookup(DECODERS, self.decoder, "decoder")
+        check_decoder(self.decoder)
         objective = lookup(FORGET_OBJECTIVES, self.forget_objective, "forget objective")
         lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")
-        lookup(dict.fromkeys(("skip", "stop")), self.on_nonfinite, "on_nonfinite")
+        for name in ("on_nonfinite", "on_low_fidelity"):
+            lookup(dict.fromkeys(("skip", "stop")), getattr(self, name), name)
         check_templates(self.view_templates)
         for name in ("rank", "num_views", "retain_per_forget", "stop_check_steps", "beta"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not 0 <= self.held_out < self.rank:
             raise ValueError(f"`held_out` must be from 0 to `rank` - 1, got {self.held_out} with rank {self.rank}.")
+        check_min_fidelity(self.min_fidelity, self.held_out)
         if self.num_views > 1 and self.views_column is None and not self.view_templates:
             raise ValueError(
                 f"`num_views={self.num_views}` needs a `views_column` or `view_templates` to take views from."

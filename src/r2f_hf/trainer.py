@@ -60,6 +60,9 @@ RUN_KEYS = (
     "exclude_modules",
     "decoder",
     "held_out",
+    "warm_probes",
+    "min_fidelity",
+    "on_low_fidelity",
     "forget_objective",
     "retain_objective",
     "beta",
@@ -171,6 +174,9 @@ class R2FTrainer(ForgetRetainTrainer):
             decoder=args.decoder,
             seed=args.seed,
             held_out=args.held_out,
+            warm_probes=args.warm_probes,
+            min_fidelity=args.min_fidelity,
+            on_low_fidelity=args.on_low_fidelity,
             normalize=args.normalize_update,
             on_nonfinite=args.on_nonfinite,
             save_full_model=False,
@@ -216,9 +222,11 @@ class R2FTrainer(ForgetRetainTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self.args.should_save and self._references:
+        if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            save_file(self._references, folder / REFERENCES_FILE)
+            self.r2f_callback.save_subspaces(folder)
+            if self._references:
+                save_file(self._references, folder / REFERENCES_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -226,6 +234,7 @@ class R2FTrainer(ForgetRetainTrainer):
         references = folder / REFERENCES_FILE
         self._set_references(load_file(references) if references.is_file() else {})
         load_full_model_(self.model, folder)
+        self.r2f_callback.resume_folder = folder
 
     def _check_same_run(self, folder: Path) -> None:
         if not (folder / RUN_FILE).is_file():

@@ -18,6 +18,7 @@ from r2f_hf import R2FConfig, __version__, cli
 from r2f_hf.cli.evaluate import EvaluateArguments
 from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
+from r2f_hf.decoders import SpectralDecoder, load_decoder
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +106,7 @@ def test_flags_override_the_recipe(tmp_path: Path) -> None:
     assert config.target_modules == ["q_proj", "o_proj"]
     assert config.view_templates == ["Tell me: {prompt}", "Say: {prompt}"]
     # What neither names keeps its default.
-    assert config.decoder == "tikhonov"
+    assert config.decoder == "spectral"
 
 
 def test_a_shared_name_means_each_commands_own(tmp_path: Path) -> None:
@@ -135,6 +136,42 @@ def test_an_unknown_key_of_a_recipe_is_answered_with_the_nearest(
 def test_a_recipe_that_cannot_be_read_is_refused(text: str, message: str, fails: Callable[..., str]) -> None:
     Path("recipe.yaml").write_text(text)
     assert message in fails("unlearn", "--config", "recipe.yaml")
+
+
+def test_train_decoder_then_unlearn_with_it(
+    saved: Path, tmp_path: Path, forget_rows: list[dict[str, Any]], retain_rows: list[dict[str, Any]]
+) -> None:
+    text = write_rows(tmp_path / "text.jsonl", retain_rows)
+    folder = tmp_path / "decoder"
+    flags = ["--model_name_or_path", str(saved), "--data", text, "--output_dir", str(folder), "--steps", "20"]
+    flags += ["--num_batches", "4", "--num_modules", "8", "--ranks", "4", "8", "--batch_sizes", "2"]
+    cli.main(["train-decoder", *flags])
+    decoder = load_decoder(str(folder))
+    assert isinstance(decoder, SpectralDecoder)
+    card = (folder / "README.md").read_text()
+    assert "on gradients of model: 4 batches, 8 modules, probes of rank 4, 8, seed 0" in card and "| 8 |" in card
+
+    data = {"forget": write_rows(tmp_path / "forget.jsonl", forget_rows), "retain": text}
+    flags = [part for name, file in data.items() for part in (f"--{name}_data", file)]
+    flags += ["--model_name_or_path", str(saved), "--output_dir", "out", "--use_cpu", "--max_steps", "1"]
+    cli.main(["unlearn", *flags, "--decoder", str(folder), "--rank", "8", "--report_to", "none"])
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "No text is named. Set `data` to a file of rows"),
+        (("--data", "text.jsonl", "--ranks", "0"), "`ranks` must be positive numbers"),
+        (("--data", "text.jsonl", "--num_batches", "3"), "`num_batches` must be at least 4, of which one validates"),
+        (("--data", "text.jsonl", "--prompt_column", "prompt"), "'prompt'"),
+    ],
+)
+def test_mistakes_of_train_decoder_are_told_in_a_line(
+    flags: tuple[str, ...], message: str, saved: Path, retain_rows: list[dict[str, Any]], fails: Callable[..., str]
+) -> None:
+    write_rows(Path("text.jsonl"), retain_rows)
+    assert message in fails("train-decoder", "--model_name_or_path", str(saved), *flags)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from .. import __version__
 COMMANDS = {
     "unlearn": "make a model forget rows, by Recover-to-Forget",
     "evaluate": "measure what a model has forgotten and what it has kept",
+    "train-decoder": "train a gradient decoder on a proxy model",
 }
 
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The rest belongs to the subcommand, `--help` included.
     chosen = parser.parse_args(argv[:1]).command
     try:
-        execute = import_module(f".{chosen}", __name__).prepare(argv[1:])
+        execute = import_module(f".{chosen.replace('-', '_')}", __name__).prepare(argv[1:])
     except (ValueError, FileNotFoundError) as error:
         # What a user can put right is told in a line, without a traceback through the libraries.
         parser.exit(2, f"r2f {chosen}: error: {error}\n")

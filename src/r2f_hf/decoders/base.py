@@ -1,29 +1,161 @@
-"""What a gradient decoder is."""
+"""What a gradient decoder is, and how it is saved and loaded."""
 
 from __future__ import annotations
 
-from torch import nn
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from ..gradients import LoraSketch, LowRankGradient
+from .core import SketchCore
 
 
-class GradientDecoder(nn.Module):
+CARD = """---
+{{ card_data }}
+---
+
+# A gradient decoder for Recover-to-Forget
+
+Turns the gradients of LoRA probes into an approximation of a model's full gradient, module by module, for
+[R2F](https://arxiv.org/abs/2512.07374) unlearning with [r2f-hf]({{ repo_url }}).
+
+```python
+from r2f_hf import R2FConfig
+
+args = R2FConfig("unlearned", decoder="THIS_FOLDER_OR_REPOSITORY")
+```
+
+{{ training | default("It was saved without a record of its training.", true) }}
+"""
+
+
+class GradientDecoder(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="r2f-hf",
+    repo_url="https://pypi.org/project/r2f-hf/",
+    paper_url="https://arxiv.org/abs/2512.07374",
+    tags=["machine-unlearning", "recover-to-forget"],
+    model_card_template=CARD,
+):
     """
     Turns the LoRA gradients of a module into an approximation of its full gradient.
 
-    A subclass implements [`~GradientDecoder.decode`]. It may use `sketch.right` (the columns of `Y` that are not held
-    out), `sketch.Z`, `sketch.A[: sketch.decodable]` and `sketch.B`; the held-out rows are for measuring its error.
+    A subclass implements [`~GradientDecoder.decode`]; its `__init__` takes only what JSON can hold, and is saved
+    beside the weights. It may use `sketch.right` (the columns of `Y` that are not held out), `sketch.right_probe`,
+    `sketch.Z` and `sketch.B`; the held-out rows are for measuring its error.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of [`~huggingface_hub.PyTorchModelHubMixin`], with
+    weights in safetensors alone: a pickle is never read.
     """
 
     def decode(self, sketch: LoraSketch) -> LowRankGradient:
         """
-        Reconstruct a module's gradient.
+        Reconstruct the gradient of a module, or of several modules of one shape at once.
 
         Args:
             sketch ([`LoraSketch`]):
-                The module's sketch.
+                The sketch, in fp32, with any leading dimensions.
 
         Returns:
             [`LowRankGradient`]: The approximation, in factors. A zero sketch decodes to zero.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement decode")
+
+    @torch.no_grad()
+    def decode_all(self, sketches: Sequence[LoraSketch]) -> list[LowRankGradient]:
+        """
+        Reconstruct the gradients of many modules; those of one shape in one call.
+
+        Args:
+            sketches (`Sequence[LoraSketch]`):
+                One a module.
+
+        Returns:
+            `list[LowRankGradient]`: In the same order.
+        """
+        groups: dict[Any, list[int]] = {}
+        for index, sketch in enumerate(sketches):
+            groups.setdefault((sketch.Y.shape, sketch.Z.shape, sketch.held_out, sketch.Y.device), []).append(index)
+        decoded: dict[int, LowRankGradient] = {}
+        for indices in groups.values():
+            stacked = self.decode(LoraSketch.stack([sketches[index] for index in indices]))
+            decoded |= {i: LowRankGradient(U, V) for i, U, V in zip(indices, stacked.U, stacked.V, strict=True)}
+        return [decoded[index] for index in range(len(sketches))]
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        config = {"decoder": type(self).__name__, **(self._hub_mixin_config or {})}
+        (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | os.PathLike | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **kwargs,
+    ) -> GradientDecoder:
+        # The mixin's own falls back to a pickle, and does not mind keys that are missing.
+        file = Path(model_id) / SAFETENSORS_SINGLE_FILE
+        if not Path(model_id).is_dir():
+            file = hf_hub_download(
+                model_id,
+                SAFETENSORS_SINGLE_FILE,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        decoder = cls(**kwargs)
+        try:
+            decoder.load_state_dict(load_file(file))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{model_id} holds no {SAFETENSORS_SINGLE_FILE}. Decoders are read from safetensors alone; a pickle "
+                "(`.bin`, `.pt`) can run code and is refused."
+            ) from error
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"The weights of the decoder {model_id} are damaged or another's: {error}") from error
+        if not all(tensor.isfinite().all() for tensor in decoder.state_dict().values()):
+            raise ValueError(f"The weights of the decoder {model_id} are not finite: the file was edited or damaged.")
+        return decoder.eval()
+
+
+class FilterDecoder(GradientDecoder):
+    """
+    A decoder that filters the spectrum of the sketch's core, `φ(σ) = gate / σ`, and is blind to the model's width.
+
+    A subclass implements [`~FilterDecoder.gate`].
+    """
+
+    def gate(self, core: SketchCore) -> Tensor:
+        """
+        How much of each singular direction to believe.
+
+        Args:
+            core ([`SketchCore`]):
+                The core of one or several modules.
+
+        Returns:
+            `torch.Tensor` of shape `(..., k)`: From 0 (noise) to 1 (the plain inverse).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement gate")
+
+    def decode(self, sketch: LoraSketch) -> LowRankGradient:
+        core = SketchCore.of(sketch)
+        return core.reconstruct(self.gate(core) * core.inverse_sigma)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 
-from ..gradients import LoraSketch, LowRankGradient
-from .base import GradientDecoder
+from .base import FilterDecoder
+from .core import SketchCore
 
 
-class TikhonovDecoder(GradientDecoder):
+class TikhonovDecoder(FilterDecoder):
     r"""
-    Generalized Nyström reconstruction with a regularised core inverse.
+    Generalized Nyström reconstruction with a regularised core inverse: the floor for every learned decoder.
 
-    With the core `C = Bᵀ G Aᵀ = P Σ Qᵀ`, the reconstruction is `Ĝ = Y Q φ(Σ) Pᵀ Z`. The plain inverse `φ(σ) = 1/σ`
-    (Tropp et al. 2017, Nakatsukasa 2020) amplifies the noise in small singular values; here
+    The plain inverse `φ(σ) = 1/σ` (Tropp et al. 2017, Nakatsukasa 2020) amplifies the noise in small singular values;
+    here
 
         φ(σ) = σ / (σ² + (τ σ₁)²)
 
@@ -31,10 +31,7 @@ class TikhonovDecoder(GradientDecoder):
             raise ValueError(f"tau must be positive, got {tau}.")
         self.tau = tau
 
-    def decode(self, sketch: LoraSketch) -> LowRankGradient:
-        P, sigma, Qh = torch.linalg.svd(sketch.core, full_matrices=False)
-        # A zero gradient has a zero core: the smallest normal number keeps 0/0 from becoming NaN.
-        tiny = torch.finfo(sigma.dtype).tiny
-        normalised = sigma / sigma[0].clamp_min(tiny)
-        phi = normalised / (normalised.square() + self.tau**2) / sigma[0].clamp_min(tiny)
-        return LowRankGradient(U=sketch.right @ (Qh.T * phi), V=sketch.Z.T @ P)
+    def gate(self, core: SketchCore) -> Tensor:
+        """`σ φ(σ) = σ² / (σ² + (τ σ₁)²)`, of shape `(..., k)`."""
+        normalised = core.sigma * core.inverse_sigma[..., :1]
+        return normalised.square() / (normalised.square() + self.tau**2)

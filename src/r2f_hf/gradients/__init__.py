@@ -1,18 +1,21 @@
 """Sketches of gradients, factored gradients, their error and their way into a weight."""
 
-from .fidelity import Fidelity, estimate_fidelity
+from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .low_rank import LowRankGradient
 from .probes import LoraProbe, find_probes
 from .sketch import LoraSketch, draw_probes, named_generator
+from .subspace import GradientSubspace
 from .update import add_low_rank_, stochastic_round
 
 
 __all__ = [
     "Fidelity",
+    "GradientSubspace",
     "LoraProbe",
     "LoraSketch",
     "LowRankGradient",
     "add_low_rank_",
+    "check_min_fidelity",
     "draw_probes",
     "estimate_fidelity",
     "find_probes",

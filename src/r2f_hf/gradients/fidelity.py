@@ -2,53 +2,185 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import chi2
 
 from .low_rank import LowRankGradient
 from .sketch import LoraSketch
 
 
+# What the intervals cover.
+COVERAGE = 0.9
+
+
 class Fidelity(NamedTuple):
     """
-    Estimated quality of one module's reconstruction at one step.
+    Estimated quality of one module's reconstruction at one step, with 90% intervals.
 
     Args:
-        relative_error (`float`):
-            Estimate of `‖G - Ĝ‖ / ‖G‖` (Frobenius).
         cosine (`float`):
             Estimate of `<G, Ĝ> / (‖G‖ ‖Ĝ‖)`.
+        cosine_low (`float`):
+            Lower end of its interval.
+        cosine_high (`float`):
+            Upper end of its interval.
+        relative_error (`float`):
+            Estimate of `‖G - Ĝ‖ / ‖G‖` (Frobenius).
+        relative_error_low (`float`):
+            Lower end of its interval.
+        relative_error_high (`float`):
+            Upper end of its interval.
     """
 
-    relative_error: float
     cosine: float
+    cosine_low: float
+    cosine_high: float
+    relative_error: float
+    relative_error_low: float
+    relative_error_high: float
 
 
-def estimate_fidelity(sketch: LoraSketch, reconstruction: LowRankGradient) -> Fidelity:
-    """
-    Estimate a reconstruction's relative error and cosine from the sketch's held-out rows.
+def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[LowRankGradient]) -> list[Fidelity]:
+    r"""
+    Estimate the relative error and the cosine of reconstructions from the sketches' held-out rows.
 
-    For `a ~ N(0, I/n)` that the decoder never saw, `n E‖(G - Ĝ)a‖² = ‖G - Ĝ‖²`, `n E‖Ga‖² = ‖G‖²` and
-    `n E<Ga, Ĝa> = <G, Ĝ>`, and `Ga` is a column of the right sketch: no further backward pass is needed. The squared
-    error and the inner product are unbiased; the ratios reported here are consistent in the number of held-out rows.
+    For `a ~ N(0, I/n)` that the decoder never saw and the error `E = G - Ĝ`, `n E‖Ea‖² = ‖E‖²` and
+    `n E<Ea, Ĝa> = <E, Ĝ>`, and `Ea` is a held-out column of the right sketch less `Ĝa`: no further backward pass is
+    needed. `‖Ĝ‖` is known exactly, so that only the error is estimated, and
+
+        cos = (‖Ĝ‖² + <E, Ĝ>) / (‖Ĝ‖ ‖G‖),    ‖G‖² = ‖Ĝ‖² + 2 <E, Ĝ> + ‖E‖²
+
+    Both estimated terms are unbiased. To first order an estimate is off by `n aᵀMa - tr M`, with `M` the mixture of
+    `EᵀE` and `EᵀĜ` that its derivatives give, and two held-out rows measure its variance: `n² E(aᵀMa')² = ‖M‖²`. As
+    two rows say little about one module, this is pooled over all modules of the call, relative to the size of each.
+    With as many degrees of freedom as give that variance (Satterthwaite), `1 - cos` and the squared relative error are
+    scaled chi-squared variables, which gives the intervals.
 
     Args:
-        sketch ([`LoraSketch`]):
-            Sketch with `held_out > 0`.
-        reconstruction ([`LowRankGradient`]):
-            What a decoder made of it.
+        sketches (`Sequence[LoraSketch]`):
+            One a module, with `held_out >= 2`, random rows that no decoder has used.
+        reconstructions (`Sequence[LowRankGradient]`):
+            What a decoder made of each.
 
     Returns:
-        [`Fidelity`]: A zero gradient that was decoded to zero counts as exact.
+        `list[Fidelity]`: One a module. A zero gradient that was decoded to zero counts as exact.
     """
-    rows = sketch.A[sketch.decodable :].T
-    truth = sketch.Y[:, sketch.decodable :]
-    guess = reconstruction.matmul(rows)
-    unit = sketch.A.shape[1] / sketch.held_out
-    norm = (unit * truth.square().sum()).sqrt().item()
-    guess_norm = reconstruction.norm().item()
-    if norm == 0.0 or guess_norm == 0.0:
-        exact = norm == guess_norm
-        return Fidelity(relative_error=0.0 if exact else 1.0, cosine=1.0 if exact else 0.0)
-    error = (unit * (truth - guess).square().sum()).sqrt().item()
-    inner = (unit * (truth * guess).sum()).item()
-    return Fidelity(relative_error=error / norm, cosine=max(-1.0, min(1.0, inner / (norm * guess_norm))))
+    count = sketches[0].held_out
+    moments = np.array([error_moments(*pair) for pair in zip(sketches, reconstructions, strict=True)]).T
+    guess, error, inner, *spreads = moments
+    known, whole = guess**2, squared_norm(guess, error, inner)
+
+    # 1 - cos, with its derivatives in ‖E‖² and <E, Ĝ>.
+    cosine = np.where((guess == 0) & (error == 0), 1.0, np.clip(ratio(known + inner, guess * np.sqrt(whole)), -1, 1))
+    slopes = (-ratio(cosine, 2 * whole), ratio(np.ones_like(guess), guess * np.sqrt(whole)) - ratio(cosine, whole))
+    spread = pooled_variance(slopes, guess, error, spreads, count)
+    distance_low, distance_high = chi_squared_interval(1 - cosine, spread)
+
+    # ‖E‖² / ‖G‖², likewise.
+    squared = np.where((whole == 0) & (error > 0), 1.0, ratio(error, whole))
+    slopes = (ratio(1 - squared, whole), -ratio(2 * squared, whole))
+    squared_low, squared_high = chi_squared_interval(squared, pooled_variance(slopes, guess, error, spreads, count))
+
+    columns = (
+        cosine,
+        np.clip(1 - distance_high, -1, 1),
+        1 - distance_low,
+        np.sqrt(squared),
+        np.sqrt(squared_low),
+        np.sqrt(squared_high),
+    )
+    return [Fidelity(*map(float, row)) for row in zip(*columns, strict=True)]
+
+
+def error_moments(sketch: LoraSketch, reconstruction: LowRankGradient) -> tuple[float, ...]:
+    """
+    What the held-out rows of one module say.
+
+    Returns:
+        `tuple[float, ...]`: `‖Ĝ‖`, then estimates of `‖E‖²`, `<E, Ĝ>`, `‖EᵀE‖²`, `<EᵀE, S>` and `‖S‖²`, where `S` is
+        the symmetric part of `EᵀĜ`.
+    """
+    guesses = reconstruction.matmul(sketch.A[sketch.decodable :].T)
+    errors = sketch.Y[:, sketch.decodable :] - guesses
+    unit, count = sketch.A.shape[1], sketch.held_out
+    squares, inner = (unit * errors.T @ errors).double(), (unit * errors.T @ guesses).double()
+    inner = (inner + inner.T) / 2
+    apart = ~torch.eye(count, dtype=torch.bool, device=inner.device)
+    values = (
+        reconstruction.norm(),
+        squares.trace() / count,
+        inner.trace() / count,
+        (squares * squares)[apart].mean(),
+        (squares * inner)[apart].mean(),
+        (inner * inner)[apart].mean(),
+    )
+    return tuple(value.item() for value in values)
+
+
+def pooled_variance(
+    slopes: tuple[np.ndarray, np.ndarray], guess: np.ndarray, error: np.ndarray, spreads: list[np.ndarray], count: int
+) -> np.ndarray:
+    """
+    Variance of each module's estimate, from a spread that is pooled over modules.
+
+    Args:
+        slopes (`tuple[np.ndarray, np.ndarray]`):
+            Derivatives of the estimate in `‖E‖²` and in `<E, Ĝ>`, each of shape `(modules,)`.
+        guess (`np.ndarray` of shape `(modules,)`):
+            `‖Ĝ‖`.
+        error (`np.ndarray` of shape `(modules,)`):
+            Estimates of `‖E‖²`.
+        spreads (`list[np.ndarray]`):
+            Estimates of `‖EᵀE‖²`, `<EᵀE, S>` and `‖S‖²`, see [`error_moments`].
+        count (`int`):
+            Held-out rows.
+
+    Returns:
+        `np.ndarray` of shape `(modules,)`.
+    """
+    by_error, by_inner = slopes
+    # ‖M‖² of each module, and the largest that it could be for an error and a reconstruction of this size.
+    found = by_error**2 * spreads[0] + 2 * by_error * by_inner * spreads[1] + by_inner**2 * spreads[2]
+    largest = by_error**2 * error**2 + by_inner**2 * error * guess**2
+    part = ratio(found, largest).mean()
+    # The same rows measure the size and the spread, and a size that came out large makes its spread look small.
+    part = part / max(1 - 2 * part / count, 0.1)
+    # With few rows a size that came out small makes the interval too short as well: as in a prediction from `count`
+    # samples, the spread of the size itself is added.
+    return (1 + 1 / count) * 2 * part * largest / count
+
+
+def chi_squared_interval(estimate: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 90% interval of a positive quantity whose estimate is a scaled chi-squared variable."""
+    degrees = np.clip(ratio(2 * estimate**2, variance), 1, 1e6)
+    tail = (1 - COVERAGE) / 2
+    return tuple(estimate * degrees / chi2.ppf(q, degrees) for q in (1 - tail, tail))
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """`numerator / denominator`, and 0 where both are 0."""
+    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)
+
+
+def squared_norm(guess: np.ndarray, error: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """`‖G‖²`; never less than what is known of it, `<G, Ĝ>² / ‖Ĝ‖²`."""
+    return np.maximum(guess**2 + 2 * inner + error, ratio((guess**2 + inner) ** 2, guess**2))
+
+
+def check_min_fidelity(min_fidelity: float | None, held_out: int) -> None:
+    """
+    Refuse settings under which fidelity cannot be measured.
+
+    Raises:
+        `ValueError`: If one row is held out, or none although `min_fidelity` asks for a measurement.
+    """
+    if held_out == 1:
+        raise ValueError("held_out=1 cannot measure how sure its own estimate is. Hold out at least 2 rows, or 0.")
+    if min_fidelity is not None and not held_out:
+        raise ValueError(
+            f"min_fidelity={min_fidelity:g} needs rows that measure the reconstruction: set `held_out` to 2 or more."
+        )

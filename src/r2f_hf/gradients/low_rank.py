@@ -12,10 +12,12 @@ class LowRankGradient:
     """
     A full-model gradient of one module in factored form, `U @ V.T`. The dense matrix is never formed.
 
+    Both factors may carry the same leading dimensions; every operation is then one a module.
+
     Args:
-        U (`torch.Tensor` of shape `(out_features, k)`):
+        U (`torch.Tensor` of shape `(..., out_features, k)`):
             Left factor, fp32.
-        V (`torch.Tensor` of shape `(in_features, k)`):
+        V (`torch.Tensor` of shape `(..., in_features, k)`):
             Right factor, fp32.
     """
 
@@ -27,16 +29,16 @@ class LowRankGradient:
         Frobenius inner product with another factored gradient, `<U1 V1ᵀ, U2 V2ᵀ> = sum((U1ᵀU2) * (V1ᵀV2))`.
 
         Returns:
-            `torch.Tensor`: Scalar, fp32.
+            `torch.Tensor` of shape `(...)`, fp32.
         """
-        return ((self.U.T @ other.U) * (self.V.T @ other.V)).sum()
+        return ((self.U.mT @ other.U) * (self.V.mT @ other.V)).sum((-2, -1))
 
     def norm(self) -> Tensor:
         """
         Frobenius norm.
 
         Returns:
-            `torch.Tensor`: Scalar, fp32.
+            `torch.Tensor` of shape `(...)`, fp32.
         """
         # The sum of squares of a factored matrix can come out a rounding error below zero.
         return self.inner(self).clamp_min(0).sqrt()
@@ -46,10 +48,10 @@ class LowRankGradient:
         Product with a thin matrix, `U (Vᵀ x)`.
 
         Args:
-            x (`torch.Tensor` of shape `(in_features, p)`):
+            x (`torch.Tensor` of shape `(..., in_features, p)`):
                 Right-hand side.
 
         Returns:
-            `torch.Tensor` of shape `(out_features, p)`.
+            `torch.Tensor` of shape `(..., out_features, p)`.
         """
-        return self.U @ (self.V.T @ x)
+        return self.U @ (self.V.mT @ x)

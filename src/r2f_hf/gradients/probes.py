@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .low_rank import LowRankGradient
 from .sketch import LoraSketch, draw_probes, named_generator
+from .subspace import GradientSubspace
 from .update import add_low_rank_
 
 
@@ -32,11 +33,14 @@ class LoraProbe:
             PEFT's layer around the module.
         adapter (`str`):
             Name of the adapter.
+        subspace ([`GradientSubspace`], *optional*):
+            What the module's gradients have been like so far; the next probes are drawn from it.
     """
 
     name: str
     layer: LoraLinear
     adapter: str
+    subspace: GradientSubspace | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -59,9 +63,21 @@ class LoraProbe:
         return self.layer.r[self.adapter]
 
     @torch.no_grad()
-    def draw(self, seed: int, step: int) -> None:
-        """Overwrite the pair with the probes of a step."""
+    def draw(self, seed: int, step: int, held_out: int = 0) -> None:
+        """
+        Overwrite the pair with the probes of a step: random, or along the subspace where there is one.
+
+        Args:
+            seed (`int`):
+                Seed of the run.
+            step (`int`):
+                Optimizer step.
+            held_out (`int`, *optional*, defaults to `0`):
+                Last rows of `A` that are random in any case.
+        """
         A, B = draw_probes(seed, step, self.name, self.layer.out_features, self.layer.in_features, self.rank)
+        if self.subspace is not None:
+            A, B = self.subspace.probes(A.to(self.weight.device), B.to(self.weight.device), held_out)
         self.A.copy_(A)
         self.B.copy_(B)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,19 +17,21 @@ class LoraSketch:
 
     A LoRA pair adds `s * B @ A` to a weight with gradient `G`; by the chain rule `dL/dB = s G Aᵀ` and
     `dL/dA = s Bᵀ G`. Divided by the scaling these are a right and a left sketch of `G`, the measurements of a
-    generalized Nyström approximation (Tropp et al. 2017, Nakatsukasa 2020). Everything is fp32.
+    generalized Nyström approximation (Tropp et al. 2017, Nakatsukasa 2020). Everything is fp32. The tensors may carry
+    the same leading dimensions, for modules of one shape that are decoded together.
 
     Args:
-        Y (`torch.Tensor` of shape `(out_features, r)`):
+        Y (`torch.Tensor` of shape `(..., out_features, r)`):
             Right sketch, `G @ A.T`.
-        Z (`torch.Tensor` of shape `(r, in_features)`):
+        Z (`torch.Tensor` of shape `(..., r, in_features)`):
             Left sketch, `B.T @ G`.
-        A (`torch.Tensor` of shape `(r, in_features)`):
-            Right probe, entries `N(0, 1/in_features)`.
-        B (`torch.Tensor` of shape `(out_features, r)`):
-            Left probe, entries `N(0, 1/out_features)`.
+        A (`torch.Tensor` of shape `(..., r, in_features)`):
+            Right probe, rows of a norm near 1.
+        B (`torch.Tensor` of shape `(..., out_features, r)`):
+            Left probe, columns of a norm near 1.
         held_out (`int`, *optional*, defaults to `0`):
-            How many of the last rows of `A` no decoder may see: they measure the reconstruction's error.
+            How many of the last rows of `A` no decoder may see: they measure the reconstruction's error. Their entries
+            are `N(0, 1/in_features)`.
     """
 
     Y: Tensor
@@ -69,17 +72,23 @@ class LoraSketch:
     @property
     def decodable(self) -> int:
         """Rows of `A` that a decoder may use."""
-        return self.A.shape[0] - self.held_out
+        return self.A.shape[-2] - self.held_out
 
     @property
     def right(self) -> Tensor:
-        """The columns of `Y` that a decoder may use, of shape `(out_features, decodable)`."""
-        return self.Y[:, : self.decodable]
+        """The columns of `Y` that a decoder may use, of shape `(..., out_features, decodable)`."""
+        return self.Y[..., : self.decodable]
 
     @property
-    def core(self) -> Tensor:
-        """The core `C = Bᵀ G Aᵀ` of shape `(r, decodable)`, from the right sketch."""
-        return self.B.T @ self.right
+    def right_probe(self) -> Tensor:
+        """The rows of `A` that a decoder may use, of shape `(..., decodable, in_features)`."""
+        return self.A[..., : self.decodable, :]
+
+    @classmethod
+    def stack(cls, sketches: Sequence[LoraSketch]) -> LoraSketch:
+        """Sketches of modules of one shape as one, with a leading dimension."""
+        tensors = (torch.stack([getattr(sketch, name) for sketch in sketches]) for name in ("Y", "Z", "A", "B"))
+        return cls(*tensors, held_out=sketches[0].held_out)
 
     def isfinite(self) -> bool:
         """Whether both sketches are finite."""

@@ -1,0 +1,143 @@
+"""`r2f train-decoder`: a proxy model and text in, a gradient decoder out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from .. import __version__
+from ..data.collator import ForgetRetainCollator, pad_token_id
+from ..data.formatting import encode_example
+from ..data.rows import check_rows, load_rows
+from ..decoders import SpectralDecoder
+from ..decoders.training import collect_pairs, fit, proxy_modules
+from ..report import print_table
+from .recipes import PlainModelConfig, load_model, parse_recipe
+
+
+@dataclass
+class TrainDecoderArguments:
+    """
+    How `r2f train-decoder` trains.
+
+    Args:
+        data (`str`, *optional*):
+            Rows of text: a `.json`, `.jsonl`, `.csv` or `.parquet` file, or a Hub dataset as
+            `owner/name:config:split`.
+        prompt_column (`str`, *optional*, defaults to `"question"`):
+            Column of the prompt; `"none"` for plain text.
+        completion_column (`str`, *optional*, defaults to `"answer"`):
+            Column of the text that the loss is taken on.
+        max_length (`int`, *optional*, defaults to `256`):
+            Tokens of an example; longer ones are cut.
+        output_dir (`str`, *optional*, defaults to `"decoder"`):
+            Where the decoder goes.
+        ranks (`list[int]`, *optional*, defaults to `[4, 8, 16, 32, 64]`):
+            Ranks of the probes.
+        batch_sizes (`list[int]`, *optional*, defaults to `[1, 4, 16]`):
+            Rows in a batch, in turns: the spectrum of a gradient depends on them.
+        num_batches (`int`, *optional*, defaults to `24`):
+            Batches, each one full gradient of the proxy. A quarter of them validates.
+        num_modules (`int`, *optional*, defaults to `48`):
+            Linear modules of the proxy, drawn at random. A quarter of its layers validates.
+        steps (`int`, *optional*, defaults to `2000`):
+            Steps of the fit.
+        learning_rate (`float`, *optional*, defaults to `0.01`):
+            Peak learning rate of the fit.
+        channels (`int`, *optional*, defaults to `16`):
+            Width of the filter's hidden layers.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of everything that is drawn.
+    """
+
+    data: str | None = field(default=None, metadata={"help": "Rows of text: a file or owner/name:config:split."})
+    prompt_column: str = field(default="question", metadata={"help": "Column of the prompt; none for plain text."})
+    completion_column: str = field(default="answer", metadata={"help": "Column that the loss is taken on."})
+    max_length: int = field(default=256, metadata={"help": "Tokens of an example; longer ones are cut."})
+    output_dir: str = field(default="decoder", metadata={"help": "Where the decoder goes."})
+    ranks: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64], metadata={"help": "Ranks of the probes."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 4, 16], metadata={"help": "Rows in a batch, in turns."})
+    num_batches: int = field(default=24, metadata={"help": "Batches, each one full gradient of the proxy."})
+    num_modules: int = field(default=48, metadata={"help": "Linear modules of the proxy, drawn at random."})
+    steps: int = field(default=2000, metadata={"help": "Steps of the fit."})
+    learning_rate: float = field(default=0.01, metadata={"help": "Peak learning rate of the fit."})
+    channels: int = field(default=16, metadata={"help": "Width of the filter's hidden layers."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
+
+    def __post_init__(self):
+        for name in ("max_length", "num_batches", "num_modules", "steps", "learning_rate", "channels"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in ("ranks", "batch_sizes"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ValueError(f"`{name}` must be positive numbers, got {getattr(self, name)}.")
+        if self.num_batches < 4:
+            raise ValueError(f"`num_batches` must be at least 4, of which one validates; got {self.num_batches}.")
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f train-decoder` and its rows."""
+    args, model_config = parse_recipe("train-decoder", (TrainDecoderArguments, PlainModelConfig), argv)
+    if args.data is None:
+        raise ValueError("No text is named. Set `data` to a file of rows or to owner/name:config:split.")
+    rows = load_rows(args.data)
+    columns = [column for column in (args.prompt_column, args.completion_column) if column != "none"]
+    check_rows(rows, "data", columns)
+    model, tokenizer = load_model(model_config)
+    examples = [
+        encode_example(
+            tokenizer,
+            "" if args.prompt_column == "none" else row[args.prompt_column],
+            row[args.completion_column],
+            args.max_length,
+        )
+        for row in rows
+    ]
+    shuffle = random.Random(args.seed)
+    collate = ForgetRetainCollator(pad_token_id(tokenizer))
+    batches = []
+    for index in range(args.num_batches):
+        size = min(args.batch_sizes[index % len(args.batch_sizes)], len(examples))
+        batches.append(collate(shuffle.sample(examples, size)))
+    return partial(train_decoder, args, model_config.model_name_or_path, model, batches)
+
+
+def train_decoder(
+    args: TrainDecoderArguments, proxy: str, model: torch.nn.Module, batches: list[dict[str, Tensor]]
+) -> None:
+    """Train, print the validation, and save the decoder with its card."""
+    model = model.to(PartialState().device).eval()
+    names = proxy_modules(model, args.num_modules, args.seed)
+    pairs = collect_pairs(model, batches, names, args.ranks, args.seed)
+    # Tiny: the CPU is the quicker place, and gives the same decoder whatever the proxy was on.
+    pairs = {key: found.to("cpu") for key, found in pairs.items()}
+    torch.manual_seed(args.seed)
+    decoder = SpectralDecoder(args.channels)
+    results = fit(decoder, pairs, args.steps, args.learning_rate, args.seed)
+    table = {f"{rank} rows": found for rank, found in results.items()}
+    columns = ["train", "validation", "best_tau", "inverse"]
+    print_table("Mean cosine to the full gradient", table, columns)
+    ranks = ", ".join(map(str, args.ranks))
+    lines = [
+        f"Trained by r2f-hf {__version__} on gradients of {Path(proxy).name}: {args.num_batches} batches, "
+        f"{len(names)} modules, probes of rank {ranks}, seed {args.seed}. Mean cosine to the full gradient on layers "
+        "and batches that the training did not see, by decodable rows of the probes:",
+        "",
+        "| rows | this decoder | best fixed Tikhonov threshold | plain inverse |",
+        "|---|---|---|---|",
+        *(
+            f"| {rank} | {found['validation']:.3f} | {found['best_tau']:.3f} | {found['inverse']:.3f} |"
+            for rank, found in results.items()
+            if "validation" in found
+        ),
+    ]
+    (Path(args.output_dir) / "README.md").unlink(missing_ok=True)
+    decoder.save_pretrained(args.output_dir, model_card_kwargs={"training": "\n".join(lines)})
+    print(f"The decoder is in {args.output_dir}. Use it with `decoder: {args.output_dir}` in a recipe.")

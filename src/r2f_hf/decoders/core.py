@@ -1,0 +1,127 @@
+"""What the two sketches of a gradient say of it, in orthonormal coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..gradients import LoraSketch, LowRankGradient
+
+
+# Directions of a probe that are shorter than this part of the longest one carry more rounding than signal.
+SHORTEST_PROBE = 3e-3
+
+
+@dataclass
+class SketchCore:
+    r"""
+    A sketch in orthonormal coordinates, split into what it says exactly and what is left to a decoder.
+
+    Let `Qa` be an orthonormal basis of the rows of `A` that a decoder may use and `Qb` one of the columns of `B`. In
+    bases that start with them, the gradient is
+
+        [ C    G12 ]     C = Qbᵀ G Qa
+        [ G21  G22 ]
+
+    and the sketches hold all of it but `G22 = (I - Qb Qbᵀ) G (I - Qa Qaᵀ)`. With `C = P Σ Qᵀ` the generalized Nyström
+    approximation (Tropp et al. 2017, Nakatsukasa 2020) of the missing block is `G21 Q φ(Σ) Pᵀ G12`, `φ(σ) = 1/σ`, and
+    a decoder's part is to choose a better `φ`. The known blocks cost nothing and can only bring the reconstruction
+    nearer to `G`: it is the projection onto all matrices that agree with both sketches.
+
+    Args:
+        right (`torch.Tensor` of shape `(..., out_features, a)`):
+            `G Qa`.
+        left (`torch.Tensor` of shape `(..., in_features, b)`):
+            `Gᵀ Qb`.
+        right_basis (`torch.Tensor` of shape `(..., in_features, a)`):
+            `Qa`. A direction that the probe lacks is a column of zeros.
+        left_basis (`torch.Tensor` of shape `(..., out_features, b)`):
+            `Qb`.
+        P (`torch.Tensor` of shape `(..., b, k)`):
+            Left singular vectors of `C`, `k = min(a, b)`.
+        sigma (`torch.Tensor` of shape `(..., k)`):
+            Singular values of `C`, in descending order.
+        Q (`torch.Tensor` of shape `(..., a, k)`):
+            Right singular vectors of `C`.
+    """
+
+    right: Tensor
+    left: Tensor
+    right_basis: Tensor
+    left_basis: Tensor
+    P: Tensor
+    sigma: Tensor
+    Q: Tensor
+
+    @classmethod
+    def of(cls, sketch: LoraSketch) -> SketchCore:
+        """
+        The core of a sketch, from the rows that are not held out.
+
+        Args:
+            sketch ([`LoraSketch`]):
+                One module, or several of one shape.
+        """
+        A, B = sketch.right_probe.mT, sketch.B
+        to_right, to_left = orthonormalizer(A), orthonormalizer(B)
+        right, left = sketch.right @ to_right, sketch.Z.mT @ to_left
+        right_basis, left_basis = A @ to_right, B @ to_left
+        P, sigma, Qh = torch.linalg.svd(left_basis.mT @ right, full_matrices=False)
+        return cls(right, left, right_basis, left_basis, P, sigma, Qh.mT)
+
+    @property
+    def inverse_sigma(self) -> Tensor:
+        """`1 / σ`, and 0 where the core has no such direction; of shape `(..., k)`."""
+        floor = self.sigma[..., :1] * torch.finfo(self.sigma.dtype).eps
+        return torch.where(self.sigma > floor, 1 / self.sigma, 0)
+
+    @property
+    def terms(self) -> tuple[Tensor, Tensor]:
+        """`Y = G21 Q` of shape `(..., out_features, k)` and `Z = G12ᵀ P` of shape `(..., in_features, k)`."""
+        core = self.P * self.sigma.unsqueeze(-2)
+        return (
+            self.right @ self.Q - self.left_basis @ core,
+            self.left @ self.P - self.right_basis @ (self.Q * self.sigma.unsqueeze(-2)),
+        )
+
+    def reconstruct(self, phi: Tensor) -> LowRankGradient:
+        """
+        The known blocks and the missing one as `Σ φₖ Yₖ Zₖᵀ` of [`~SketchCore.terms`].
+
+        Args:
+            phi (`torch.Tensor` of shape `(..., k)`):
+                The filter `φ`.
+
+        Returns:
+            [`LowRankGradient`]: Of rank at most `a + b`.
+        """
+        Y, _ = self.terms
+        missing = (Y * phi.unsqueeze(-2)) @ self.P.mT
+        # The left sketch without what the right one says already; all of it, where `P` has fewer columns than `left`.
+        rest = self.left - self.right_basis @ (self.right.mT @ self.left_basis)
+        return LowRankGradient(
+            U=torch.cat([self.right, self.left_basis + missing], dim=-1),
+            V=torch.cat([self.right_basis, rest], dim=-1),
+        )
+
+
+def orthonormalizer(basis: Tensor) -> Tensor:
+    """
+    The matrix `W` that makes the columns of `basis @ W` orthonormal, with zeros for those that are linearly dependent.
+
+    Through the Gram matrix, which costs far less than a QR decomposition of a tall matrix; the columns are probes, far
+    from dependent unless they are so exactly.
+
+    Args:
+        basis (`torch.Tensor` of shape `(..., n, r)`):
+            The columns.
+
+    Returns:
+        `torch.Tensor` of shape `(..., r, r)`.
+    """
+    values, vectors = torch.linalg.eigh((basis.mT @ basis).double())
+    keep = values > SHORTEST_PROBE**2 * values[..., -1:]
+    scale = torch.where(keep & (values > 0), values, torch.inf).rsqrt()
+    return (vectors * scale.unsqueeze(-2)).to(basis.dtype)

@@ -1,0 +1,105 @@
+"""The learned decoder: a filter over the core's spectrum that does not know the model's width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .base import FilterDecoder
+from .core import SketchCore
+
+
+FEATURES = 10
+# Logarithms of ratios; what lies beyond is zero or rounding.
+_LARGEST_LOG = 12.0
+
+
+class SpectralDecoder(FilterDecoder):
+    r"""
+    A learned, dimension-free filter: the gradient decoder of Recover-to-Forget, trained on a proxy, used on any model.
+
+    A small 1-D convolution reads the spectrum of the core and says for each singular direction how much of it is
+    signal, `φ(σ) = g(spectrum) / σ` with `0 < g < 1`. All that it sees are ratios, so that nothing in it depends on a
+    module's width, on the scale of the loss or on the rank: what was trained on one model is used unchanged on another
+    one, of any architecture.
+
+    Args:
+        channels (`int`, *optional*, defaults to `16`):
+            Width of the hidden layers.
+    """
+
+    def __init__(self, channels: int = 16):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv1d(FEATURES, channels, kernel_size=3, padding=1),
+            nn.GELU(),
+            nn.Conv1d(channels, channels, kernel_size=3, padding=1),
+            nn.GELU(),
+            nn.Conv1d(channels, 1, kernel_size=1),
+        )
+
+    def gate(self, core: SketchCore) -> Tensor:
+        return self.gate_of(spectral_features(core))
+
+    def gate_of(self, features: Tensor) -> Tensor:
+        """
+        The gate for features of [`spectral_features`].
+
+        Args:
+            features (`torch.Tensor` of shape `(..., k, features)`):
+                fp32.
+
+        Returns:
+            `torch.Tensor` of shape `(..., k)`.
+        """
+        batch = features.reshape(-1, *features.shape[-2:]).mT
+        return self.net(batch).sigmoid().reshape(features.shape[:-1])
+
+
+def spectral_features(core: SketchCore) -> Tensor:
+    """
+    What the learned filter sees: ratios alone.
+
+    For each singular value: its logarithm relative to the largest, its place in the spectrum, its distance to the next
+    one, and how long the two vectors are that it would join (`G21 q / σ` and `G12ᵀ p / σ`): noise joins long vectors
+    through a small `σ`. For the whole core: the logarithms of `k / out_features`, `k / in_features`, of the effective
+    rank over `k`, and of the parts of both sketches that lie inside the core, by which a filter tells probes that
+    were drawn blindly from probes that follow the gradient.
+
+    Args:
+        core ([`SketchCore`]):
+            The core of one or several modules.
+
+    Returns:
+        `torch.Tensor` of shape `(..., k, features)`, fp32, finite.
+    """
+    sigma, k = core.sigma, core.sigma.shape[-1]
+    Y, Z = core.terms
+    tiny = torch.finfo(sigma.dtype).tiny
+    # In units of the largest singular value, so that no square over- or underflows.
+    unit = 1 / sigma[..., :1].clamp_min(tiny)
+    sigma = sigma * unit
+    length_y, length_z = (torch.linalg.vector_norm(x * unit.unsqueeze(-2), dim=-2) for x in (Y, Z))
+    right, left = (torch.linalg.matrix_norm(x * unit.unsqueeze(-2)).unsqueeze(-1) for x in (core.right, core.left))
+    energy = sigma.square().sum(-1, keepdim=True)
+    following = torch.cat([sigma[..., 1:], sigma[..., -1:]], dim=-1)
+    place = torch.arange(k, device=sigma.device, dtype=sigma.dtype) / k
+
+    def log(numerator: Tensor, denominator: Tensor) -> Tensor:
+        ratio = numerator.clamp_min(tiny).log() - denominator.clamp_min(tiny).log()
+        return ratio.clamp(-_LARGEST_LOG, _LARGEST_LOG).expand_as(sigma)
+
+    ones = torch.ones_like(energy)
+    features = (
+        log(sigma, ones),
+        place.expand_as(sigma),
+        log(following, sigma),
+        log(length_y, sigma),
+        log(length_z, sigma),
+        log(k * ones, core.right.shape[-2] * ones),
+        log(k * ones, core.left.shape[-2] * ones),
+        log(energy, k * ones),
+        log(energy.sqrt(), right),
+        log(energy.sqrt(), left),
+    )
+    return torch.stack(features, dim=-1)

@@ -1,0 +1,275 @@
+"""Training the spectral decoder on a proxy model: pairs of a sketch and its true gradient, and the fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..gradients import GradientSubspace, LoraSketch, draw_probes
+from .core import SketchCore
+from .spectral import SpectralDecoder, spectral_features
+
+
+# Of the layers every fourth, and of the batches the last quarter, are kept for validation.
+VALIDATION_PART = 4
+
+# Rows that a probe may hold out, so that the filter has seen cores that are square and ones that are not.
+HELD_OUT = (0, 2)
+
+
+@dataclass
+class FilterPairs:
+    r"""
+    Sketches of one rank with all that their true gradients say about a filter. The gradients themselves are gone.
+
+    With the gradient's norm scaled to 1, a gate `g` reconstructs it with the cosine
+
+        cos(g) = (K + c·g) / √(K + gᵀ M g)
+
+    Args:
+        features (`torch.Tensor` of shape `(n, k, features)`):
+            Of [`spectral_features`].
+        known (`torch.Tensor` of shape `(n,)`):
+            `K`, the part of the gradient's energy that the sketches hold exactly.
+        inner (`torch.Tensor` of shape `(n, k)`):
+            `c`, inner product of each term `Yₖ Zₖᵀ / σₖ` with the gradient.
+        gram (`torch.Tensor` of shape `(n, k, k)`):
+            `M`, inner products of the terms with each other.
+    """
+
+    features: Tensor
+    known: Tensor
+    inner: Tensor
+    gram: Tensor
+
+    def cosine(self, gate: Tensor) -> Tensor:
+        """
+        Cosine to the true gradient.
+
+        Args:
+            gate (`torch.Tensor` of shape `(n, k)`):
+                The gate.
+
+        Returns:
+            `torch.Tensor` of shape `(n,)`.
+        """
+        energy = self.known + torch.einsum("ni,nij,nj->n", gate, self.gram, gate)
+        return (self.known + (self.inner * gate).sum(-1)) / energy.clamp_min(torch.finfo(energy.dtype).tiny).sqrt()
+
+    @classmethod
+    def of(cls, sketch: LoraSketch, G: Tensor) -> FilterPairs:
+        """One pair, from a sketch and its gradient of shape `(out_features, in_features)`."""
+        core = SketchCore.of(sketch)
+        Y, Z = core.terms
+        Y = Y * core.inverse_sigma
+        energy = G.square().sum()
+        known = core.reconstruct(torch.zeros_like(core.sigma)).norm().square()
+        return cls(
+            features=spectral_features(core)[None],
+            known=(known / energy)[None],
+            inner=(((G @ Z) * Y).sum(0) / energy)[None],
+            gram=((Y.T @ Y) * (Z.T @ Z) / energy)[None],
+        )
+
+    def to(self, device: str | torch.device) -> FilterPairs:
+        """The pairs on another device."""
+        return FilterPairs(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    @classmethod
+    def cat(cls, pairs: Sequence[FilterPairs]) -> FilterPairs:
+        """Many pairs of one rank as one."""
+        return cls(*(torch.cat([getattr(pair, name) for pair in pairs]) for name in cls.__dataclass_fields__))
+
+
+def proxy_modules(model: PreTrainedModel, count: int, seed: int) -> list[str]:
+    """
+    Linear modules of a proxy to take gradients of, drawn at random; the head is left out.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The proxy.
+        count (`int`):
+            How many.
+        seed (`int`):
+            Seed of the draw.
+
+    Returns:
+        `list[str]`: In the model's order.
+    """
+    head = model.get_output_embeddings()
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [names[index] for index in sorted(order[:count])]
+
+
+def full_gradients(model: PreTrainedModel, batch: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """
+    True gradients of a batch's loss in the weights of some modules.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model; all its parameters are frozen when this returns.
+        batch (`dict[str, torch.Tensor]`):
+            `input_ids`, `attention_mask` and `labels`.
+        names (`Sequence[str]`):
+            The modules.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Each of shape `(out_features, in_features)`, fp32.
+    """
+    modules = {name: model.get_submodule(name) for name in names}
+    model.requires_grad_(False)
+    for module in modules.values():
+        module.weight.requires_grad_(True)
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    gradients = torch.autograd.grad(model(**inputs).loss, [module.weight for module in modules.values()])
+    model.requires_grad_(False)
+    return {
+        name: (G.T if isinstance(module, Conv1D) else G).float()
+        for (name, module), G in zip(modules.items(), gradients, strict=True)
+    }
+
+
+def layer_of(name: str) -> int:
+    """Number of the layer that a module belongs to, from its name; 0 for a module outside of layers."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else 0
+
+
+def collect_pairs(
+    model: PreTrainedModel,
+    batches: Sequence[dict[str, Tensor]],
+    names: Sequence[str],
+    ranks: Sequence[int],
+    seed: int,
+    disable_tqdm: bool = False,
+) -> dict[tuple[int, str], FilterPairs]:
+    """
+    Pairs to train and to validate on: blind and warm probes of every rank, of every module and batch.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The proxy.
+        batches (`Sequence[dict[str, torch.Tensor]]`):
+            Batches of text, met in this order by the warm probes.
+        names (`Sequence[str]`):
+            Modules.
+        ranks (`Sequence[int]`):
+            Ranks of the probes.
+        seed (`int`):
+            Seed of the probes.
+        disable_tqdm (`bool`, *optional*, defaults to `False`):
+            Whether to hide the progress bar.
+
+    Returns:
+        `dict[tuple[int, str], FilterPairs]`: By rank of the core and `"train"` or `"validation"`. Validation takes
+        the held-out layers on the held-out batches; train neither.
+
+    Raises:
+        `ValueError`: If all modules are of one layer.
+    """
+    layers = sorted({layer_of(name) for name in names})
+    if len(layers) < 2:
+        raise ValueError(
+            "The modules to learn from are all of one layer, so that none is left to validate on. Use a proxy with "
+            "more layers, or more modules (`num_modules`)."
+        )
+    validation_layers = set(layers[VALIDATION_PART - 1 :: VALIDATION_PART] or layers[-1:])
+    first_validation = len(batches) - len(batches) // VALIDATION_PART
+    streams = [
+        (rank, warm, held_out)
+        for rank in ranks
+        for warm in (False, True)
+        for held_out in HELD_OUT
+        if rank > 2 * held_out
+    ]
+    subspaces: list[dict[str, GradientSubspace]] = [{} for _ in streams]
+    pairs: dict[tuple[int, str], list[FilterPairs]] = {}
+    for step, batch in enumerate(tqdm(batches, desc="Gradients of the proxy", disable=disable_tqdm)):
+        gradients = full_gradients(model, batch, names)
+        for (rank, warm, held_out), subspace in zip(streams, subspaces, strict=True):
+            for name, G in gradients.items():
+                if rank > min(G.shape) or not G.any():
+                    continue
+                A, B = (probe.to(G.device) for probe in draw_probes(seed + held_out, step, name, *G.shape, rank))
+                if name in subspace:
+                    A, B = subspace[name].probes(A, B, held_out)
+                sketch = LoraSketch(Y=G @ A.T, Z=B.T @ G, A=A, B=B, held_out=held_out)
+                if warm:
+                    subspace[name] = GradientSubspace.after(sketch, subspace.get(name))
+                held_layer, held_batch = layer_of(name) in validation_layers, step >= first_validation
+                if held_layer == held_batch:
+                    split = "validation" if held_layer else "train"
+                    pairs.setdefault((rank - held_out, split), []).append(FilterPairs.of(sketch, G))
+    return {key: FilterPairs.cat(found) for key, found in pairs.items()}
+
+
+def fit(
+    decoder: SpectralDecoder,
+    pairs: dict[tuple[int, str], FilterPairs],
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    disable_tqdm: bool = False,
+) -> dict[int, dict[str, float]]:
+    """
+    Fit a spectral decoder to pairs, `1 - cosine` its loss, all ranks weighing the same.
+
+    Args:
+        decoder ([`SpectralDecoder`]):
+            Trained in place.
+        pairs (`dict[tuple[int, str], FilterPairs]`):
+            Of [`collect_pairs`].
+        steps (`int`):
+            Steps of AdamW with a cosine schedule; each takes 256 pairs of every rank.
+        learning_rate (`float`):
+            Peak learning rate.
+        seed (`int`):
+            Seed of the batches.
+        disable_tqdm (`bool`, *optional*, defaults to `False`):
+            Whether to hide the progress bar.
+
+    Returns:
+        `dict[int, dict[str, float]]`: By rank of the core, mean cosine on `train` and `validation`, and on the latter
+        also of the plain inverse (`inverse`) and of the best fixed Tikhonov threshold (`best_tau`).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    training = [found for (_, split), found in pairs.items() if split == "train"]
+    decoder.train()
+    for _ in (bar := tqdm(range(steps), desc="Fit", disable=disable_tqdm)):
+        losses = []
+        for found in training:
+            index = torch.randint(len(found.known), (256,), generator=generator)
+            batch = FilterPairs(*(getattr(found, name)[index] for name in FilterPairs.__dataclass_fields__))
+            losses.append(1 - batch.cosine(decoder.gate_of(batch.features)).mean())
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(cosine=f"{1 - loss.item():.4f}")
+    decoder.eval()
+    return {rank: scores(decoder, pairs, rank) for rank in sorted({rank for rank, _ in pairs})}
+
+
+@torch.no_grad()
+def scores(decoder: SpectralDecoder, pairs: dict[tuple[int, str], FilterPairs], rank: int) -> dict[str, float]:
+    """Mean cosines of one rank, of the decoder and of what it has to beat."""
+    found = {split: pairs[rank, split] for split in ("train", "validation") if (rank, split) in pairs}
+    result = {split: part.cosine(decoder.gate_of(part.features)).mean().item() for split, part in found.items()}
+    if "validation" in found:
+        held = found["validation"]
+        squared = (2 * held.features[..., 0]).exp()
+        taus = [0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5]
+        result["best_tau"] = max(held.cosine(squared / (squared + tau**2)).mean().item() for tau in taus)
+        result["inverse"] = held.cosine(torch.ones_like(squared)).mean().item()
+    return result

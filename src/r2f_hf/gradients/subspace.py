@@ -1,0 +1,78 @@
+"""The subspaces that a module's gradients have lain in, from which the next step's probes are drawn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .sketch import LoraSketch
+
+
+# Weight of the past in the tracked subspaces, per step.
+DECAY = 0.9
+
+# A direction that weighs less than this part of the strongest one is rounding; a random probe takes its place.
+WEAKEST = 1e-3
+
+
+class GradientSubspace:
+    r"""
+    The dominant row and column space of one module's gradients over the last steps, for warm probes.
+
+    Minibatch gradients of consecutive steps are almost orthogonal to each other as matrices, but they share much of
+    their row and column spaces. Probing along these measures more of a gradient than probing blindly, as the warm
+    start of PowerSGD (Vogels et al. 2019) does. With the sketches `Y = G Aᵀ` and `Z = Bᵀ G` of a step, each side keeps
+    the `r` leading left singular vectors, with their singular values, of
+
+        [ √decay · state,  Y / ‖Y‖ ]      and      [ √decay · state,  Zᵀ / ‖Z‖ ]
+
+    Args:
+        left (`torch.Tensor` of shape `(out_features, r)`):
+            State of the column space: orthogonal columns, their norms the weights of the directions.
+        right (`torch.Tensor` of shape `(in_features, r)`):
+            State of the row space.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor):
+        self.left, self.right = left, right
+
+    @classmethod
+    def after(cls, sketch: LoraSketch, previous: GradientSubspace | None) -> GradientSubspace:
+        """The subspaces once a step's sketch is known."""
+        left, right = (None, None) if previous is None else (previous.left, previous.right)
+        return cls(follow(left, sketch.Y), follow(right, sketch.Z.mT))
+
+    def probes(self, A: Tensor, B: Tensor, held_out: int) -> tuple[Tensor, Tensor]:
+        """
+        Turn random probes into warm ones. The held-out rows stay random: only such rows measure the error.
+
+        Args:
+            A (`torch.Tensor` of shape `(r, in_features)`):
+                Random right probe.
+            B (`torch.Tensor` of shape `(out_features, r)`):
+                Random left probe.
+            held_out (`int`):
+                How many of the last rows of `A` are held out.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: `A` and `B`.
+        """
+        warm = A.shape[0] - held_out
+        return torch.cat([along(self.right, A.T)[:, :warm].T, A[warm:]]), along(self.left, B)
+
+
+def follow(state: Tensor | None, sketch: Tensor) -> Tensor:
+    """The `r` leading left singular vectors, times their singular values, of the state and the new sketch together."""
+    rank = sketch.shape[1]
+    norm = torch.linalg.matrix_norm(sketch).clamp_min(torch.finfo(sketch.dtype).tiny)
+    columns = sketch / norm if state is None else torch.cat([DECAY**0.5 * state, sketch / norm], dim=1)
+    # Through the small Gram matrix; eigenvalues come in ascending order.
+    _, vectors = torch.linalg.eigh((columns.T @ columns).double())
+    return columns @ vectors[:, -rank:].flip(1).to(columns.dtype)
+
+
+def along(state: Tensor, random: Tensor) -> Tensor:
+    """Unit vectors along the state's columns; where a column is only rounding, the random one."""
+    norms = torch.linalg.vector_norm(state, dim=0)
+    return torch.where(norms > WEAKEST * norms[0], normalize(state, dim=0), random)
