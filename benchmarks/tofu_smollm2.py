@@ -45,8 +45,11 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "tofu" / "unlearn.yaml"
 QUESTIONS_PER_AUTHOR = 20
 # Rows of the retain set that are evaluated, spread evenly over its authors.
 RETAIN_ROWS = 60
-SWEEP = {"lora": (1e-4, 3e-4, 1e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.25, 0.5, 1.0)}
+SWEEP = {"lora": (3e-4, 1e-3, 2e-3, 4e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.25, 0.5, 1.0)}
 KEPT = 0.95
+# What R2F alone uses.
+R2F_SOURCE = ("callback.py", "cli/", "config.py", "decoders/", "gradients/", "trainer.py")
+R2F_OPTIONS = ("learning_rate", "decoder", "held_out", "warm_probes", "min_fidelity", "on_low_fidelity")
 
 
 def load_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
@@ -155,14 +158,20 @@ def main() -> None:
 
     def once(name: str, compute: Callable[[], Any]) -> Any:
         """Compute, or read back what an earlier run of this command with the same settings has computed."""
-        file = options.output_dir / "runs" / f"{name}-{settings}.json"
+        file = options.output_dir / "runs" / f"{name}-{settings[name.startswith('r2f')]}.json"
         if not file.is_file():
             write_json(file, compute())
         return json.loads(file.read_text())
 
-    # Of everything that the numbers depend on, this project's code included.
-    source = [path.read_text() for path in sorted((*Path(r2f_hf.__file__).parent.rglob("*.py"), Path(peers.__file__)))]
-    settings = content_hash([recipe.to_sanitized_dict(), SWEEP, data, [f.name for f in folders.values()], source])
+    # Of everything that the numbers depend on, this project's code included. A peer's do not depend on what is R2F's
+    # alone, so that work on a decoder leaves them as they are.
+    package = Path(r2f_hf.__file__).parent
+    source = {str(path.relative_to(package)): path.read_text() for path in sorted(package.rglob("*.py"))}
+    source["peers"] = Path(peers.__file__).read_text()
+    everything = [recipe.to_sanitized_dict(), source, data, [f.name for f in folders.values()]]
+    shared = {name: text for name, text in source.items() if not name.startswith(R2F_SOURCE)}
+    options_shared = {key: value for key, value in everything[0].items() if key not in R2F_OPTIONS}
+    settings = {True: content_hash(everything), False: content_hash([options_shared, SWEEP, shared, *everything[2:]])}
     _, gold = evaluate(load("gold"), "gold", None)
     rows, sweep = [], []
     for name in ("before", "gold"):

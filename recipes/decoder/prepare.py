@@ -23,7 +23,7 @@ def main() -> None:
     worlds = [fictitious_dataset(seed) for seed in range(WORLDS)]
     splits = [rows.select_columns(["question", "answer"]) for world in worlds for rows in world.values()]
     concatenate_datasets(splits).to_json(folder / "text.jsonl")
-    link = folder / "proxy"
+    link = folder / smollm2_folder().name
     link.unlink(missing_ok=True)
     link.symlink_to(smollm2_folder(), target_is_directory=True)
     print(f"The proxy is {link}, the text {folder / 'text.jsonl'}.")
