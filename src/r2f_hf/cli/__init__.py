@@ -14,6 +14,7 @@ COMMANDS = {
     "unlearn": "make a model forget rows, by Recover-to-Forget",
     "evaluate": "measure what a model has forgotten and what it has kept",
     "train-decoder": "train a gradient decoder on a proxy model",
+    "decode": "reconstruct the full gradient behind a LoRA step, from two saved adapters",
 }
 
 

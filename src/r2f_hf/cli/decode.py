@@ -1,0 +1,175 @@
+"""`r2f decode`: two saved adapters, before and after a LoRA step, in; the direction of the full gradient out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from ..adapters import (
+    SavedAdapter,
+    adamw_gradients,
+    check_step,
+    read_sketches,
+    rounding_part,
+    save_as_adapter,
+    sgd_gradients,
+)
+from ..decoders import GradientDecoder, load_decoder
+from ..gradients import LoraSketch, check_min_fidelity, estimate_fidelity
+from .recipes import parse_recipe
+
+
+logger = logging.getLogger(__name__)
+
+# Of the difference between the adapters; more of it is told to the user.
+MOST_ROUNDING = 0.05
+
+
+@dataclass
+class DecodeArguments:
+    """
+    What `r2f decode BEFORE AFTER --out DIR` reads and writes.
+
+    The step between the two adapters must be one step of plain SGD (momentum is no matter in a first step, clipping
+    only scales; weight decay would be taken for gradient), or AdamW's first step, whose state is given. The result is
+    a LoRA adapter that takes the base model a step down the reconstructed gradient, at the weights that the base model
+    has with the adapter before.
+
+    Args:
+        before (`str`, *optional*):
+            Folder of the adapter before the step.
+        after (`str`, *optional*):
+            Folder of the adapter after the step. Both must be in fp32: in half precision rounding swallows the
+            difference.
+        out (`str`, *optional*, defaults to `"direction"`):
+            Where the direction goes, as an adapter.
+        base (`str`, *optional*):
+            Folder or name of the base model, where it is not the one that the adapters name. Only its configuration is
+            read, and that only with `optimizer_state`.
+        optimizer_state (`str`, *optional*):
+            `optimizer.pt` as [`~transformers.Trainer`] saves it after AdamW's first step, with parameters in the order
+            of the model. Without it the step is taken to be plain SGD.
+        learning_rate (`float`, *optional*, defaults to `1.0`):
+            Learning rate of the SGD step. It gives the gradient its length; the direction is the same with any.
+        decoder (`str`, *optional*, defaults to `"spectral"`):
+            What reconstructs the gradient: a name, a folder or a repository.
+        held_out (`int`, *optional*, defaults to `2`):
+            Last rows of each `A` that the decoder does not see and that measure its error, at least 2. It is honest
+            only for random rows, such as Gaussian probes or PEFT's fresh `A`; for an `A` that has been trained set 0
+            to decode from all rows and measure nothing.
+        step (`float`, *optional*, defaults to `1.0`):
+            Frobenius norm of the whole update, over all modules. If it is negative the update goes up the gradient.
+    """
+
+    before: str | None = field(default=None, metadata={"help": "Folder of the adapter before the step."})
+    after: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the adapter after it. Half precision would swallow the difference: save in fp32."
+        },
+    )
+    out: str = field(default="direction", metadata={"help": "Where the direction goes, as a LoRA adapter."})
+    base: str | None = field(
+        default=None, metadata={"help": "The base model, where it is not the one that the adapters name."}
+    )
+    optimizer_state: str | None = field(
+        default=None,
+        metadata={
+            "help": "optimizer.pt after AdamW's first step, as Trainer saves it. Without it the step is taken to be "
+            "plain SGD without weight decay."
+        },
+    )
+    learning_rate: float = field(
+        default=1.0, metadata={"help": "Of the SGD step; gives the gradient its length, not its direction."}
+    )
+    decoder: str = field(default="spectral", metadata={"help": "What reconstructs: a name, folder or repository."})
+    held_out: int = field(
+        default=2,
+        metadata={
+            "help": "Rows of each A that measure the error, 2 or more. Honest only where A is random (Gaussian "
+            "probes, PEFT's fresh A); 0 for an A that has been trained: all rows decode and nothing is measured."
+        },
+    )
+    step: float = field(
+        default=1.0, metadata={"help": "Frobenius norm of the whole update; negative goes up the gradient."}
+    )
+
+    def __post_init__(self):
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        if self.step == 0:
+            raise ValueError("`step` must not be 0, or the direction would be empty.")
+        if self.held_out < 0:
+            raise ValueError(f"`held_out` must be 2 or more, or 0; got {self.held_out}.")
+        check_min_fidelity(None, self.held_out)
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f decode` and both adapters, and check all there is to check."""
+    folders = list(takewhile(lambda argument: not argument.startswith("-"), argv))
+    if len(folders) == 2:
+        argv = ["--before", folders[0], "--after", folders[1], *argv[2:]]
+    (args,) = parse_recipe("decode", (DecodeArguments,), argv)
+    if args.before is None or args.after is None or len(folders) not in (0, 2):
+        raise ValueError("Two adapters are needed: r2f decode BEFORE AFTER --out DIR.")
+    if Path(args.out).resolve() in (Path(args.before).resolve(), Path(args.after).resolve()):
+        raise ValueError(f"`out` is {args.out}, whose adapter would be overwritten. Choose another folder.")
+    decoder = load_decoder(args.decoder)
+    before, after = SavedAdapter.load(args.before), SavedAdapter.load(args.after)
+    check_step(before, after, args.base)
+    base = args.base or before.config.base_model_name_or_path
+    if args.optimizer_state is None:
+        gradients = sgd_gradients(before, after, args.learning_rate)
+        rounding = rounding_part(before, after)
+        if rounding > MOST_ROUNDING:
+            logger.warning(
+                "About %.0f%% of the difference between the adapters is rounding, and the direction is as wrong. Save "
+                "both in fp32, take the step with a larger learning rate, or pass AdamW's state (--optimizer_state).",
+                min(100, 100 * rounding),
+            )
+    else:
+        gradients = adamw_gradients(args.optimizer_state, before, after, base)
+    sketches = read_sketches(before, gradients, args.held_out)
+    blind = [name for name, (_, B) in before.pairs.items() if not B.any()]
+    if blind:
+        logger.warning(
+            "B is zero in %d of %d modules (first: %s): of their gradients only the projection onto the rows of A is "
+            "left. Draw B at random before the step to see more.",
+            len(blind),
+            len(sketches),
+            blind[0],
+        )
+    return partial(decode, args, before, base, sketches, decoder)
+
+
+def decode(
+    args: DecodeArguments,
+    before: SavedAdapter,
+    base: str | None,
+    sketches: dict[str, LoraSketch],
+    decoder: GradientDecoder,
+) -> None:
+    """Decode, print how faithful the reconstruction is, and save the direction."""
+    gradients = dict(zip(sketches, decoder.decode_all(list(sketches.values())), strict=True))
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+    save_as_adapter(gradients, -args.step / norm, args.out, before.config, base)
+    source = "a step of plain SGD" if args.optimizer_state is None else "AdamW's first step"
+    print(f"Decoded {len(gradients)} modules from {source}; the reconstructed gradient has norm {norm:.3g}.")
+    if args.held_out:
+        found = estimate_fidelity(list(sketches.values()), list(gradients.values()))
+        cosines = dict(zip(gradients, (fidelity.cosine for fidelity in found), strict=True))
+        worst = min(cosines, key=cosines.__getitem__)
+        print(
+            f"Estimated cosine to the full gradient, over modules: mean {fmean(cosines.values()):.3f}, minimum "
+            f"{cosines[worst]:.3f} ({worst}). It is honest only if the rows of A are random."
+        )
+    print(
+        f"The direction, of norm {abs(args.step):g}, is in {args.out}: PeftModel.from_pretrained(base, {args.out!r})."
+    )
