@@ -56,7 +56,8 @@ class R2FConfig(TrainingArguments):
             took along takes many.
         num_views (`int`, *optional*, defaults to `1`):
             Wordings of a forget example in a step. The original is the first; further ones come from `views_column`
-            and `view_templates`, in turns where there are more than `num_views`.
+            and `view_templates`, in turns where there are more than `num_views`. At an equal number of passes more
+            examples in one wording do better than fewer in several (`benchmarks/views.py`).
         views_column (`str`, *optional*):
             Column of the forget set with a paraphrase of the prompt, or a list of them.
         view_templates (`list[str]`, *optional*):
