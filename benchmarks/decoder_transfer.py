@@ -47,6 +47,7 @@ WORLD = 100
 TAUS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 BATCH_SIZES = (1, 4, 16)
 MODULES = 24
+MLP_STEPS = 400
 RUN_STEPS = 20
 # So small that neither model breaks: the retain loss stays near where it was.
 RUN_LEARNING_RATE = 0.1
@@ -194,12 +195,12 @@ def mlp_row(bench: Bench, rank: int) -> dict[str, Any]:
     def sketch(G: Tensor) -> LoraSketch:
         return LoraSketch(G @ A.T, B.T @ G, A, B)
 
-    training, validation = [[G[name] for G in gradients for name in names[start::4]] for start in (0, 3)]
-    training += [G[name] for G in gradients for name in names[1::4]]
+    validation = [G[name] for G in gradients for name in names[3::4]]
+    training = [G[name] for G in gradients for index, name in enumerate(names) if index % 4 != 3]
     torch.manual_seed(0)
     decoder = MlpDecoder(*shape, rank)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3)
-    for _ in track(range(100), f"mlp on {bench.name}"):
+    for _ in track(range(MLP_STEPS), f"mlp on {bench.name}"):
         batch = [training[index] for index in torch.randint(len(training), (16,)).tolist()]
         dense = decoder.decode(LoraSketch.stack([sketch(G) for G in batch])).U
         loss = 1 - torch.cosine_similarity(dense.flatten(1), torch.stack(batch).flatten(1)).mean()
@@ -215,7 +216,7 @@ def mlp_row(bench: Bench, rank: int) -> dict[str, Any]:
     estimates = [estimate.cosine for estimate in estimate_fidelity(unseen, decoded)]
     cosines = [cosine(*pair) for pair in zip(validation, decoded, strict=True)]
     errors = [relative_error(*pair) for pair in zip(validation, decoded, strict=True)]
-    label = f"mlp ({shape[0]} x {shape[1]} alone, fixed probes)"
+    label = f"mlp ({shape[0]} x {shape[1]} alone, fixed probes, {1 - loss.item():.2f} on its training layers)"
     where = {"trained_on": bench.name, "used_on": bench.name, "rank": rank}
     return {"decoder": label, **where, **summary_row(cosines, errors, estimates, seconds)}
 
@@ -246,8 +247,10 @@ class WatchedCallback(R2FCallback):
         return faithful
 
 
-def run_row(bench: Bench, decoder: SpectralDecoder, proxy: str, rank: int) -> tuple[dict[str, Any], list]:
-    """The decoder in a run: warm probes, weights that move."""
+def run_row(
+    bench: Bench, decoder: SpectralDecoder, proxy: str, rank: int, warm: bool = True
+) -> tuple[dict[str, Any], list]:
+    """The decoder in a run, where the weights move, with warm probes or, as a control, with blind ones."""
     world = fictitious_dataset(WORLD)
     with tempfile.TemporaryDirectory() as folder:
         args = R2FConfig(
@@ -266,7 +269,9 @@ def run_row(bench: Bench, decoder: SpectralDecoder, proxy: str, rank: int) -> tu
             model, args, list(world["forget"]), list(world["retain"]), processing_class=bench.tokenizer
         )
         trainer.remove_callback(trainer.r2f_callback)
-        trainer.r2f_callback = WatchedCallback(bench.names, decoder=decoder, seed=args.seed, save_full_model=False)
+        trainer.r2f_callback = WatchedCallback(
+            bench.names, decoder=decoder, seed=args.seed, warm_probes=warm, save_full_model=False
+        )
         trainer.add_callback(trainer.r2f_callback)
         probes = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
         trainer.optimizer = torch.optim.SGD(probes, lr=args.learning_rate)
@@ -277,7 +282,7 @@ def run_row(bench: Bench, decoder: SpectralDecoder, proxy: str, rank: int) -> tu
     cosines, errors, fidelities = (list(column) for column in zip(*measured, strict=True))
     row = summary_row(cosines, errors, [found.cosine for found in fidelities], None)
     where = {"trained_on": proxy, "used_on": bench.name, "rank": rank}
-    return {"decoder": "spectral, run (warm probes)", **where, **row}, measured
+    return {"decoder": f"spectral, run ({'warm' if warm else 'blind'} probes)", **where, **row}, measured
 
 
 def trained_decoder(bench: Bench) -> SpectralDecoder:
@@ -316,6 +321,8 @@ def main() -> None:
         row, seen = run_row(bench, proxies[proxy], proxy, 16)
         rows.append(row)
         measured += seen
+        if not options.quick:
+            rows.append(run_row(bench, proxies[proxy], proxy, 16, warm=False)[0])
 
     # The summary is of decoders on models that they were not trained on.
     blind = [row for row in rows if "run" not in row["decoder"] and row["trained_on"] != row["used_on"]]

@@ -25,7 +25,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from r2f_hf import R2FCallback
-from r2f_hf.decoders import load_decoder
+from r2f_hf.decoders import MlpDecoder, load_decoder
 from r2f_hf.gradients import LoraSketch, draw_probes, find_probes
 
 
@@ -177,8 +177,12 @@ def test_modules_below_the_least_fidelity_are_left_alone(plain_trainer: BuildPla
     assert len(low) == 3 < len(targeted)
     before, after = weights(original), weights(model)
     assert changed(before, after) == targeted - low
-    # The step has its whole length, over the modules that take it.
-    assert distance(before, after) == pytest.approx(LR, rel=1e-4)
+    # What they do not take is not handed to the others.
+    plain = wrap(copy.deepcopy(original))
+    plain_trainer(plain, R2FCallback()).train()
+    for name in targeted - low:
+        torch.testing.assert_close(after[name], weights(plain)[name])
+    assert distance(before, after) < 0.99 * LR
     logs = trainer.state.log_history[0]
     assert logs["r2f/low_fidelity_modules"] == len(low)
     assert logs["r2f/fidelity_min"] == pytest.approx(min(found.cosine for found in callback.module_fidelity.values()))
@@ -187,10 +191,34 @@ def test_modules_below_the_least_fidelity_are_left_alone(plain_trainer: BuildPla
 def test_a_run_can_stop_at_low_fidelity_with_its_weights_as_they_were(plain_trainer: BuildPlainTrainer) -> None:
     original = build_model()
     model = wrap(copy.deepcopy(original))
-    trainer = plain_trainer(model, R2FCallback(min_fidelity=0.999, on_low_fidelity="stop"))
+    callback = R2FCallback(min_fidelity=0.999, on_low_fidelity="stop")
+    trainer = plain_trainer(model, callback)
     with pytest.raises(RuntimeError, match=r"below min_fidelity=0.999: model.layers.* Raise `rank`, take more"):
         trainer.train()
     assert not changed(weights(original), weights(model))
+    # Nothing of it is left on the optimizer, or in the logs of a run that follows.
+    trainer.optimizer.step()
+    assert not changed(weights(original), weights(model))
+    callback.min_fidelity = None
+    trainer.train()
+    assert distance(weights(original), weights(model)) == pytest.approx(LR, rel=1e-4)
+    assert "r2f/low_fidelity_modules" not in trainer.state.log_history[0]
+
+
+def test_a_run_in_which_nothing_is_faithful_says_so(
+    plain_trainer: BuildPlainTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = build_model()
+    model, callback = wrap(copy.deepcopy(original)), R2FCallback(min_fidelity=0.999)
+    plain_trainer(model, callback, max_steps=2).train()
+    assert not changed(weights(original), weights(model))
+    assert callback.summary()["skipped_steps"] == 2
+    assert "no module reaches min_fidelity=0.999" in caplog.text
+
+
+def test_a_decoder_that_needs_its_own_probes_is_refused() -> None:
+    with pytest.raises(ValueError, match="MlpDecoder knows only the probes that it was trained with"):
+        R2FCallback(decoder=MlpDecoder(8, 8, 2))
 
 
 def test_the_adapter_leaves_the_forward_pass_as_it_is(

@@ -333,7 +333,7 @@ def test_warm_rows_misstate_the_error() -> None:
         A, B = probes_of(G, step=step)
         if subspace is not None:
             random = A
-            A, B = subspace.probes(A, B, held_out=0)
+            A, B = subspace.probes(A, B, random_rows=0)
             for name, last in (("warm", A[-2:]), ("random", random[-2:])):
                 sketch = sketch_with(G, torch.cat([A[:-2], last]), B, held_out=2)
                 found = TikhonovDecoder(0.1).decode(sketch)
@@ -370,7 +370,7 @@ def test_warm_probes_find_a_constant_gradients_directions() -> None:
     for step in range(20):
         A, B = probes_of(G, step=step)
         if subspace is not None:
-            A, B = subspace.probes(A, B, held_out=2)
+            A, B = subspace.probes(A, B, random_rows=2)
         seen.append(((torch.linalg.qr(B).Q.T @ G).norm() / G.norm()).item())
         subspace = GradientSubspace.after(sketch_with(G, A, B, held_out=2), subspace)
     assert seen[0] < 0.6

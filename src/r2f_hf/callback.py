@@ -69,7 +69,8 @@ class R2FCallback(TrainerCallback):
             Least estimated cosine of a module's reconstruction to its full gradient. What to do below it is
             `on_low_fidelity`.
         on_low_fidelity (`str`, *optional*, defaults to `"skip"`):
-            `"skip"` leaves the weights of the module as they are for this step, `"stop"` raises an error.
+            `"skip"` leaves the weights of the module as they are for this step, while all others take what they would
+            have taken beside it; `"stop"` raises an error.
         normalize (`bool`, *optional*, defaults to `True`):
             Whether the whole update has Frobenius norm `lr`. If `False` the update is `lr · Ĝ`, and `max_grad_norm`
             clips `‖Ĝ‖`.
@@ -94,6 +95,11 @@ class R2FCallback(TrainerCallback):
         save_full_model: bool = True,
     ):
         self.decoder = decoder if isinstance(decoder, GradientDecoder) else load_decoder(decoder)
+        if self.decoder.needs_fixed_probes:
+            raise ValueError(
+                f"{type(self.decoder).__name__} knows only the probes that it was trained with, and a run draws new "
+                "ones at every step. Use the spectral decoder."
+            )
         self.seed = seed
         self.held_out = held_out
         self.warm_probes = warm_probes
@@ -121,6 +127,9 @@ class R2FCallback(TrainerCallback):
         optimizer: torch.optim.Optimizer,
         **kwargs,
     ) -> None:
+        # What a run that ended in an error has left.
+        self._remove_hooks()
+        self._pending_logs, self.module_fidelity = [], {}
         self.probes = find_probes(model)
         check_ranks(self.probes, self.held_out)
         check_min_fidelity(self.min_fidelity, self.held_out)
@@ -133,10 +142,10 @@ class R2FCallback(TrainerCallback):
             folder = self.resume_folder or checkpoint_folder(args, state)
             if self.save_full_model:
                 load_full_model_(model, folder / FULL_MODEL_FOLDER)
-            self.load_subspaces(folder)
+            if self.warm_probes:
+                self.load_subspaces(folder)
         self._args, self._state, self._stop = args, state, False
         self.skipped_steps, self.fidelities = 0, []
-        self.decoder.to(self.probes[0].weight.device)
         for probe in self.probes:
             probe.draw(self.seed, state.global_step, self.held_out)
         # accelerate's wrapper calls the step of the optimizer that it wraps.
@@ -168,11 +177,14 @@ class R2FCallback(TrainerCallback):
             self.save_subspaces(checkpoint_folder(args, state))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self._remove_hooks()
+        for probe in self.probes:
+            probe.clear()
+
+    def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for probe in self.probes:
-            probe.clear()
 
     # The step
 
@@ -196,7 +208,17 @@ class R2FCallback(TrainerCallback):
             self._skip([probe.name for probe, finite in zip(self.probes, norms.isfinite(), strict=True) if not finite])
             return
         faithful = self._measure(sketches, gradients)
-        norm = norms[faithful].norm().item()
+        # Over all modules, so that what one does not take is not handed to the others.
+        norm = norms.norm().item()
+        if not faithful.any():
+            self.skipped_steps += 1
+            self._pending_logs[-1]["r2f/skipped_steps"] = 1.0
+            logger.warning(
+                "Step %d: no module reaches min_fidelity=%g, so the weights were left alone. Raise `rank`, take more "
+                "examples in a step, or lower `min_fidelity`.",
+                self._state.global_step,
+                self.min_fidelity,
+            )
         if norm > 0:
             lr = optimizer.param_groups[0]["lr"]
             for index in faithful.nonzero().flatten().tolist():
@@ -248,6 +270,7 @@ class R2FCallback(TrainerCallback):
         if self.stop_on_low_fidelity and not faithful.all():
             low = sorted(self.module_fidelity.items(), key=lambda item: item[1].cosine)[: int((~faithful).sum())]
             named = ", ".join(f"{name} ({found.cosine:.2f})" for name, found in low[:5])
+            self._remove_hooks()
             raise RuntimeError(
                 f"Step {self._state.global_step}: the reconstructions of {len(low)} of {len(gradients)} modules have "
                 f"an estimated cosine to the full gradient below min_fidelity={self.min_fidelity:g}: {named}. The "
@@ -277,6 +300,11 @@ class R2FCallback(TrainerCallback):
         for probe in self.probes:
             if f"{probe.name}.left" in sides:
                 left, right = (sides[f"{probe.name}.{side}"].to(probe.weight.device) for side in ("left", "right"))
+                if left.shape != probe.B.shape:
+                    raise ValueError(
+                        f"{file} is of probes of rank {left.shape[1]}, {probe.name} has rank {probe.rank}. Resume "
+                        "with the old rank, or start a new run."
+                    )
                 probe.subspace = GradientSubspace(left, right)
 
     def pop_logs(self) -> dict[str, float]:

@@ -38,7 +38,8 @@ class R2FConfig(TrainingArguments):
         min_fidelity (`float`, *optional*):
             Least estimated cosine between a module's reconstruction and its full gradient. Off by default.
         on_low_fidelity (`str`, *optional*, defaults to `"skip"`):
-            What to do with a module below `min_fidelity`: `"skip"` it in this step, or `"stop"` the run with an error.
+            What to do with a module below `min_fidelity`: `"skip"` it in this step, so that the update is as much
+            shorter, or `"stop"` the run with an error.
         forget_objective (`str`, *optional*, defaults to `"npo"`):
             `"ga"`, `"grad_diff"`, `"npo"` or `"simnpo"`.
         retain_objective (`str`, *optional*, defaults to `"nll"`):

@@ -31,7 +31,26 @@ def test_a_saved_decoder_is_the_same_decoder(decoder: GradientDecoder, tmp_path:
     files = {file.name for file in (tmp_path / "decoder").iterdir()}
     assert files == {"README.md", "config.json", "model.safetensors"}
     card = (tmp_path / "decoder" / "README.md").read_text()
-    assert "library_name: r2f-hf" in card and "2512.07374" in card
+    assert "library_name: r2f-hf" in card and "2512.07374" in card and "without a record of its training" in card
+
+
+def test_the_record_of_the_training_stays_with_the_decoder(tmp_path: Path) -> None:
+    decoder = SpectralDecoder(channels=4)
+    decoder.training_record = "On gradients of a proxy."
+    decoder.save_pretrained(tmp_path / "first")
+    load_decoder(str(tmp_path / "first")).save_pretrained(tmp_path / "second")
+    assert "On gradients of a proxy." in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_a_configuration_that_was_edited_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"decoder": "SpectralDecoder", "channels": "many"}))
+    with pytest.raises(ValueError, match=r"config.json of the decoder .* does not describe one"):
+        load_decoder(str(folder))
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_refused() -> None:
+    with pytest.raises(ValueError, match="There is no folder outputs/decodr, and no decoder of that name on the Hub"):
+        load_decoder("outputs/decodr")
 
 
 def test_the_package_ships_a_trained_decoder_of_a_few_kilobytes() -> None:

@@ -1,4 +1,4 @@
-"""The learned filter: bounded, blind to scale and width, and better than fixed thresholds on models it never saw."""
+"""The learned filter: bounded, blind to scale and width, and as good as fixed thresholds in hindsight elsewhere."""
 
 from __future__ import annotations
 

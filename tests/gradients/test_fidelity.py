@@ -105,6 +105,9 @@ def test_zeros() -> None:
 def test_settings_that_cannot_be_measured_are_refused() -> None:
     check_min_fidelity(0.5, 2)
     check_min_fidelity(None, 0)
+    for nonsense in (95.0, 1.0, 0.0, -3.0, float("nan")):
+        with pytest.raises(ValueError, match="`min_fidelity` is a cosine, above 0 and below 1"):
+            check_min_fidelity(nonsense, 2)
     with pytest.raises(ValueError, match="Hold out at least 2 rows, or 0"):
         check_min_fidelity(None, 1)
     with pytest.raises(ValueError, match=r"min_fidelity=0.5 needs rows that measure .* set `held_out` to 2 or more"):

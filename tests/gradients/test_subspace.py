@@ -38,7 +38,7 @@ def test_warm_probes_turn_to_the_gradients_subspaces() -> None:
         subspace = GradientSubspace.after(sketch, subspace)
     [*_, G] = gradients(7)
     A, B = draw_probes(0, 9, "module", *G.shape, RANK)
-    warm_A, warm_B = subspace.probes(A, B, held_out=2)
+    warm_A, warm_B = subspace.probes(A, B, random_rows=2)
     assert energy_seen(G, B) < 0.7 and energy_seen(G.T, A[:6].T) < 0.7
     assert energy_seen(G, warm_B) > 0.9 and energy_seen(G.T, warm_A[:6].T) > 0.9
 
@@ -47,7 +47,7 @@ def test_held_out_rows_stay_random() -> None:
     G = gradients(1)[0]
     subspace = GradientSubspace.after(sketch_of(G, 0, None), None)
     A, B = draw_probes(0, 1, "module", *G.shape, RANK)
-    warm, _ = subspace.probes(A, B, held_out=3)
+    warm, _ = subspace.probes(A, B, random_rows=3)
     assert torch.equal(warm[5:], A[5:])
     assert not torch.isclose(warm[:5], A[:5]).any(1).all()
 
@@ -68,6 +68,6 @@ def test_gradients_that_vanish_or_lack_rank_leave_usable_probes() -> None:
     for step, G in enumerate([zero, thin, zero, thin]):
         subspace = GradientSubspace.after(sketch_of(G, step, subspace), subspace)
         A, B = draw_probes(0, step + 9, "module", *G.shape, RANK)
-        for probe in subspace.probes(A, B, held_out=2):
+        for probe in subspace.probes(A, B, random_rows=2):
             assert probe.isfinite().all()
             assert torch.linalg.matrix_rank(probe) == RANK

@@ -116,7 +116,7 @@ def train_decoder(
     model = model.to(PartialState().device).eval()
     names = proxy_modules(model, args.num_modules, args.seed)
     pairs = collect_pairs(model, batches, names, args.ranks, args.seed)
-    # Tiny: the CPU is the quicker place, and gives the same decoder whatever the proxy was on.
+    # Tiny: the CPU is the quicker place.
     pairs = {key: found.to("cpu") for key, found in pairs.items()}
     torch.manual_seed(args.seed)
     decoder = SpectralDecoder(args.channels)
@@ -138,6 +138,8 @@ def train_decoder(
             if "validation" in found
         ),
     ]
+    decoder.training_record = "\n".join(lines)
+    # The mixin keeps a card that is there already.
     (Path(args.output_dir) / "README.md").unlink(missing_ok=True)
-    decoder.save_pretrained(args.output_dir, model_card_kwargs={"training": "\n".join(lines)})
+    decoder.save_pretrained(args.output_dir)
     print(f"The decoder is in {args.output_dir}. Use it with `decoder: {args.output_dir}` in a recipe.")

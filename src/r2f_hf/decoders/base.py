@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -56,7 +56,16 @@ class GradientDecoder(
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of [`~huggingface_hub.PyTorchModelHubMixin`], with
     weights in safetensors alone: a pickle is never read.
+
+    Attributes:
+        needs_fixed_probes (`bool`):
+            Whether it decodes only the sketches of the probes that it was trained with.
+        training_record (`str`, *optional*):
+            How it was trained and what it reached, for its card; saved with it.
     """
+
+    needs_fixed_probes = False
+    training_record: str | None = None
 
     def decode(self, sketch: LoraSketch) -> LowRankGradient:
         """
@@ -95,6 +104,8 @@ class GradientDecoder(
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
         config = {"decoder": type(self).__name__, **(self._hub_mixin_config or {})}
+        if self.training_record is not None:
+            config["training_record"] = self.training_record
         (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -107,6 +118,7 @@ class GradientDecoder(
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
+        config: dict[str, Any] | None = None,
         **kwargs,
     ) -> GradientDecoder:
         # The mixin's own falls back to a pickle, and does not mind keys that are missing.
@@ -121,7 +133,11 @@ class GradientDecoder(
                 local_files_only=local_files_only,
                 token=token,
             )
-        decoder = cls(**kwargs)
+        try:
+            decoder = cls(**kwargs)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"The {CONFIG_NAME} of the decoder {model_id} does not describe one: {error}") from error
+        decoder.training_record = (config or {}).get("training_record")
         try:
             decoder.load_state_dict(load_file(file))
         except FileNotFoundError as error:
@@ -134,6 +150,10 @@ class GradientDecoder(
         if not all(tensor.isfinite().all() for tensor in decoder.state_dict().values()):
             raise ValueError(f"The weights of the decoder {model_id} are not finite: the file was edited or damaged.")
         return decoder.eval()
+
+    def generate_model_card(self, **kwargs) -> ModelCard:
+        """The card, with the training record."""
+        return super().generate_model_card(training=self.training_record, **kwargs)
 
 
 class FilterDecoder(GradientDecoder):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME
+from huggingface_hub.errors import HfHubHTTPError
 
 from ..lookup import lookup
 from .base import GradientDecoder
@@ -59,7 +60,10 @@ def load_decoder(name: str) -> GradientDecoder:
         return DECODERS[name]()
     file = Path(name) / CONFIG_NAME
     if not Path(name).is_dir():
-        file = Path(hf_hub_download(name, CONFIG_NAME))
+        try:
+            file = Path(hf_hub_download(name, CONFIG_NAME))
+        except (OSError, HfHubHTTPError) as error:
+            raise ValueError(f"There is no folder {name}, and no decoder of that name on the Hub: {error}") from error
     if not file.is_file():
         raise ValueError(f"The folder {name} holds no decoder (no {CONFIG_NAME}).")
     try:

@@ -33,6 +33,8 @@ class MlpDecoder(GradientDecoder):
         `ValueError`: If it would have more than 100 million parameters.
     """
 
+    needs_fixed_probes = True
+
     def __init__(self, out_features: int, in_features: int, rank: int, hidden: int = 64):
         super().__init__()
         self.out_features, self.in_features, self.rank = out_features, in_features, rank

@@ -129,8 +129,16 @@ def full_gradients(model: PreTrainedModel, batch: dict[str, Tensor], names: Sequ
     for module in modules.values():
         module.weight.requires_grad_(True)
     inputs = {key: value.to(model.device) for key, value in batch.items()}
-    gradients = torch.autograd.grad(model(**inputs).loss, [module.weight for module in modules.values()])
+    # Modules that the batch does not use, such as an expert, have no gradient; theirs is zero.
+    weights = [module.weight for module in modules.values()]
+    gradients = torch.autograd.grad(model(**inputs).loss, weights, allow_unused=True, materialize_grads=True)
     model.requires_grad_(False)
+    for name, G in zip(names, gradients, strict=True):
+        if not G.isfinite().all():
+            raise ValueError(
+                f"The gradient of {name} is NaN or infinite. Load the proxy in fp32 or bf16 (`dtype`), and look at "
+                "its text."
+            )
     return {
         name: (G.T if isinstance(module, Conv1D) else G).float()
         for (name, module), G in zip(modules.items(), gradients, strict=True)
@@ -173,7 +181,7 @@ def collect_pairs(
         the held-out layers on the held-out batches; train neither.
 
     Raises:
-        `ValueError`: If all modules are of one layer.
+        `ValueError`: If all modules are of one layer, or none has a gradient that a probe could sketch.
     """
     layers = sorted({layer_of(name) for name in names})
     if len(layers) < 2:
@@ -208,6 +216,11 @@ def collect_pairs(
                 if held_layer == held_batch:
                     split = "validation" if held_layer else "train"
                     pairs.setdefault((rank - held_out, split), []).append(FilterPairs.of(sketch, G))
+    if not any(split == "train" for _, split in pairs):
+        raise ValueError(
+            f"No module of the proxy has dimensions as large as the smallest rank ({min(ranks)}), or all gradients "
+            "are zero. Lower `ranks`, or use another proxy."
+        )
     return {key: FilterPairs.cat(found) for key, found in pairs.items()}
 
 
@@ -228,7 +241,7 @@ def fit(
         pairs (`dict[tuple[int, str], FilterPairs]`):
             Of [`collect_pairs`].
         steps (`int`):
-            Steps of AdamW with a cosine schedule; each takes 256 pairs of every rank.
+            Steps of AdamW under a one-cycle schedule; each takes 256 pairs of every rank.
         learning_rate (`float`):
             Peak learning rate.
         seed (`int`):

@@ -176,10 +176,13 @@ def check_min_fidelity(min_fidelity: float | None, held_out: int) -> None:
     Refuse settings under which fidelity cannot be measured.
 
     Raises:
-        `ValueError`: If one row is held out, or none although `min_fidelity` asks for a measurement.
+        `ValueError`: If one row is held out, or none although `min_fidelity` asks for a measurement, or `min_fidelity`
+            is no cosine that a reconstruction could fall below and still reach.
     """
     if held_out == 1:
         raise ValueError("held_out=1 cannot measure how sure its own estimate is. Hold out at least 2 rows, or 0.")
+    if min_fidelity is not None and not 0 < min_fidelity < 1:
+        raise ValueError(f"`min_fidelity` is a cosine, above 0 and below 1, got {min_fidelity:g}.")
     if min_fidelity is not None and not held_out:
         raise ValueError(
             f"min_fidelity={min_fidelity:g} needs rows that measure the reconstruction: set `held_out` to 2 or more."

@@ -20,6 +20,9 @@ from .update import add_low_rank_
 # Probes with a larger scaling `lora_alpha / r` would disturb the forward pass.
 MAX_SCALING = 1e-3
 
+# Rows of a warm probe that are random in any case: by them new directions are found.
+RANDOM_ROWS = 2
+
 
 @dataclass
 class LoraProbe:
@@ -77,7 +80,8 @@ class LoraProbe:
         """
         A, B = draw_probes(seed, step, self.name, self.layer.out_features, self.layer.in_features, self.rank)
         if self.subspace is not None:
-            A, B = self.subspace.probes(A.to(self.weight.device), B.to(self.weight.device), held_out)
+            A, B = A.to(self.weight.device), B.to(self.weight.device)
+            A, B = self.subspace.probes(A, B, max(held_out, RANDOM_ROWS))
         self.A.copy_(A)
         self.B.copy_(B)
 

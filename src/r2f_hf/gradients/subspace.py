@@ -43,22 +43,22 @@ class GradientSubspace:
         left, right = (None, None) if previous is None else (previous.left, previous.right)
         return cls(follow(left, sketch.Y), follow(right, sketch.Z.mT))
 
-    def probes(self, A: Tensor, B: Tensor, held_out: int) -> tuple[Tensor, Tensor]:
+    def probes(self, A: Tensor, B: Tensor, random_rows: int) -> tuple[Tensor, Tensor]:
         """
-        Turn random probes into warm ones. The held-out rows stay random: only such rows measure the error.
+        Turn random probes into warm ones. The held-out rows must stay random: only such rows measure the error.
 
         Args:
             A (`torch.Tensor` of shape `(r, in_features)`):
                 Random right probe.
             B (`torch.Tensor` of shape `(out_features, r)`):
                 Random left probe.
-            held_out (`int`):
-                How many of the last rows of `A` are held out.
+            random_rows (`int`):
+                How many of the last rows of `A` stay as they are.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: `A` and `B`.
         """
-        warm = A.shape[0] - held_out
+        warm = max(0, A.shape[0] - random_rows)
         return torch.cat([along(self.right, A.T)[:, :warm].T, A[warm:]]), along(self.left, B)
 
 
