@@ -1,4 +1,4 @@
-"""Two real processes: they agree bit for bit, and with one process that takes the same global batch."""
+"""Real processes: they agree bit for bit, and with one process that takes the same global batch."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from distributed_run import run
 
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
-GLOBAL_BATCH_SIZE = 2
+GLOBAL_BATCH_SIZE = 4
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    """What each of two processes found: in a whole run, and in one resumed from its checkpoint."""
-    folder = tmp_path_factory.mktemp("two")
+@pytest.fixture(scope="module", params=[2, 4])
+def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """What each process found: in a whole run, and in one resumed from its checkpoint."""
+    count = request.param
+    folder = tmp_path_factory.mktemp(f"processes{count}")
     # `accelerate launch --cpu` starts several processes through MPI alone.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     command = [*launch, str(SCRIPT), str(folder), str(GLOBAL_BATCH_SIZE)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"process{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"process{rank}.pt") for rank in range(count)]
 
 
 def test_all_processes_end_with_the_same_weights(processes: list[list[dict[str, Any]]]) -> None:
-    (first, _), (second, _) = processes
+    (first, _), *others = processes
     assert len(changed(weights(build_model()), first["weights"])) == 14
-    assert not changed(first["weights"], second["weights"])
+    for other, _ in others:
+        assert not changed(first["weights"], other["weights"])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(processes: list[list[dict[str, Any]]]) -> None:

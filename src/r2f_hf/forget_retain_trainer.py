@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from .config import R2FConfig
-from .data.collator import ForgetRetainCollator, pad_token_id
+from .data.collator import ForgetRetainCollator, first_items, pad_token_id
 from .data.encoder import ExampleEncoder
 from .data.forget_retain import Encoded, ForgetRetainDataset
 from .data.formatting import IGNORE_INDEX
@@ -159,6 +159,15 @@ class ForgetRetainTrainer(Trainer):
         # Trainer calls this with all micro-batches of a step, so that each can be scaled by the whole batch's count.
         if not batch_samples or "is_forget" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
+        if self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last:
+            # accelerate fills an epoch's last batches up with items of its first, so that all processes have as many.
+            # Each would count twice; how many a process really has follows from its place in the global batch. (What
+            # accelerate itself knows of this, `remainder`, is lost where a resumed run skips batches.)
+            processes = self.args.world_size
+            size = self._train_batch_size // (processes if self.accelerator.split_batches else 1)
+            remaining = len(self.train_dataset) % (size * processes) or size * processes
+            own = min(max(remaining - size * self.args.process_index, 0), size)
+            batch_samples[-1] = first_items(batch_samples[-1], own)
         counts = torch.stack([count_items(batch) for batch in batch_samples]).sum(0).to(device)
         return self.accelerator.reduce(counts, "sum")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
+from r2f_hf.data.collator import ForgetRetainCollator, first_items, pad_token_id
 
 
 def example(*ids: int, prompt: int = 1, **extra: Any) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def test_forget_rows_come_first_with_their_references() -> None:
     batch = ForgetRetainCollator(0)(features)
     assert batch["input_ids"].tolist() == [[1, 2, 0, 0], [1, 2, 3, 0], [6, 7, 8, 9], [4, 5, 0, 0], [7, 8, 0, 0]]
     assert batch["is_forget"].tolist() == [True, True, True, False, False]
+    assert batch["item"].tolist() == [0, 0, 1, 0, 1]
     assert batch["reference_log_probs"].tolist() == [-0.5, -1.5, -2.5, 0.0, 0.0]
     assert batch["reference_top_ids"].shape == (5, 4, 2) and batch["reference_top_ids"].dtype == torch.long
     for row in range(3):
@@ -48,7 +49,7 @@ def test_forget_rows_come_first_with_their_references() -> None:
 
 def test_without_retain_rows_and_references() -> None:
     batch = ForgetRetainCollator(0)([{"forget": [example(1, 2)], "retain": []}])
-    assert batch.keys() == {"input_ids", "attention_mask", "labels", "is_forget"}
+    assert batch.keys() == {"input_ids", "attention_mask", "labels", "is_forget", "item"}
     assert batch["is_forget"].tolist() == [True]
 
 
@@ -61,3 +62,24 @@ def test_any_tokenizer_can_pad(
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token, tokenizer.eos_token = pad, eos
     assert pad_token_id(tokenizer) == (0 if expected is None else tokenizer.convert_tokens_to_ids(expected))
+
+
+def test_the_first_items_of_a_batch_are_those_that_a_smaller_batch_would_hold() -> None:
+    features = [
+        {"forget": [example(1, 2, reference_log_probs=-0.5), example(1, 2, 3, reference_log_probs=-1.5)], "retain": []},
+        {"forget": [example(6, 7, 8, reference_log_probs=-2.5)], "retain": [example(4, 5, 6)]},
+        {"forget": [example(1, 3, 3, reference_log_probs=-3.5)], "retain": [example(4, 5, 7)]},
+    ]
+    collator = ForgetRetainCollator(0)
+    batch, smaller = collator(features), collator(features[:2])
+    first = first_items(batch, 2)
+    assert first.keys() == smaller.keys()
+    for name, values in smaller.items():
+        assert torch.equal(first[name], values), name
+
+
+def test_without_items_a_batch_is_one_row_that_counts_for_nothing() -> None:
+    batch = ForgetRetainCollator(0)([{"forget": [example(1, 2, 3)], "retain": [example(4, 5)]}])
+    nothing = first_items(batch, 0)
+    assert nothing["input_ids"].shape == (1, 3)
+    assert (nothing["labels"] == -100).all() and not nothing["is_forget"].any()

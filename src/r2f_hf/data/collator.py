@@ -30,7 +30,8 @@ class ForgetRetainCollator:
 
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `labels` of shape `(rows, length)`. For items of a
-        [`ForgetRetainDataset`] also `is_forget` (bool, `(rows,)`) and, where the examples carry them,
+        [`ForgetRetainDataset`] also `is_forget` (bool, `(rows,)`), `item` (int64, `(rows,)`, the position in the batch
+        of the item that a row belongs to) and, where the examples carry them,
         `reference_log_probs` (fp32, `(rows,)`, summed over the completion; 0 for retain rows) and `reference_top_ids`
         and `reference_top_log_probs` (`(rows, length, k)`, zeros where there is none).
     """
@@ -45,6 +46,9 @@ class ForgetRetainCollator:
         rows = forget + retain
         batch = self._pad(rows)
         batch["is_forget"] = torch.arange(len(rows)) < len(forget)
+        batch["item"] = torch.tensor(
+            [index for name in ("forget", "retain") for index, feature in enumerate(features) for _ in feature[name]]
+        )
         if "reference_log_probs" in forget[0]:
             batch["reference_log_probs"] = torch.tensor([row.get("reference_log_probs", 0.0) for row in rows])
         for key in ("reference_top_ids", "reference_top_log_probs"):
@@ -67,3 +71,23 @@ class ForgetRetainCollator:
             "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
             "labels": pad("labels", IGNORE_INDEX),
         }
+
+
+def first_items(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """
+    The rows of a batch's first items. What comes after them is there to even out the processes' batches.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            A batch of items of a [`ForgetRetainDataset`].
+        count (`int`):
+            Items to keep. With none, one row is left that has no labels, so that the forward pass has something to do.
+
+    Returns:
+        `dict[str, torch.Tensor]`
+    """
+    if count:
+        return {name: values[batch["item"] < count] for name, values in batch.items()}
+    batch = {name: values[:1] for name, values in batch.items()}
+    unlabelled = {"labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
+    return batch | unlabelled | {"is_forget": torch.zeros_like(batch["is_forget"])}
