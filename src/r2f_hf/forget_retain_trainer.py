@@ -27,7 +27,8 @@ from .data.encoder import ExampleEncoder
 from .data.forget_retain import Encoded, ForgetRetainDataset
 from .data.formatting import IGNORE_INDEX
 from .data.rows import Row, check_overlap, check_rows
-from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, label_log_probs
+from .evaluation.scoring import score_examples
+from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, completion_logits, label_log_probs
 from .references import reference_log_probs, reference_top_tokens
 from .stopping import HoldoutStopping
 
@@ -187,18 +188,18 @@ class ForgetRetainTrainer(Trainer):
             inputs (`dict[str, torch.Tensor]`):
                 A batch of [`ForgetRetainCollator`]. Batches without `is_forget` are evaluated as in Trainer.
             return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to return the model's outputs too.
+                Whether to return the logits too, as a dictionary.
             num_items_in_batch (`torch.Tensor` of shape `(3,)`, *optional*):
                 Forget rows, forget tokens and retain tokens of the global batch.
         """
         if "is_forget" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        args, is_forget, labels = self.args, inputs["is_forget"], inputs["labels"]
+        args, is_forget = self.args, inputs["is_forget"]
         counts = count_items(inputs) if num_items_in_batch is None else num_items_in_batch
         forget_rows, forget_tokens, retain_tokens = counts.unbind()
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        logits, labels = completion_logits(model, inputs)
 
-        log_probs, num_tokens = label_log_probs(outputs.logits[is_forget], labels[is_forget])
+        log_probs, num_tokens = label_log_probs(logits[is_forget], labels[is_forget])
         reference = inputs["reference_log_probs"][is_forget] if self.forget_objective.needs_reference else None
         forget = self.forget_objective.loss(log_probs, num_tokens, reference, args.beta, args.gamma)
         parts = {"forget_loss": forget.sum() / (forget_tokens if self.forget_objective.per_token else forget_rows)}
@@ -206,8 +207,9 @@ class ForgetRetainTrainer(Trainer):
         if self.retain_objective is not None:
             top = [None, None]
             if self.retain_objective.needs_reference:
-                top = [inputs[key][~is_forget] for key in ("reference_top_ids", "reference_top_log_probs")]
-            retain = self.retain_objective.loss(outputs.logits[~is_forget], labels[~is_forget], *top)
+                kept = logits.shape[1]
+                top = [inputs[key][~is_forget, -kept:] for key in ("reference_top_ids", "reference_top_log_probs")]
+            retain = self.retain_objective.loss(logits[~is_forget], labels[~is_forget], *top)
             parts["retain_loss"] = retain.sum() / retain_tokens
             loss = loss + args.retain_weight * parts["retain_loss"]
         for name, value in parts.items():
@@ -215,7 +217,7 @@ class ForgetRetainTrainer(Trainer):
         self._loss_steps += self.accelerator.sync_gradients
         # DDP averages gradients over processes, but each process holds its share of one global mean.
         loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"logits": logits}) if return_outputs else loss
 
     # Training
 
@@ -288,14 +290,18 @@ class ForgetRetainTrainer(Trainer):
         Returns:
             `np.ndarray` of shape `(len(examples),)`.
         """
-        loader = self.get_eval_dataloader(list(examples))
-        preprocess, self.preprocess_logits_for_metrics = self.preprocess_logits_for_metrics, row_log_probs
-        compute, self.compute_metrics = self.compute_metrics, mean_probability
-        try:
-            output = self.evaluation_loop(loader, "Probabilities", prediction_loss_only=False)
-        finally:
-            self.preprocess_logits_for_metrics, self.compute_metrics = preprocess, compute
-        return np.exp(output.predictions[:, 0] / output.predictions[:, 1])
+        training = self.model.training
+        self.model.eval()
+        with self.accelerator.autocast():
+            log_probs, tokens = score_examples(
+                self.model,
+                examples,
+                self.data_collator.pad_token_id,
+                self.args.per_device_eval_batch_size,
+                disable=True,
+            )
+        self.model.train(training)
+        return np.exp(log_probs / tokens)
 
     def reference_probabilities(self, name: str) -> np.ndarray:
         """

@@ -11,11 +11,10 @@ from tqdm.auto import tqdm
 
 from .data.collator import ForgetRetainCollator
 from .data.forget_retain import Encoded
-from .objectives import label_log_probs
+from .evaluation.scoring import score_examples
 from .objectives.retain import top_log_probs
 
 
-@torch.no_grad()
 def reference_log_probs(
     model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
 ) -> Tensor:
@@ -25,14 +24,8 @@ def reference_log_probs(
     Returns:
         `torch.Tensor` of shape `(len(examples),)`: fp32, on the CPU.
     """
-    return torch.cat(
-        [
-            label_log_probs(
-                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"]
-            )[0].cpu()
-            for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs)
-        ]
-    )
+    log_probs, _ = score_examples(model, examples, collator.pad_token_id, batch_size, **tqdm_kwargs)
+    return torch.from_numpy(log_probs).float()
 
 
 @torch.no_grad()

@@ -66,7 +66,10 @@ def test_any_tokenizer_can_pad(
 
 def test_the_first_items_of_a_batch_are_those_that_a_smaller_batch_would_hold() -> None:
     features = [
-        {"forget": [example(1, 2, reference_log_probs=-0.5), example(1, 2, 3, reference_log_probs=-1.5)], "retain": []},
+        {
+            "forget": [example(1, 2, reference_log_probs=-0.5), example(1, 2, 3, reference_log_probs=-1.5)],
+            "retain": [],
+        },
         {"forget": [example(6, 7, 8, reference_log_probs=-2.5)], "retain": [example(4, 5, 6)]},
         {"forget": [example(1, 3, 3, reference_log_probs=-3.5)], "retain": [example(4, 5, 7)]},
     ]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from r2f_hf.data.formatting import encode_example, encode_prompt
 from r2f_hf.evaluation.generation import generate_answers
-from r2f_hf.evaluation.scoring import score_completions
+from r2f_hf.evaluation.scoring import can_continue, score_completions, score_examples
 
 
 PROMPTS = ["Where does Orla1 live?", "What is the home of Bram2?", "Cleo?", "Bram3 lives where?", "Orla?"]
@@ -52,6 +52,45 @@ def test_scores_equal_those_of_one_row_at_a_time(
     assert scores.tolist() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_completions_that_share_their_prompts_score_as_if_they_did_not(
+    kind: str, batch_size: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build_model(kind).eval()
+    pairs = [(prompt, completion) for completion in COMPLETIONS for prompt in PROMPTS[:3]]
+    read = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    scores = score_completions(model, tokenizer, *zip(*pairs, strict=True), batch_size)
+    handle.remove()
+    assert scores.tolist() == pytest.approx([naive_score(model, tokenizer, *pair) for pair in pairs], abs=1e-5)
+    if batch_size == 16:
+        longest = max(len(encode_example(tokenizer, *pair)["input_ids"]) for pair in pairs)
+        assert sum(read) < 0.75 * longest * len(pairs)
+
+
+def test_a_completion_of_one_token_is_scored_by_its_prompt_alone(model: PreTrainedModel) -> None:
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, {"input_ids": [5, 6, 8], "labels": [-100, -100, 8]}]
+    sums, tokens = score_examples(model.eval(), rows, padding=0, batch_size=2)
+    with torch.no_grad():
+        log_probs = model(input_ids=torch.tensor([[5, 6]])).logits[0, -1].log_softmax(-1)
+    assert tokens.tolist() == [1, 1]
+    assert sums.tolist() == pytest.approx([log_probs[7].item(), log_probs[8].item()], abs=1e-5)
+
+
+def test_a_model_that_cannot_continue_scores_whole_rows(
+    monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompts = [PROMPTS[0]] * 5
+    shared = score_completions(model.eval(), tokenizer, prompts, COMPLETIONS)
+    # What a recurrent model says of itself.
+    monkeypatch.setattr(type(model), "_is_stateful", True)
+    assert not can_continue(model)
+    assert score_completions(model, tokenizer, prompts, COMPLETIONS) == pytest.approx(shared, abs=1e-5)
+
+
 def test_plain_texts_are_scored_from_their_second_token_on(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -65,8 +104,11 @@ def test_a_row_that_does_not_fit_the_context_is_named(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     completions = [*COMPLETIONS[:3], "harbour " * 100, "Island"]
-    with pytest.raises(ValueError, match=r"Row 3 of forget: answers has \d+ tokens, the model reads at most 64"):
-        score_completions(model, tokenizer, PROMPTS, completions, desc="forget: answers")
+    with pytest.raises(ValueError, match=r"Row 3 has a question and an answer of \d+ tokens.*reads at most 64"):
+        score_completions(model, tokenizer, PROMPTS, completions)
+    names = [f"forget[{index}]" for index in range(5)]
+    with pytest.raises(ValueError, match=r"forget\[3\] has a question and an answer of \d+ tokens"):
+        score_completions(model, tokenizer, PROMPTS, completions, names=names)
 
 
 def test_a_prompt_that_leaves_no_room_for_its_answer_is_named(

@@ -71,4 +71,5 @@ def generate_answers(
         )
         return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
 
-    return over_processes(generate, [len(ids) for ids in encoded], batch_size, desc)
+    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+    return over_processes(generate, order, batch_size, desc)

@@ -109,37 +109,34 @@ def split_statistics(
     """
     questions = [row["question"] for row in rows]
     answers = [row["answer"] for row in rows]
-    paraphrased = [row.get("paraphrased_answer") or row["answer"] for row in rows]
-    settings = {"batch_size": batch_size}
 
-    def score_lists(prompts: list[list[str]], completions: list[list[str]], desc: str) -> list[list[float]]:
-        flat_prompts = [prompt for row in prompts for prompt in row]
-        flat = [completion for row in completions for completion in row]
-        scores = score_completions(model, tokenizer, flat_prompts, flat, desc=desc, **settings)
-        return [part.tolist() for part in np.split(scores, np.cumsum([len(row) for row in completions])[:-1])]
+    def views(row: Mapping[str, Any]) -> list[str]:
+        found = row["paraphrased_question"]
+        return [found] if isinstance(found, str) else list(found)
 
-    wrong = [list(row["perturbed_answer"]) for row in rows]
-    repeated = [[question] * len(others) for question, others in zip(questions, wrong, strict=True)]
-    statistics: Statistics = {
-        "answer": score_completions(
-            model, tokenizer, questions, answers, desc=f"{split}: answers", **settings
-        ).tolist(),
-        "wrong": score_lists(repeated, wrong, f"{split}: wrong answers"),
+    # What is scored after what, a list a row.
+    pairs = {
+        "answer": [[(row["question"], row["answer"])] for row in rows],
+        "paraphrase": [[(row["question"], row.get("paraphrased_answer") or row["answer"])] for row in rows],
+        "wrong": [[(row["question"], wrong) for wrong in row["perturbed_answer"]] for row in rows],
     }
-    statistics["paraphrase"] = (
-        statistics["answer"]
-        if paraphrased == answers
-        else score_completions(
-            model, tokenizer, questions, paraphrased, desc=f"{split}: paraphrased answers", **settings
-        ).tolist()
-    )
     if "paraphrased_question" in rows[0]:
-        views = [row["paraphrased_question"] for row in rows]
-        views = [[view] if isinstance(view, str) else list(view) for view in views]
-        repeated = [[answer] * len(view) for answer, view in zip(answers, views, strict=True)]
-        statistics["paraphrased_question"] = score_lists(views, repeated, f"{split}: paraphrased questions")
+        pairs["paraphrased_question"] = [[(view, row["answer"]) for view in views(row)] for row in rows]
+    # In one call, which reads each question once, and each pair once.
+    names = {
+        pair: f"{split}[{index}]" for lists in pairs.values() for index, found in enumerate(lists) for pair in found
+    }
+    scores = score_completions(
+        model, tokenizer, *zip(*names, strict=True), batch_size, f"{split}: answers", list(names.values())
+    )
+    known = dict(zip(names, scores.tolist(), strict=True))
+    statistics: Statistics = {
+        name: [[known[pair] for pair in found] for found in lists] for name, lists in pairs.items()
+    }
+    for name in ("answer", "paraphrase"):
+        statistics[name] = [found[0] for found in statistics[name]]
     generated = generate_answers(
-        model, tokenizer, questions, max_new_tokens, desc=f"{split}: generated answers", **settings
+        model, tokenizer, questions, max_new_tokens, batch_size, f"{split}: generated answers"
     )
     rouge = metrics.load("rouge_l_recall").compute(predictions=generated, references=answers)
     return statistics | {"rouge_l_recall": rouge["rows"]}

@@ -1,8 +1,15 @@
 """Forget and retain objectives, chosen by name."""
 
 from .forget import FORGET_OBJECTIVES, ForgetObjective
-from .log_probs import label_log_probs
+from .log_probs import completion_logits, label_log_probs
 from .retain import RETAIN_OBJECTIVES, RetainObjective
 
 
-__all__ = ["FORGET_OBJECTIVES", "RETAIN_OBJECTIVES", "ForgetObjective", "RetainObjective", "label_log_probs"]
+__all__ = [
+    "FORGET_OBJECTIVES",
+    "RETAIN_OBJECTIVES",
+    "ForgetObjective",
+    "RetainObjective",
+    "completion_logits",
+    "label_log_probs",
+]

@@ -2,8 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch.nn.functional as F
-from torch import Tensor
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from torch import Tensor, nn
+
+
+def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """
+    A model's logits from where the first label of the batch is predicted on: those of the prompts serve nothing, and
+    logits are the largest tensor of a forward pass.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model.
+        batch (`dict[str, torch.Tensor]`):
+            `input_ids`, `attention_mask` and `labels` of shape `(rows, length)`, padded on the right.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Logits of shape `(rows, kept, vocabulary)` and the labels of the same
+        positions, `(rows, kept)`.
+    """
+    labels = batch["labels"]
+    # The first token has nothing before it that could predict it.
+    labelled = (labels[:, 1:] != -100).any(0).nonzero()
+    kept = labels.shape[1] - (int(labelled[0]) if len(labelled) else 0)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if "logits_to_keep" in forward_parameters(model):
+        inputs["logits_to_keep"] = kept
+    return model(**inputs).logits[:, -kept:], labels[:, -kept:]
+
+
+def forward_parameters(model: nn.Module) -> set[str]:
+    """Names of the arguments that a model's own `forward` takes, whatever it is wrapped in."""
+    model = extract_model_from_parallel(model)
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
+    return set(inspect.signature(type(model).forward).parameters)
 
 
 def label_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
