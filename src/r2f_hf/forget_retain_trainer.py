@@ -160,7 +160,8 @@ class ForgetRetainTrainer(Trainer):
         # Trainer calls this with all micro-batches of a step, so that each can be scaled by the whole batch's count.
         if not batch_samples or "is_forget" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        if self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last:
+        ends = self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last
+        if ends and self.model.training:
             # accelerate fills an epoch's last batches up with items of its first, so that all processes have as many.
             # Each would count twice; how many a process really has follows from its place in the global batch. (What
             # accelerate itself knows of this, `remainder`, is lost where a resumed run skips batches.)
@@ -197,7 +198,12 @@ class ForgetRetainTrainer(Trainer):
         args, is_forget = self.args, inputs["is_forget"]
         counts = count_items(inputs) if num_items_in_batch is None else num_items_in_batch
         forget_rows, forget_tokens, retain_tokens = counts.unbind()
-        logits, labels = completion_logits(model, inputs)
+        if return_outputs:
+            # For metrics, which compare with all labels.
+            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            logits, labels = outputs.logits, inputs["labels"]
+        else:
+            logits, labels = completion_logits(model, inputs)
 
         log_probs, num_tokens = label_log_probs(logits[is_forget], labels[is_forget])
         reference = inputs["reference_log_probs"][is_forget] if self.forget_objective.needs_reference else None

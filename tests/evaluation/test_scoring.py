@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import CONFIGS, build_model
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from r2f_hf.data.formatting import encode_example, encode_prompt
 from r2f_hf.evaluation.generation import generate_answers
@@ -69,6 +71,54 @@ def test_completions_that_share_their_prompts_score_as_if_they_did_not(
     if batch_size == 16:
         longest = max(len(encode_example(tokenizer, *pair)["input_ids"]) for pair in pairs)
         assert sum(read) < 0.75 * longest * len(pairs)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_long_and_short_prompts_share_a_batch_within_the_context(kind: str) -> None:
+    """A long prompt with a short completion beside the reverse: padding must not count, nor leave the context."""
+    config = copy.deepcopy(CONFIGS[kind])
+    if hasattr(config, "sliding_window"):
+        config.sliding_window = 8
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    rows = []
+    for start, length in ((50, 8), (50, 6), (6, 50), (6, 40)):
+        ids = torch.randint(5, 150, (start,), generator=torch.Generator().manual_seed(start)).tolist()
+        ids += torch.randint(5, 150, (length,)).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * start + ids[start:]})
+    assert can_continue(model)
+    sums, _ = score_examples(model, rows, padding=0, batch_size=4)
+    for row, found in zip(rows, sums, strict=True):
+        with torch.no_grad():
+            log_probs = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        start = row["labels"].count(-100)
+        expected = sum(log_probs[index - 1, row["input_ids"][index]].item() for index in range(start, len(log_probs)))
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_gradient_checkpointing_in_training_mode_changes_no_score(
+    kind: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build_model(kind).eval()
+    prompts = [PROMPTS[0]] * 5
+    expected = score_completions(model, tokenizer, prompts, COMPLETIONS)
+    model.gradient_checkpointing_enable()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    assert score_completions(model.train(), tokenizer, prompts, COMPLETIONS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_empty_answer_is_named(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match=r"forget\[1\] has no token to score"):
+        score_completions(model, tokenizer, [""] * 2, ["Island here", ""], names=["forget[0]", "forget[1]"])
+
+
+def test_nothing_to_score_gives_nothing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert len(score_completions(model, tokenizer, [], [])) == 0
 
 
 def test_a_completion_of_one_token_is_scored_by_its_prompt_alone(model: PreTrainedModel) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import build_model
 
-from r2f_hf.objectives import label_log_probs
+from r2f_hf.objectives import completion_logits, label_log_probs, log_probs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -33,3 +34,20 @@ def test_only_positions_before_a_label_have_a_gradient() -> None:
     expected[0, 1] = -0.2
     expected[0, 1, 2] = 0.8
     torch.testing.assert_close(logits.grad, expected)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+@pytest.mark.parametrize(("labels", "kept"), [([[-100, -100, 7, 8], [-100, -100, -100, 5]], 3), ([[-100] * 4] * 2, 4)])
+def test_logits_are_kept_from_where_the_first_label_is_predicted(
+    monkeypatch: pytest.MonkeyPatch, labels: list[list[int]], kept: int, supported: bool
+) -> None:
+    model = build_model().eval()
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 5]]), "attention_mask": torch.ones(2, 4).long()}
+    batch["labels"] = torch.tensor(labels)
+    if not supported:
+        monkeypatch.setattr(log_probs, "forward_parameters", lambda model: set())
+    with torch.no_grad():
+        logits, kept_labels = completion_logits(model, batch)
+        full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(logits, full[:, -kept:])
+    assert torch.equal(kept_labels, batch["labels"][:, -kept:])

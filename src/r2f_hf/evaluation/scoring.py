@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..data.collator import ForgetRetainCollator, pad_token_id
 from ..data.formatting import IGNORE_INDEX, encode_example
@@ -48,7 +50,7 @@ def score_completions(
         completions (`Sequence[str]`):
             The completions, one a prompt.
         batch_size (`int`, *optional*, defaults to `16`):
-            Rows in a forward pass. Rows of similar length share one.
+            Rows in a forward pass. Rows of one prompt, or of similar length, share one.
         desc (`str`, *optional*):
             Title of the progress bar.
         names (`Sequence[str]`, *optional*):
@@ -58,13 +60,15 @@ def score_completions(
         `np.ndarray` of shape `(len(prompts),)`: fp64, natural logarithm.
 
     Raises:
-        `ValueError`: If a row is longer than the model's context.
+        `ValueError`: If a row is longer than the model's context, or has nothing to score.
     """
     examples = [encode_example(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
     context = model.config.get_text_config().max_position_embeddings
     for index, example in enumerate(examples):
+        name = f"Row {index}" if names is None else names[index]
+        if all(label == IGNORE_INDEX for label in example["labels"][1:]):
+            raise ValueError(f"{name} has no token to score: its answer is empty.")
         if len(example["input_ids"]) > context:
-            name = f"Row {index}" if names is None else names[index]
             raise ValueError(
                 f"{name} has a question and an answer of {len(example['input_ids'])} tokens together, the model reads "
                 f"at most {context}."
@@ -124,7 +128,8 @@ def score_examples(
         ).tolist()
 
     # One way for all batches: where weights are sharded, all processes have to call the model equally often.
-    share = len(set(prompts)) < len(prompts) and can_continue(model)
+    several = any(len(prompt) > 1 for prompt in prompts)  # plain texts share at most a first token
+    share = several and len(set(prompts)) < len(prompts) and can_continue(model)
     if share:
         # A prompt's rows side by side, where its longest row belongs.
         place: dict[tuple[int, ...], int] = {}
@@ -171,16 +176,18 @@ def prompted_log_probs(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1, **{name: cache}
     )
     first = read.logits[:, -1].float().log_softmax(-1)
-    cache.batch_select_indices(rows)
+    # On the CPU, which layers on any device take.
+    cache.batch_select_indices(rows.cpu())
 
     labels = pad_sequence(list(completions), batch_first=True, padding_value=IGNORE_INDEX).to(device)
     # The last token predicts nothing; a completion of one token still has its place in the batch.
     given = labels[:, : max(1, labels.shape[1] - 1)]
-    following = torch.arange(given.shape[1], device=device)
+    # Padding repeats the last position: counting on through it could leave the model's table of positions.
+    following = (given != IGNORE_INDEX).long().cumsum(1) - 1
     logits = model(
         input_ids=given.masked_fill(given == IGNORE_INDEX, padding),
         attention_mask=torch.cat([mask[rows], (given != IGNORE_INDEX).long()], dim=1),
-        position_ids=lengths[rows, None] + following,
+        position_ids=lengths[rows, None] + following.clamp_min(0),
         use_cache=True,
         **{name: cache},
     ).logits
@@ -189,9 +196,26 @@ def prompted_log_probs(
 
 def can_continue(model: nn.Module) -> bool:
     """Whether a model reads on from keys and values that several rows share, whatever the rows' padding."""
+    if isinstance(model, PeftModel):
+        # Virtual tokens stand in front of each of the two passes.
+        if model.active_peft_config.is_prompt_learning:
+            return False
+        model = model.get_base_model()
+    # Checkpointed in training mode, layers drop the cache; a recurrent state takes padding in; some rotary embeddings
+    # change with the length of what is read.
+    if (model.training and model.is_gradient_checkpointing) or model._is_stateful:
+        return False
+    rope = str(getattr(model.config, "rope_parameters", None))
+    if "dynamic" in rope or "longrope" in rope:
+        return False
     known = forward_parameters(model)
-    # A recurrent state takes padding in; without explicit positions padding would shift them.
-    return not model._is_stateful and {"position_ids", "logits_to_keep"} <= known and bool(known & set(CACHE_NAMES))
+    layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    # Without explicit positions padding would shift them.
+    return (
+        {"position_ids", "logits_to_keep"} <= known
+        and bool(known & set(CACHE_NAMES))
+        and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
+    )
 
 
 def over_processes(
@@ -222,7 +246,7 @@ def over_processes(
     state = PartialState()
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     # As many calls on every process, for models whose weights are sharded; what is computed twice is the same twice.
-    batches += [batches[0]] * (-len(batches) % state.num_processes)
+    batches += batches[:1] * (-len(batches) % state.num_processes)
     mine = batches[state.process_index :: state.num_processes]
     found = []
     for batch in tqdm(mine, desc=desc, disable=disable or not state.is_main_process, leave=False):

@@ -37,7 +37,7 @@ def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tenso
 
 def forward_parameters(model: nn.Module) -> set[str]:
     """Names of the arguments that a model's own `forward` takes, whatever it is wrapped in."""
-    model = extract_model_from_parallel(model)
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
     if isinstance(model, PeftModel):
         model = model.get_base_model()
     return set(inspect.signature(type(model).forward).parameters)
