@@ -69,7 +69,7 @@ def main() -> None:
     examples = [encode_example(tokenizer, *pair) for pair in pairs]
     padding = pad_token_id(tokenizer)
     ways = {
-        "r2f_hf": lambda: score_completions(model, tokenizer, *zip(*pairs, strict=True), options.batch_size),
+        "shared, sorted": lambda: score_completions(model, tokenizer, *zip(*pairs, strict=True), options.batch_size),
         "same batch size": lambda: score_plainly(model, examples, padding, options.batch_size),
         "row by row": lambda: score_plainly(model, examples, padding, 1),
     }
@@ -80,15 +80,14 @@ def main() -> None:
             start = time.perf_counter()
             scores[name] = score()
             seconds[name].append(time.perf_counter() - start)
-    difference = max(float(np.abs(scores[name] - scores["r2f_hf"]).max()) for name in ways)
+    difference = max(float(np.abs(scores[name] - scores["shared, sorted"]).max()) for name in ways)
     ratios = {
-        name: median(slow / fast for slow, fast in zip(seconds[name], seconds["r2f_hf"], strict=True)) for name in ways
+        name: median(slow / fast for slow, fast in zip(seconds[name], seconds["shared, sorted"], strict=True))
+        for name in ways
     }
     tokens = sum(len(example["input_ids"]) for example in examples)
-    table = {
-        name: {"tokens a second": tokens / median(seconds[name]), "time, of r2f_hf's": ratios[name]} for name in ways
-    }
-    print_table(f"Scoring {len(pairs)} completions of {options.rows} rows", table, tuple(table["r2f_hf"]))
+    table = {name: {"tokens a second": tokens / median(seconds[name]), "time, ratio": ratios[name]} for name in ways}
+    print_table(f"Scoring {len(pairs)} completions of {options.rows} rows", table, ("tokens a second", "time, ratio"))
     print(f"The scores differ by {difference:.1e} at most.")
     report = {
         "ratio_plain": ratios["row by row"],

@@ -135,6 +135,17 @@ def test_evaluates_other_rows_instead(
     assert found == {"eval_other_probability" if named else "eval_probability"}
 
 
+def test_the_training_set_itself_can_be_evaluated(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
+    """Its batches hold forget and retain rows together: the mean is over both, whatever their prompts' lengths."""
+    trainer = build_trainer(
+        model.eval(), ForgetRetainTrainer, forget_objective="ga", per_device_eval_batch_size=3, retain_per_forget=1
+    )
+    items = [trainer.train_dataset[index] for index in range(6)]
+    examples = [example for item in items for name in ("forget", "retain") for example in item[name]]
+    metrics = trainer.evaluate(trainer.train_dataset)
+    assert metrics["eval_probability"] == pytest.approx(probability(model, examples), rel=1e-4)
+
+
 def test_compute_metrics_gets_the_logits(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         rows, length = prediction.label_ids.shape

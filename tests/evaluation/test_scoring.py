@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from statistics import fmean
 
 import pytest
 import torch
-from conftest import CONFIGS, build_model
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from conftest import CONFIGS, SHAPE, build_model
+from peft import PeftModel, PromptTuningConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    Lfm2Config,
+    LlamaConfig,
+    MambaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from r2f_hf.data.formatting import encode_example, encode_prompt
 from r2f_hf.evaluation.generation import generate_answers
@@ -24,12 +34,17 @@ COMPLETIONS = [
 ]
 
 
-def naive_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, completion: str) -> float:
-    example = encode_example(tokenizer, prompt, completion)
+def naive_log_probs(model: torch.nn.Module, example: dict[str, list[int]]) -> list[float]:
     with torch.no_grad():
         log_probs = model(input_ids=torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
+    # Virtual tokens, where there are any, stand before the first.
+    log_probs = log_probs[-len(example["input_ids"]) :]
     labelled = [index for index, label in enumerate(example["labels"]) if label != -100 and index > 0]
-    return sum(log_probs[index - 1, example["labels"][index]].item() for index in labelled) / len(labelled)
+    return [log_probs[index - 1, example["labels"][index]].item() for index in labelled]
+
+
+def naive_score(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, prompt: str, completion: str) -> float:
+    return fmean(naive_log_probs(model, encode_example(tokenizer, prompt, completion)))
 
 
 def naive_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int) -> str:
@@ -88,12 +103,7 @@ def test_long_and_short_prompts_share_a_batch_within_the_context(kind: str) -> N
         rows.append({"input_ids": ids, "labels": [-100] * start + ids[start:]})
     assert can_continue(model)
     sums, _ = score_examples(model, rows, padding=0, batch_size=4)
-    for row, found in zip(rows, sums, strict=True):
-        with torch.no_grad():
-            log_probs = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
-        start = row["labels"].count(-100)
-        expected = sum(log_probs[index - 1, row["input_ids"][index]].item() for index in range(start, len(log_probs)))
-        assert found == pytest.approx(expected, abs=1e-4)
+    assert sums.tolist() == pytest.approx([sum(naive_log_probs(model, row)) for row in rows], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -124,21 +134,39 @@ def test_nothing_to_score_gives_nothing(model: PreTrainedModel, tokenizer: PreTr
 def test_a_completion_of_one_token_is_scored_by_its_prompt_alone(model: PreTrainedModel) -> None:
     rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, {"input_ids": [5, 6, 8], "labels": [-100, -100, 8]}]
     sums, tokens = score_examples(model.eval(), rows, padding=0, batch_size=2)
-    with torch.no_grad():
-        log_probs = model(input_ids=torch.tensor([[5, 6]])).logits[0, -1].log_softmax(-1)
     assert tokens.tolist() == [1, 1]
-    assert sums.tolist() == pytest.approx([log_probs[7].item(), log_probs[8].item()], abs=1e-5)
+    assert sums.tolist() == pytest.approx([naive_log_probs(model, row)[0] for row in rows], abs=1e-5)
 
 
+def prompt_tuned() -> PeftModel:
+    return get_peft_model(build_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+def with_dynamic_positions() -> PreTrainedModel:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE, rope_parameters=rope))
+
+
+def recurrent() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(MambaConfig(vocab_size=160, hidden_size=32, num_hidden_layers=2))
+
+
+def convolutional() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]))
+
+
+@pytest.mark.parametrize("build", [prompt_tuned, with_dynamic_positions, recurrent, convolutional])
 def test_a_model_that_cannot_continue_scores_whole_rows(
-    monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    build: Callable[[], torch.nn.Module], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    prompts = [PROMPTS[0]] * 5
-    shared = score_completions(model.eval(), tokenizer, prompts, COMPLETIONS)
-    # What a recurrent model says of itself.
-    monkeypatch.setattr(type(model), "_is_stateful", True)
+    torch.manual_seed(0)
+    model = build().eval()
+    model.config.max_position_embeddings = 64
     assert not can_continue(model)
-    assert score_completions(model, tokenizer, prompts, COMPLETIONS) == pytest.approx(shared, abs=1e-5)
+    scores = score_completions(model, tokenizer, [PROMPTS[0]] * 5, COMPLETIONS)
+    assert scores.tolist() == pytest.approx(
+        [naive_score(model, tokenizer, PROMPTS[0], completion) for completion in COMPLETIONS], abs=1e-4
+    )
 
 
 def test_plain_texts_are_scored_from_their_second_token_on(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import build_model
+from conftest import CONFIGS
+from torch import Tensor
+from transformers import LlamaForCausalLM
 
-from r2f_hf.objectives import completion_logits, label_log_probs, log_probs
+from r2f_hf.objectives import completion_logits, label_log_probs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -36,16 +38,21 @@ def test_only_positions_before_a_label_have_a_gradient() -> None:
     torch.testing.assert_close(logits.grad, expected)
 
 
-@pytest.mark.parametrize("supported", [True, False])
+class LlamaWithAllLogits(LlamaForCausalLM):
+    """What a model with code of its own may be like: its `forward` knows no `logits_to_keep`."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor):
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+
+
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, LlamaWithAllLogits])
 @pytest.mark.parametrize(("labels", "kept"), [([[-100, -100, 7, 8], [-100, -100, -100, 5]], 3), ([[-100] * 4] * 2, 4)])
 def test_logits_are_kept_from_where_the_first_label_is_predicted(
-    monkeypatch: pytest.MonkeyPatch, labels: list[list[int]], kept: int, supported: bool
+    labels: list[list[int]], kept: int, kind: type[LlamaForCausalLM]
 ) -> None:
-    model = build_model().eval()
+    model = kind(CONFIGS["llama"]).eval()
     batch = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 8, 7, 5]]), "attention_mask": torch.ones(2, 4).long()}
     batch["labels"] = torch.tensor(labels)
-    if not supported:
-        monkeypatch.setattr(log_probs, "forward_parameters", lambda model: set())
     with torch.no_grad():
         logits, kept_labels = completion_logits(model, batch)
         full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
