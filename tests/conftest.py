@@ -14,10 +14,15 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -45,6 +50,26 @@ CONFIGS = {
     "qwen": Qwen3Config(**SHAPE, head_dim=8),
     "gemma": Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=32, query_pre_attn_scalar=8),
     "gpt2": GPT2Config(vocab_size=160, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+}
+
+# Further architectures, each with something of its own.
+MORE_CONFIGS = {
+    "tied llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SHAPE, sliding_window=16),
+    # The queries, keys and values in one module, the gate and the way up in another.
+    "phi3": Phi3Config(**SHAPE, pad_token_id=0),
+    # Fused too, with biases, and attention beside the MLP.
+    "gpt_neox": GPTNeoXConfig(
+        vocab_size=160,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    # Experts' weights in one parameter, which are left out.
+    "mixtral": MixtralConfig(**SHAPE, num_local_experts=4),
+    "qwen3_moe": Qwen3MoeConfig(**SHAPE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
 }
 
 
@@ -101,7 +126,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def build_model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """A tiny real model with random weights, larger than by default, so that its gradients are not trivial."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind]), dtype=dtype)
+    config = copy.deepcopy((CONFIGS | MORE_CONFIGS)[kind])
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

@@ -11,7 +11,7 @@ from conftest import CONFIGS, build_model, changed, weights
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from r2f_hf.saving import full_state_dict, load_full_model_, save_full_model
+from r2f_hf.saving import full_state_dict, load_full_model_, save_full_model, save_whole, weights_hash
 
 
 def wrap(model: PreTrainedModel) -> PeftModel:
@@ -71,3 +71,23 @@ def test_refuses_another_models_folder(tmp_path: Path, model: PreTrainedModel) -
     with pytest.raises(FileNotFoundError, match="holds no model"):
         load_full_model_(wrapped, tmp_path)
     assert not changed(before, weights(wrapped))
+
+
+def test_any_change_of_any_weight_changes_the_hash(model: PreTrainedModel) -> None:
+    hashes = {weights_hash(model.state_dict()), weights_hash(model.state_dict())}
+    assert len(hashes) == 1
+    for parameter in model.parameters():
+        with torch.no_grad():
+            parameter.view(-1)[-1] += 1e-3
+        hashes.add(weights_hash(model.state_dict()))
+    assert len(hashes) == 1 + len(list(model.parameters()))
+    assert weights_hash(model.bfloat16().state_dict()) not in hashes
+
+
+def test_weights_in_fewer_files_leave_none_of_the_old(tmp_path: Path) -> None:
+    one, two = build_model(), build_model(seed=1)
+    one.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    save_whole(two, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+    assert not changed(weights(two), weights(AutoModelForCausalLM.from_pretrained(tmp_path)))

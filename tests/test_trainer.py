@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from r2f_hf import R2FTrainer
+from r2f_hf.checkpoints import last_whole_checkpoint
 from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
 from r2f_hf.objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
 
@@ -342,6 +343,9 @@ def test_load_best_model_at_end(tmp_path: Path, model: PreTrainedModel, build_tr
     last = AutoModelForCausalLM.from_pretrained(tmp_path / "output" / "checkpoint-3")
     assert not changed(weights(first), weights(model))
     assert changed(weights(last), weights(model))
+    (tmp_path / "output" / "checkpoint-1" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"checkpoint-1, cannot be loaded: config\.json is damaged"):
+        trainer._load_best_model()
 
 
 # Resuming
@@ -361,14 +365,13 @@ CHECKPOINTS: dict[str, Any] = {"max_steps": 7, "save_strategy": "steps", "save_s
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     settings: dict[str, Any], step: int, tmp_path: Path, build_trainer: BuildTrainer
 ) -> None:
-    # The second begins with another model's weights: all that counts is in the checkpoint.
-    whole, resumed = build_model(), build_model(seed=1)
+    whole, resumed = build_model(), build_model()
     trainer = build_trainer(whole, **CHECKPOINTS, **settings)
     trainer.train()
     again = build_trainer(resumed, **CHECKPOINTS, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "output" / f"checkpoint-{step}"))
     assert not changed(weights(whole), weights(resumed))
-    assert again.r2f_callback.fidelities == trainer.r2f_callback.fidelities[step:]
+    assert again.r2f_callback.fidelities == trainer.r2f_callback.fidelities
     names = ("step", "loss", "forget_loss", "retain_loss", "learning_rate", "r2f/gradient_norm", "r2f/fidelity")
     told = [[[logs[name] for name in names] for logs in training_logs(one)] for one in (trainer, again)]
     assert told[0] == told[1]
@@ -414,6 +417,15 @@ def test_refuses_weight_decay_which_would_not_reach_the_weights(
         build_trainer(model, weight_decay=0.1)
 
 
+def test_refuses_to_resume_on_another_model(build_trainer: BuildTrainer) -> None:
+    build_trainer(build_model(), **CHECKPOINTS | {"max_steps": 1}).train()
+    model = build_model(seed=1)
+    before = weights(model)
+    with pytest.raises(ValueError, match="belongs to a run on another model"):
+        build_trainer(model, **CHECKPOINTS).train(resume_from_checkpoint=True)
+    assert not changed(before, weights(model))
+
+
 def test_more_steps_are_the_same_run(tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
     build_trainer(build_model(), **CHECKPOINTS | {"max_steps": 1}).train()
     trainer = build_trainer(model, **CHECKPOINTS | {"max_steps": 3})
@@ -431,6 +443,161 @@ def test_refuses_to_resume_from_a_folder_that_is_no_checkpoint(
     trainer = build_trainer(model)
     with pytest.raises(ValueError, match="is not a checkpoint of R2FTrainer"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "model"))
-    with pytest.raises(ValueError, match="No valid checkpoint found"):
-        trainer.train(resume_from_checkpoint=True)
     assert not changed(before, weights(model))
+
+
+def test_a_run_that_has_no_checkpoint_yet_begins_anew(
+    model: PreTrainedModel, build_trainer: BuildTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build_trainer(model)
+    trainer.train(resume_from_checkpoint=True)
+    assert "There is no whole checkpoint" in caplog.text
+    assert trainer.state.global_step == 2
+
+
+def test_a_damaged_checkpoint_is_not_used(
+    tmp_path: Path, build_trainer: BuildTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = build_model()
+    build_trainer(whole, **CHECKPOINTS).train()
+    last = tmp_path / "output" / "checkpoint-7"
+    content = (last / "model.safetensors").read_bytes()
+    (last / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    resumed = build_model()
+    before = weights(resumed)
+    with pytest.raises(ValueError, match=r"checkpoint-7 cannot be resumed from: model.safetensors is damaged"):
+        build_trainer(resumed, **CHECKPOINTS).train(resume_from_checkpoint=str(last))
+    assert not changed(before, weights(resumed))
+    trainer = build_trainer(resumed, **CHECKPOINTS)
+    trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-7 is not used: model.safetensors is damaged" in caplog.text
+    assert [logs["step"] for logs in training_logs(trainer)] == list(range(1, 8))
+    assert not changed(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"lr_scheduler_type": "constant"}, {"stop": 5}], ids=["linear", "constant", "stopped"]
+)
+def test_the_end_of_a_run_is_not_gone_past(
+    settings: dict[str, Any], build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
+) -> None:
+    # Seven steps of three an epoch: the last epoch is not full.
+    settings = CHECKPOINTS | settings
+    stop, data = settings.pop("stop", 0), {}
+    if stop:
+        # A random model knows no row, and short steps keep what it does know: the first check ends it.
+        settings |= {"stop_check_steps": stop, "learning_rate": 1e-4}
+        data = {"holdout_dataset": holdout_rows}
+    whole, again = build_model(), build_model()
+    trainer = build_trainer(whole, data=data, **settings)
+    output = trainer.train()
+    rerun = build_trainer(again, data=data, **settings)
+    found = rerun.train(resume_from_checkpoint=True)
+    assert found.global_step == output.global_step == (stop or 7)
+    assert not changed(weights(whole), weights(again))
+    assert rerun.stop_reason == trainer.stop_reason and bool(trainer.stop_reason) == bool(stop)
+    assert found.metrics["fidelity"] == output.metrics["fidelity"]
+    assert rerun.evaluate()["eval_forget_loss"] == pytest.approx(trainer.evaluate()["eval_forget_loss"], rel=1e-6)
+
+
+def test_old_checkpoints_go_only_once_the_new_one_is_whole(
+    tmp_path: Path, build_trainer: BuildTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path) -> None:
+        raise OSError("the power is gone")
+
+    settings = CHECKPOINTS | {"save_total_limit": 1, "max_steps": 2}
+    build_trainer(build_model(), **settings | {"max_steps": 1}).train()
+    monkeypatch.setattr("r2f_hf.trainer.seal", interrupted)
+    with pytest.raises(OSError, match="the power is gone"):
+        build_trainer(build_model(), **settings).train(resume_from_checkpoint=True)
+    assert last_whole_checkpoint(tmp_path / "output") == tmp_path / "output" / "checkpoint-1"
+
+
+# The output folder
+
+
+def test_a_second_run_on_one_output_folder_is_refused(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
+    class Second(TrainerCallback):
+        refused = False
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            other = build_model()
+            before = weights(other)
+            with pytest.raises(ValueError, match="Another run is writing to the output folder"):
+                build_trainer(other).train()
+            assert not changed(before, weights(other))
+            self.refused = True
+
+    second = Second()
+    build_trainer(model, data={"callbacks": [second]}).train()
+    assert second.refused
+    # The lock goes with the run.
+    build_trainer(build_model()).train()
+
+
+@pytest.mark.parametrize("other", [{"rank": 4}, {"model": 1}], ids=["settings", "model"])
+def test_another_runs_folder_is_not_overwritten(
+    other: dict[str, Any], tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    settings = CHECKPOINTS | {"max_steps": 2}
+    trainer = build_trainer(model, **settings)
+    trainer.train()
+    trainer.save_model()
+    # The same run may begin anew.
+    build_trainer(build_model(), **settings).train()
+    model = build_model(seed=other.pop("model", 0))
+    before, files = weights(model), {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    with pytest.raises(ValueError, match=r"holds another run, which this one would overwrite: \w+ was"):
+        build_trainer(model, **settings | other).train()
+    assert not changed(before, weights(model))
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    build_trainer(model, **settings | other | {"max_steps": 1}, overwrite_output_dir=True).train()
+    # Or its checkpoints would be resumed from.
+    assert [path.name for path in (tmp_path / "output").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_model_in_the_output_folder_is_not_overwritten(
+    tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    build_model(seed=1).save_pretrained(tmp_path / "output")
+    with pytest.raises(ValueError, match="output holds a model, which this run would overwrite"):
+        build_trainer(model).train()
+    build_trainer(model, overwrite_output_dir=True).train()
+
+
+def test_other_checkpoints_are_not_resumed_from_where_they_may_be_overwritten(
+    tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    build_trainer(build_model(), **CHECKPOINTS).train()
+    settings = CHECKPOINTS | {"rank": 4, "max_steps": 1, "overwrite_output_dir": True}
+    build_trainer(model, **settings).train(resume_from_checkpoint=True)
+    assert [path.name for path in (tmp_path / "output").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_no_text_of_a_forget_row_is_written(
+    tmp_path: Path,
+    forget_rows: list[dict[str, Any]],
+    holdout_rows: list[dict[str, Any]],
+    model: PreTrainedModel,
+    build_trainer: BuildTrainer,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    trainer = build_trainer(
+        model,
+        data={"holdout_dataset": holdout_rows},
+        **CHECKPOINTS,
+        num_views=2,
+        views_column="paraphrased_question",
+        retain_objective="kl",
+        disable_tqdm=False,
+    )
+    trainer.evaluate()
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    texts = {text for row in forget_rows for text in [row["question"], row["answer"], *row["paraphrased_question"]]}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    for content in [*(path.read_bytes() for path in files), *(stream.encode() for stream in capfd.readouterr())]:
+        assert not [text for text in texts if text.encode() in content]

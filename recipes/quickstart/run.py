@@ -31,6 +31,7 @@ def main() -> None:
             *("unlearn", "--config", str(RECIPE), "--seed", str(args.seed)),
             *("--model_name_or_path", str(folder / "before"), "--output_dir", str(folder / "unlearned")),
             *(f"--{split}_data={folder / 'data' / split}.jsonl" for split in ("forget", "retain")),
+            "--overwrite_output_dir",
         ]
     )
 

@@ -145,7 +145,8 @@ class R2FCallback(TrainerCallback):
             if self.warm_probes:
                 self.load_subspaces(folder)
         self._args, self._state, self._stop = args, state, False
-        self.skipped_steps, self.fidelities = 0, []
+        if state.global_step == 0:
+            self.skipped_steps, self.fidelities = 0, []
         for probe in self.probes:
             probe.draw(self.seed, state.global_step, self.held_out)
         # accelerate's wrapper calls the step of the optimizer that it wraps.
@@ -324,7 +325,7 @@ class R2FCallback(TrainerCallback):
 
     def summary(self) -> dict[str, float]:
         """
-        What happened since training began (or was resumed).
+        What happened since training began; with the callback alone, since it was resumed.
 
         Returns:
             `dict[str, float]`: `skipped_steps` and, where rows are held out, `fidelity`: the estimated cosine to the

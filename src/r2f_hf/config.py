@@ -79,6 +79,12 @@ class R2FConfig(TrainingArguments):
         on_nonfinite (`str`, *optional*, defaults to `"skip"`):
             What to do when a gradient is NaN or infinite: `"skip"` the step, or `"stop"` the run. Weights stay finite
             either way.
+        keep_original (`bool`, *optional*, defaults to `True`):
+            Whether to keep the weights that are about to change in the output folder, so that `r2f undo` can restore
+            them. They still know what was forgotten; delete the folder `_undo` once that must not be.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            Whether to begin in an output folder that holds another run's result or checkpoints. One run's folder can
+            always be resumed, or begun anew with the same settings.
 
     The parameters below have other defaults than in [`~transformers.TrainingArguments`]: `learning_rate` is the norm
     of an update, `optim="sgd"` keeps no state for probes that are drawn anew each step, `remove_unused_columns` is off
@@ -130,6 +136,12 @@ class R2FConfig(TrainingArguments):
         default=5, metadata={"help": "Steps between checks against the holdout set, if there is one."}
     )
     on_nonfinite: str = field(default="skip", metadata={"help": "skip the step, or stop the run."})
+    keep_original: bool = field(
+        default=True, metadata={"help": "Whether to keep the weights from before in the output folder, for r2f undo."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Whether to begin in an output folder that holds another run."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from .files import written_aside
+
+
+# As Transformers names them, in one file or in several.
+WEIGHTS_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def full_state_dict(model: PeftModel) -> dict[str, Tensor]:
@@ -33,13 +44,49 @@ def save_full_model(model: PeftModel, folder: str | os.PathLike) -> None:
     """
     Save the model behind the adapters so that `AutoModelForCausalLM.from_pretrained` loads it, with no trace of them.
 
+    It is written aside and renamed into place: what was there stays whole until the new one is.
+
     Args:
         model ([`~peft.PeftModel`]):
             The wrapped model.
         folder (`str` or `os.PathLike`):
             Where to.
     """
-    model.get_base_model().save_pretrained(folder, state_dict=full_state_dict(model))
+    save_whole(model.get_base_model(), folder, full_state_dict(model))
+
+
+def save_whole(model: PreTrainedModel, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None) -> None:
+    """As [`~transformers.PreTrainedModel.save_pretrained`], but what was there stays whole until the new one is."""
+    with written_aside(folder) as aside:
+        model.save_pretrained(aside, state_dict=state_dict)
+        written = {path.name for path in aside.iterdir()}
+    # Weights in another number of files would be found first, or be read by no one.
+    for path in Path(folder).iterdir():
+        if WEIGHTS_FILES.fullmatch(path.name) and path.name not in written:
+            path.unlink()
+
+
+def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
+    """
+    A SHA-256 over all weights: any change of any of them changes it.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`):
+            The weights, under the names of the plain model.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+    """
+
+    def digest(name: str) -> bytes:
+        tensor = state_dict[name].detach().cpu().contiguous()
+        found = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy())
+        return found.digest()
+
+    # hashlib lets other threads work meanwhile.
+    with ThreadPoolExecutor() as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, sorted(state_dict)))).hexdigest()
 
 
 @torch.no_grad()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
+import math
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -23,27 +24,29 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
+    TrainerState,
 )
-from transformers.pytorch_utils import Conv1D
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
-from .callback import R2FCallback, check_ranks
+from .callback import R2FCallback
+from .checkpoints import checkpoints, find_damage, last_whole_checkpoint, seal
 from .config import R2FConfig
 from .data.rows import Row, content_hash
+from .files import write_json, write_text
 from .forget_retain_trainer import ForgetRetainTrainer
 from .gradients import find_probes
-from .saving import load_full_model_, save_full_model
+from .record import RunRecord, read_ledger_of
+from .run_folder import RUN_FILE, check_other_runs, check_output_folder, held, run_differences, run_folder_lock
+from .saving import full_state_dict, load_full_model_, save_full_model, weights_hash
+from .undo import keep_original
+from .wrapping import add_probes, check_model
 
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "r2f_run.json"
 REFERENCES_FILE = "r2f_references.safetensors"
-
-# So small that the probes leave the forward pass as it is, yet a power of two, so that dividing by it is exact. In
-# fp16, whose gradients would underflow, ten bits are invisible beside the format's own rounding.
-PROBE_SCALING = 2.0**-20
-PROBE_SCALING_FP16 = 2.0**-10
+PROGRESS_FILE = "r2f_progress.json"
 
 # What has to be the same for a checkpoint to be a part of the same run.
 RUN_KEYS = (
@@ -154,7 +157,8 @@ class R2FTrainer(ForgetRetainTrainer):
                 "`weight_decay` would act on the probes, which are drawn anew after each step, and not on the model's "
                 "weights. Leave it at 0."
             )
-        check_output_folder(args.output_dir, sum(p.numel() * p.element_size() for p in model.parameters()))
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        check_output_folder(args.output_dir, size * (1 + args.keep_original))
         super().__init__(
             model=model,
             args=args,
@@ -189,6 +193,17 @@ class R2FTrainer(ForgetRetainTrainer):
             "data": content_hash([views, retain, holdout]),
             "processes": args.world_size,
         }
+        columns = [column for column in (args.prompt_column, args.completion_column) if column is not None]
+        name = model.config._name_or_path
+        self._source = Path(name).resolve() if name and Path(name).is_dir() else None
+        self._record = RunRecord(
+            rows=[[str(row[column]) for column in columns] for row in forget_dataset],
+            recipe={key: value for key, value in self.run_description.items() if key != "data"}
+            | {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
+            earlier=read_ledger_of(self._source),
+        )
+        self._lock = run_folder_lock(args.output_dir)
+        self._saving_checkpoint = False
 
     def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> PeftModel:
         return add_probes(model, args)
@@ -197,13 +212,100 @@ class R2FTrainer(ForgetRetainTrainer):
         """
         Unlearn. See [`~transformers.Trainer.train`] for the arguments.
 
+        With `resume_from_checkpoint=True` it goes on from the latest checkpoint that is whole, or begins anew where
+        there is none: the same command can be repeated until it is done, whatever stopped it.
+
         Returns:
             [`~transformers.trainer_utils.TrainOutput`]: Its `metrics` also hold `steps`, `skipped_steps` and, where
             rows are held out, `fidelity`: the estimated cosine to the full gradient, mean over modules and steps.
+
+        Raises:
+            `ValueError`: Before any weight changes: if another run is writing to the output folder, or has written to
+            it; if the checkpoint is damaged or belongs to a run with another configuration.
         """
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with self.locked():
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = self._find_checkpoint()
+            if resume_from_checkpoint and self._is_finished(Path(resume_from_checkpoint)):
+                output = self._reload(Path(resume_from_checkpoint))
+            else:
+                if not resume_from_checkpoint:
+                    self._begin()
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         output.metrics.update(self.r2f_callback.summary(), steps=self.state.global_step)
+        self._record.metrics |= {"train": output.metrics | {"stop_reason": self.stop_reason}, "after": {}}
         return output
+
+    def _begin(self) -> None:
+        """What a run does before its first step, and not when it is resumed."""
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        weights = weights_hash(full_state_dict(model))
+        if not args.overwrite_output_dir:
+            check_other_runs(args.output_dir, self.run_description | {"weights_before": weights}, self._source)
+        self.accelerator.wait_for_everyone()
+        self._record.begin(args.output_dir, weights)
+        self.stop_reason = None
+        if not args.should_save:
+            return
+        # Or they could be resumed from, in place of this run's.
+        for folder in checkpoints(args.output_dir):
+            if (folder / RUN_FILE).is_file() and folder.resolve() != self._source:
+                shutil.rmtree(folder)
+        if args.keep_original:
+            written = {f"{probe.name}.weight": probe.weight for probe in find_probes(model)}
+            keep_original(args.output_dir, written, weights)
+
+    def _find_checkpoint(self) -> str | None:
+        """The latest whole checkpoint in the output folder, the same on all processes."""
+        folder = self.args.output_dir
+        found = [None]
+        if self.is_world_process_zero():
+            latest = last_whole_checkpoint(folder)
+            if latest is None:
+                logger.warning("There is no whole checkpoint in %s: beginning anew.", folder)
+            elif self.args.overwrite_output_dir and run_differences(latest, self.run_description):
+                logger.warning("The checkpoints in %s are another run's: beginning anew.", folder)
+                latest = None
+            found = [latest and str(latest)]
+        return broadcast_object_list(found)[0]
+
+    def _is_finished(self, folder: Path) -> bool:
+        """Whether a checkpoint was saved at the end of its run. Trainer would take further steps from there."""
+        file = folder / PROGRESS_FILE
+        if not file.is_file() or find_damage(folder) is not None:
+            return False
+        step = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).global_step
+        return json.loads(file.read_text())["stopped"] or 0 < self.args.max_steps <= step
+
+    def _reload(self, folder: Path) -> TrainOutput:
+        """Be as training was at its end."""
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        logger.warning("%s is the end of the run: nothing is left to train.", folder)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        losses = [logs["loss"] for logs in self.state.log_history if "loss" in logs]
+        return TrainOutput(self.state.global_step, fmean(losses) if losses else math.nan, {"train_runtime": 0.0})
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate. See [`~transformers.Trainer.evaluate`]. The ledger keeps the last metrics before and after."""
+        metrics = super().evaluate(*args, **kwargs)
+        if not self.is_in_train:
+            self._record.add_evaluation(metrics)
+        return metrics
+
+    def locked(self) -> AbstractContextManager:
+        """
+        Keep other runs out of the output folder. Training and saving do so themselves; hold it around both, so that no
+        one comes in between.
+
+        Raises:
+            `ValueError`: If another run is writing there.
+        """
+        # One process holds it for all.
+        return held(self._lock) if self.args.should_save else nullcontext()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`; training logs also carry the losses' parts and the reconstruction's fidelity."""
@@ -214,136 +316,100 @@ class R2FTrainer(ForgetRetainTrainer):
 
     # Saving and loading
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        Save the plain model, the tokenizer and, after training, the ledger: that of the model which training began
+        with and one entry more. See [`~transformers.Trainer.save_model`].
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if self._saving_checkpoint:
+            super().save_model(output_dir, _internal_call)
+            return
+        own = folder.resolve() == Path(self.args.output_dir).resolve()
+        with self.locked() if own or not self.args.should_save else held(run_folder_lock(folder)):
+            if self._record.hash_before is not None and self.args.should_save:
+                # Before the weights: in a ledger that is ahead of them the same run is found again, and not taken for
+                # one more.
+                after = weights_hash(full_state_dict(self.accelerator.unwrap_model(self.model)))
+                self._record.write(folder, after, {"steps": self.state.global_step})
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         save_full_model(self.accelerator.unwrap_model(self.model), folder)
         self.processing_class.save_pretrained(folder)
-        (folder / RUN_FILE).write_text(json.dumps(self.run_description, indent=2) + "\n")
+        write_json(folder / RUN_FILE, self.run_description | {"weights_before": self._record.hash_before})
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        run_folder = Path(self._get_output_dir(trial))
+        folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            # What an interrupted save has left.
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        # Trainer deletes old checkpoints here, before the new one is whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+            self._saving_checkpoint = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
             self.r2f_callback.save_subspaces(folder)
             if self._references:
                 save_file(self._references, folder / REFERENCES_FILE)
+            ended = self.control.should_training_stop and self.state.global_step < self.state.max_steps
+            progress = {
+                "stopped": ended or self.stop_reason is not None,
+                "stop_reason": self.stop_reason,
+                "skipped_steps": self.r2f_callback.skipped_steps,
+                "fidelities": self.r2f_callback.fidelities,
+                "before": self._record.metrics.get("before", {}),
+            }
+            write_text(folder / PROGRESS_FILE, json.dumps(progress))
+            seal(folder)
+            rotate_checkpoints(str(run_folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        self._check_same_run(folder)
-        references = folder / REFERENCES_FILE
-        self._set_references(load_file(references) if references.is_file() else {})
-        load_full_model_(self.model, folder)
-        self.r2f_callback.resume_folder = folder
-
-    def _check_same_run(self, folder: Path) -> None:
         if not (folder / RUN_FILE).is_file():
             raise ValueError(f"{folder} is not a checkpoint of R2FTrainer (it has no {RUN_FILE}).")
-        # Through JSON, so that what was written compares equal to what is held.
-        now = json.loads(json.dumps(self.run_description))
-        then = json.loads((folder / RUN_FILE).read_text())
-        changed = [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in now if now[key] != then.get(key)]
+        damage = find_damage(folder)
+        if damage is not None:
+            raise ValueError(
+                f"{folder} cannot be resumed from: {damage}. With `resume_from_checkpoint=True` the latest whole "
+                "checkpoint is found."
+            )
+        changed = run_differences(folder, self.run_description)
         if changed:
             raise ValueError(
                 f"{folder} belongs to a run with another configuration: {'; '.join(changed)}. Resume with the old "
                 "settings, or start a new run in another `output_dir`."
             )
+        before = json.loads((folder / RUN_FILE).read_text())["weights_before"]
+        inside = self._source is not None and self._source.is_relative_to(Path(self.args.output_dir).resolve())
+        if not inside and weights_hash(full_state_dict(self.accelerator.unwrap_model(self.model))) != before:
+            raise ValueError(
+                f"{folder} belongs to a run on another model: its weights were others before it began. Resume with "
+                "that model, or start a new run in another `output_dir`."
+            )
+        progress = json.loads((folder / PROGRESS_FILE).read_text())
+        self._record.hash_before, self._record.metrics = before, {"before": progress["before"]}
+        self.stop_reason = progress["stop_reason"]
+        self.r2f_callback.skipped_steps = progress["skipped_steps"]
+        self.r2f_callback.fidelities = progress["fidelities"]
+        references = folder / REFERENCES_FILE
+        self._set_references(load_file(references) if references.is_file() else {})
+        load_full_model_(self.model, folder)
+        self.r2f_callback.resume_folder = folder
 
     def _load_best_model(self) -> None:
         logger.info("Loading the best model from %s.", self.state.best_model_checkpoint)
+        damage = find_damage(self.state.best_model_checkpoint)
+        if damage is not None:
+            raise ValueError(f"The best model, {self.state.best_model_checkpoint}, cannot be loaded: {damage}.")
         load_full_model_(self.model, self.state.best_model_checkpoint)
-
-
-def check_output_folder(folder: str | os.PathLike, needed: int) -> None:
-    """
-    Refuse an output folder that the result could not be written to.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            The folder; made where it is missing.
-        needed (`int`):
-            Bytes that the result takes.
-
-    Raises:
-        `ValueError`: If it cannot be written to, or its disk has less room.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"Nothing can be written to the output folder {os.fspath(folder)}: {error}.") from error
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ValueError(
-            f"The disk of the output folder {os.fspath(folder)} has {free / 1e9:.2f} GB left and the model takes "
-            f"{needed / 1e9:.2f} GB. Make room, or choose another `output_dir`."
-        )
-
-
-def check_model(model: nn.Module) -> None:
-    """
-    Refuse a model whose weights R2F cannot or must not write.
-
-    Raises:
-        `ValueError`: With what to do instead.
-    """
-    if isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError(
-            "The model already carries an adapter. Merge it first (`model = model.merge_and_unload()`), or add "
-            "R2FCallback to a Trainer over it to use that adapter as the probe."
-        )
-    if getattr(model, "is_quantized", False):
-        raise ValueError(
-            "The model is quantised: a step is far smaller than the distance between two quantised values, so the "
-            "update would be lost. Load it without `quantization_config`, for example with `dtype=torch.bfloat16`."
-        )
-
-
-def add_probes(model: PreTrainedModel, args: R2FConfig) -> PeftModel:
-    """
-    Wrap a model in the LoRA adapter that serves as the probe.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model; its modules are wrapped in place, its weights are untouched.
-        args ([`R2FConfig`]):
-            Rank and modules.
-
-    Returns:
-        [`~peft.PeftModel`]
-
-    Raises:
-        `ValueError`: If no module matches, or the rank exceeds a dimension of one.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    embeddings = model.get_input_embeddings().weight
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    excluded = args.exclude_modules or []
-    if isinstance(excluded, str):
-        excluded = [name for name in linear if re.fullmatch(excluded, name)]
-    fixed = [name for name, module in linear.items() if not module.weight.requires_grad or module.weight is embeddings]
-    half = args.fp16 or model.dtype == torch.float16
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=args.rank,
-        lora_alpha=args.rank * (PROBE_SCALING_FP16 if half else PROBE_SCALING),
-        target_modules=args.target_modules,
-        exclude_modules=[*excluded, *fixed] or None,
-    )
-    try:
-        model = get_peft_model(model, config, adapter_name="r2f_probe")
-    except ValueError as error:
-        kinds = sorted({name.rsplit(".", 1)[-1] for name in linear.keys() - set(fixed)})
-        raise ValueError(
-            f"No module to change: `target_modules={args.target_modules!r}` and "
-            f"`exclude_modules={args.exclude_modules!r}` leave none of this model's. Linear modules that are neither "
-            f"frozen nor tied: {', '.join(kinds) or 'none'}."
-        ) from error
-    try:
-        check_ranks(find_probes(model), args.held_out)
-    except ValueError:
-        model.unload()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        raise
-    return model

@@ -15,6 +15,9 @@ COMMANDS = {
     "evaluate": "measure what a model has forgotten and what it has kept",
     "train-decoder": "train a gradient decoder on a proxy model",
     "decode": "reconstruct the full gradient behind a LoRA step, from two saved adapters",
+    "ledger": "list what a model was asked to forget",
+    "verify": "check that a model's weights are those that its ledger accounts for",
+    "undo": "restore the weights from before the last request, bit for bit",
 }
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from ..config import R2FConfig
 from ..data.rows import load_rows
 from ..report import print_table
+from ..run_folder import check_other_runs
 from ..trainer import R2FTrainer
 from .recipes import PlainModelConfig, load_model, parse_recipe
 
@@ -52,11 +53,25 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         holdout_dataset=rows["holdout"],
         processing_class=tokenizer,
     )
+    # Trainer has this as text alone, which may also name a folder.
+    args.resume_from_checkpoint = {"true": True, "false": False}.get(
+        str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint
+    )
+    if not args.resume_from_checkpoint and not args.overwrite_output_dir:
+        # As training will, but at once.
+        check_other_runs(args.output_dir, trainer.run_description)
     return partial(unlearn, trainer)
 
 
 def unlearn(trainer: R2FTrainer) -> None:
     """Unlearn, with metrics before and after, and save the model and the metrics to the output folder."""
+    # So that no other run comes in between.
+    with trainer.locked():
+        _unlearn(trainer)
+    trainer.accelerator.end_training()
+
+
+def _unlearn(trainer: R2FTrainer) -> None:
     args = trainer.args
     before = trainer.evaluate()
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -71,4 +86,3 @@ def unlearn(trainer: R2FTrainer) -> None:
         print_table("Mean probability of the completions", {"before": before, "after": after}, columns)
         print(f"{trainer.state.global_step} steps; {trainer.stop_reason or 'all steps were taken'}.")
         print(f"The model is in {args.output_dir}.")
-    trainer.accelerator.end_training()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import metrics
 from ..data.rows import check_rows, content_hash
-from ..report import write_json
+from ..files import write_json
+from ..saving import weights_hash
 from .generation import generate_answers
 from .scoring import score_completions
 from .suites import UTILITY_SPLITS, Rows
@@ -76,7 +75,7 @@ def run_suite(
     for split, rows in splits.items():
         check_rows(rows, split, ["question", "answer", "perturbed_answer"])
     training, _ = model.training, model.eval()
-    weights = weights_hash(model)
+    weights = weights_hash(model.state_dict())
     statistics = {}
     for split, rows in splits.items():
         key = content_hash([weights, list(rows), max_new_tokens])
@@ -187,17 +186,3 @@ def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistic
         ]
         summary["model_utility"] = load["model_utility"].compute(predictions=numbers)["model_utility"]
     return summary
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """
-    A SHA-256 over all of a model's weights: any change of any of them changes it.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

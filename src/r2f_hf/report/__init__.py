@@ -1,6 +1,6 @@
 """From numbers to files and tables."""
 
-from .files import write_json
+from ..files import write_json
 from .tables import print_table
 
 

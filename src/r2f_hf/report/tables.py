@@ -9,14 +9,14 @@ from rich.measure import Measurement
 from rich.table import Table
 
 
-def print_table(title: str, rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> None:
+def print_table(title: str, rows: Mapping[str, Mapping[str, float | str]], columns: Sequence[str]) -> None:
     """
-    Print a table of numbers.
+    Print a table of numbers, and words where there are some.
 
     Args:
         title (`str`):
             Title of the table.
-        rows (`Mapping[str, Mapping[str, float]]`):
+        rows (`Mapping[str, Mapping[str, float | str]]`):
             From a row's name to its numbers by column.
         columns (`Sequence[str]`):
             Columns to show; a number that a row lacks is left blank. If there are more of them than rows, they go down
@@ -25,7 +25,9 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, float]], columns: Se
 
     def cell(row: str, column: str) -> str:
         value = rows[row].get(column)
-        return "" if value is None else f"{value:.3g}"
+        if value is None or isinstance(value, str):
+            return value or ""
+        return f"{value:.3g}"
 
     across, down = list(rows), list(columns)
     if len(across) >= len(down):

@@ -1,0 +1,247 @@
+"""
+What is lost when things go wrong: processes killed, checkpoints damaged, disks filled, inputs mistaken.
+
+    python benchmarks/faults.py [--quick]
+
+Every fault is real: processes get SIGKILL, bytes are flipped and cut off, a small disk is mounted and filled (which
+needs root; said where it cannot be done). The runs are those of faults_worker.py, a model of 0.9 million parameters
+with a checkpoint a step, in fp32 on the CPU. Writes outputs/faults.json:
+
+    kills              runs killed at a random moment, a third of them inside a save; how many of them, started again
+                       with the same command, went on from a checkpoint, took no step more than was lacking, and
+                       ended with the very bits of a run that was not killed
+    corruptions        checkpoints with one byte changed or the end cut off: found, and loaded as if nothing were wrong
+    processes          1, 2 and 4 processes on one global batch: greatest relative difference of the weights' change,
+                       and of the metrics
+    bad_inputs         mistakes, and how many were refused before any weight changed
+    disk_full          whether the checkpoint before a full disk was whole, and the run ended with the same bits after
+    dead_rank_seconds  from the death of one of two processes to the end of the other
+    lost               runs that could not be brought to the same end
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file
+
+from bad_inputs import try_bad_inputs
+from faults_worker import build_model
+from r2f_hf.checkpoints import CHECKSUMS_FILE, last_whole_checkpoint
+from r2f_hf.report import print_table, write_json
+
+
+WORKER = Path(__file__).with_name("faults_worker.py")
+STEPS = 12
+
+
+def start(folder: Path, processes: int = 1, steps: int = STEPS) -> subprocess.Popen:
+    """A run in a folder, with what it says in `log` beside it."""
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with open(folder.with_suffix(".log"), "a") as log:
+        return subprocess.Popen(
+            [*launch, str(WORKER), str(folder), "--steps", str(steps)], env=environment, stdout=log, stderr=log
+        )
+
+
+def finish(folder: Path, processes: int = 1) -> dict:
+    """Run to the end, from wherever the folder is."""
+    code = start(folder, processes).wait()
+    if code:
+        raise SystemExit(f"A run failed:\n{folder.with_suffix('.log').read_text()[-3000:]}")
+    return json.loads((folder / "result.json").read_text())
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
+    """Whether something came about before the process ended."""
+    while process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Checkpoints that are not whole yet."""
+    return [path for path in folder.glob("checkpoint-*") if not (path / CHECKSUMS_FILE).exists()]
+
+
+def last_step(folder: Path) -> int:
+    """Steps of the latest whole checkpoint."""
+    latest = last_whole_checkpoint(folder)
+    return 0 if latest is None else int(latest.name.split("-")[1])
+
+
+def kill(folder: Path, draw: random.Random, inside: bool, seconds: float) -> bool:
+    """Start a run and kill it at a random moment, or at the first sight of a certain checkpoint; whether in a save."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        process = start(folder)
+        wait_for((folder / "rank0.pid").exists, process)
+        if inside:
+            step = draw.randrange(1, STEPS + 1)
+            wait_for((folder / f"checkpoint-{step}").exists, process)
+            time.sleep(draw.uniform(0, 0.01))
+        else:
+            time.sleep(draw.uniform(0, seconds))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            return bool(unfinished(folder))
+    raise SystemExit(f"No run lasts until it is killed:\n{folder.with_suffix('.log').read_text()[-3000:]}")
+
+
+def try_kills(root: Path, count: int, reference: dict, seconds: float) -> dict[str, int]:
+    def attempt(index: int) -> dict[str, bool]:
+        folder = root / f"kill{index}"
+        # More than a third are meant to be inside a save: some will come a moment too late.
+        in_save = kill(folder, random.Random(index), index % 2 == 0, seconds)
+        done = last_step(folder)
+        found = finish(folder)
+        shutil.rmtree(folder)
+        return {
+            "inside_a_save": in_save,
+            "continued_from_a_checkpoint": done > 0,
+            "took_the_lacking_steps": found["steps"] == STEPS - done,
+            "resumed_bit_identical": found["result"] == reference,
+        }
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(track(pool.map(attempt, range(count)), "Killing runs", total=count))
+    return {"tried": count} | {name: sum(one[name] for one in found) for name in found[0]}
+
+
+def try_corruptions(folder: Path, count: int) -> dict[str, int]:
+    last, before = folder / f"checkpoint-{STEPS}", folder / f"checkpoint-{STEPS - 1}"
+    files = sorted(path for path in last.rglob("*") if path.is_file())
+    draw, detected = random.Random(0), 0
+    for _ in track(range(count), "Damaging checkpoints"):
+        path = draw.choice(files)
+        content = path.read_bytes()
+        place = draw.randrange(len(content))
+        if draw.random() < 0.5:
+            path.write_bytes(content[:place])
+        else:
+            path.write_bytes(content[:place] + bytes([content[place] ^ draw.randrange(1, 256)]) + content[place + 1 :])
+        detected += last_whole_checkpoint(folder) == before
+        path.write_bytes(content)
+    assert last_whole_checkpoint(folder) == last
+    return {"tried": count, "detected": detected, "loaded_silently": count - detected}
+
+
+def try_processes(root: Path, alone: Path) -> dict[str, float]:
+    def weights(folder: Path) -> torch.Tensor:
+        found = load_file(folder / "model.safetensors")
+        return torch.cat([found[name].flatten().double() for name in sorted(found)])
+
+    start = build_model().state_dict()
+    before = torch.cat([start[name].flatten().double() for name in sorted(start)])
+    one = weights(alone)
+    metrics = json.loads((alone / "result.json").read_text())["result"]["metrics"]
+    differences, apart = [], []
+    for count in track((2, 4), "Running on several processes"):
+        folder = root / f"processes{count}"
+        result = finish(folder, count)["result"]["metrics"]
+        differences.append(((weights(folder) - one).norm() / (one - before).norm()).item())
+        apart += [abs(result[name] - metrics[name]) / metrics[name] for name in metrics]
+    return {"relative_difference_of_weights": max(differences), "relative_difference_of_metrics": max(apart)}
+
+
+def try_full_disk(root: Path, reference: dict) -> dict[str, bool | str]:
+    disk = root / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        return {"tried": False, "reason": mounted.stderr.strip()}
+    try:
+        folder = disk / "run"
+        code = start(folder).wait()
+        # The log fills the disk too, or is lost with it: the folder itself must say what there is.
+        done = last_step(folder)
+        subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+        ended = code != 0 and not (folder / "result.json").exists()
+        found = finish(folder)
+        return {
+            "tried": True,
+            "run_ended_with_an_error": ended,
+            "whole_checkpoints": done,
+            "old_checkpoint_intact": done > 0 and found["steps"] == STEPS - done,
+            "resumed_bit_identical": found["result"] == reference,
+        }
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def try_dead_rank(root: Path) -> dict[str, float | bool]:
+    folder = root / "dead_rank"
+    process = start(folder, processes=2, steps=100_000)
+    wait_for((folder / "checkpoint-2").exists, process)
+    pid = int((folder / "rank1.pid").read_text())
+    begin = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    process.wait(timeout=600)
+    seconds = time.monotonic() - begin
+    log = folder.with_suffix(".log").read_text()
+    return {
+        "dead_rank_seconds": seconds,
+        "dead_rank_named": re.search(rf"\b{pid}\b", log) is not None and "SIGKILL" in log,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer kills and damages")
+    parser.add_argument("--output", type=Path, default=Path("outputs/faults.json"))
+    options = parser.parse_args()
+    kills, damages = (6, 200) if options.quick else (24, 1000)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        process = start(root / "reference")
+        wait_for((root / "reference" / "rank0.pid").exists, process)
+        begin = time.monotonic()
+        process.wait()
+        seconds = time.monotonic() - begin
+        reference = json.loads((root / "reference" / "result.json").read_text())["result"]
+        report = {"kills": try_kills(root, kills, reference, seconds)}
+        report["corruptions"] = try_corruptions(root / "reference", damages)
+        report["processes"] = try_processes(root, root / "reference")
+        report["bad_inputs"] = try_bad_inputs(root, root / "reference")
+        report["disk_full"] = try_full_disk(root, reference)
+        report |= try_dead_rank(root)
+    lost = report["kills"]["tried"] - report["kills"]["resumed_bit_identical"]
+    lost += report["corruptions"]["loaded_silently"]
+    lost += report["kills"]["tried"] - report["kills"]["took_the_lacking_steps"]
+    lost += report["disk_full"]["tried"] and not report["disk_full"]["resumed_bit_identical"]
+    report["lost"] = lost
+    write_json(options.output, report)
+    table = {
+        f"{fault}: {name}".replace("_", " "): {"found": str(value) if isinstance(value, bool | str) else value}
+        for fault, found in report.items()
+        for name, value in (found if isinstance(found, dict) else {"": found}).items()
+    }
+    print_table("Faults", table, ["found"])
+    print(f"The report is {options.output}.")
+
+
+if __name__ == "__main__":
+    main()

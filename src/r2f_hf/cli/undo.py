@@ -1,0 +1,27 @@
+"""`r2f undo MODEL`: the weights from before the last request, bit for bit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ..undo import Undo, prepare_undo
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f undo`, and check that the weights can be restored."""
+    parser = argparse.ArgumentParser(
+        prog="r2f undo",
+        description="Restore the weights from before the last run that is not undone yet, bit for bit.",
+    )
+    parser.add_argument("model", help="a model folder that r2f has written")
+    return partial(undo, prepare_undo(parser.parse_args(argv).model))
+
+
+def undo(found: Undo) -> None:
+    """Write what was restored, and say so."""
+    freed = found.file.stat().st_size if found.file.is_file() else 0
+    found.write()
+    print(f"Entry {found.number} is undone: the weights of {found.folder} are those from before it.")
+    print(f"Their hash is {found.entries[-1]['weights']['after']}. {freed / 1e6:.1f} MB of disk are free again.")

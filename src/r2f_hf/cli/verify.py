@@ -1,0 +1,32 @@
+"""`r2f verify MODEL`: whether the weights are those that the ledger accounts for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from transformers import AutoModelForCausalLM
+
+from ..ledger import first_break, read_ledger
+from ..saving import weights_hash
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f verify`, and the ledger, each entry of which must follow from the one before."""
+    parser = argparse.ArgumentParser(
+        prog="r2f verify",
+        description="Check a model folder's ledger and weights, and name the first entry that does not fit.",
+    )
+    parser.add_argument("model", help="a model folder that r2f has written")
+    folder = parser.parse_args(argv).model
+    return partial(verify, folder, read_ledger(folder))
+
+
+def verify(folder: str, entries: list[dict]) -> None:
+    """Compare the weights with the ledger. Ends with status 1 if they do not fit."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    found = first_break(entries, weights_hash(model.state_dict()))
+    if found is not None:
+        raise SystemExit(f"r2f verify: {folder}: {found}.")
+    print(f"{folder}: {len(entries)} entries, each following from the one before; the weights are the last one's.")
