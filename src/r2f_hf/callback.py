@@ -77,6 +77,9 @@ class R2FCallback(TrainerCallback):
         on_nonfinite (`str`, *optional*, defaults to `"skip"`):
             What to do when a gradient is NaN or infinite: `"skip"` leaves the weights as they are for this step,
             `"stop"` also ends the training.
+        delta (`str`, *optional*):
+            Name of a second adapter, active and not trained, that takes the updates in place of the weights: they are
+            recompressed to its rank after each step, and the weights stay as they are.
         save_full_model (`bool`, *optional*, defaults to `True`):
             Whether to write the full model into a folder `full_model` of every checkpoint, and to read it when
             training resumes. A Trainer over a PEFT model saves the adapter alone.
@@ -92,6 +95,7 @@ class R2FCallback(TrainerCallback):
         on_low_fidelity: str = "skip",
         normalize: bool = True,
         on_nonfinite: str = "skip",
+        delta: str | None = None,
         save_full_model: bool = True,
     ):
         self.decoder = decoder if isinstance(decoder, GradientDecoder) else load_decoder(decoder)
@@ -107,6 +111,7 @@ class R2FCallback(TrainerCallback):
         self.stop_on_low_fidelity = lookup({"skip": False, "stop": True}, on_low_fidelity, "on_low_fidelity")
         self.normalize = normalize
         self.stop_on_nonfinite = lookup({"skip": False, "stop": True}, on_nonfinite, "on_nonfinite")
+        self.delta = delta
         self.save_full_model = save_full_model
         # Where to resume from, if it is not a checkpoint in the output folder.
         self.resume_folder: Path | None = None
@@ -130,7 +135,7 @@ class R2FCallback(TrainerCallback):
         # What a run that ended in an error has left.
         self._remove_hooks()
         self._pending_logs, self.module_fidelity = [], {}
-        self.probes = find_probes(model)
+        self.probes = find_probes(model, self.delta)
         check_ranks(self.probes, self.held_out)
         check_min_fidelity(self.min_fidelity, self.held_out)
         if self.save_full_model and args.load_best_model_at_end:
@@ -222,8 +227,13 @@ class R2FCallback(TrainerCallback):
             )
         if norm > 0:
             lr = optimizer.param_groups[0]["lr"]
-            for index in faithful.nonzero().flatten().tolist():
+            written = [
                 self.probes[index].write(gradients[index], -lr * self._scale(norm), self.seed, self._state.global_step)
+                for index in faithful.nonzero().flatten().tolist()
+            ]
+            if self.delta is not None and written:
+                discarded, whole = torch.stack([energy.to(norms.device) for energy in written]).sum(0).tolist()
+                self._pending_logs[-1]["r2f/discarded_energy"] = discarded / whole
         self._pending_logs[-1]["r2f/gradient_norm"] = norm
         if self.warm_probes:
             for probe, sketch in zip(self.probes, sketches, strict=True):
@@ -314,7 +324,8 @@ class R2FCallback(TrainerCallback):
 
         Returns:
             `dict[str, float]`: `r2f/fidelity` and `r2f/relative_error` (means over modules), `r2f/fidelity_min` (the
-            worst module of all steps), `r2f/gradient_norm`, `r2f/low_fidelity_modules` (a step) and
+            worst module of all steps), `r2f/gradient_norm`, `r2f/low_fidelity_modules` (a step),
+            `r2f/discarded_energy` (the part of the adapter's squared norm that its rank cut off in a step) and
             `r2f/skipped_steps`, each where there is something to report.
         """
         pending, self._pending_logs = self._pending_logs, []

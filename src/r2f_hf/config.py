@@ -29,6 +29,11 @@ class R2FConfig(TrainingArguments):
         exclude_modules (`str` or `list[str]`, *optional*):
             Modules to leave as they are, as in [`~peft.LoraConfig`]. Modules that are frozen (`requires_grad=False`)
             or share their weight with the embeddings are left as they are anyway.
+        update_target (`str`, *optional*, defaults to `"weights"`):
+            What takes the updates: the model's own `"weights"`, or an `"adapter"`, an ordinary LoRA adapter beside
+            weights that stay as they are. Quantised models, and models with adapters of their own, need the latter.
+        adapter_rank (`int`, *optional*, defaults to `64`):
+            Rank of that adapter. What it cuts off is logged as `r2f/discarded_energy`.
         decoder (`str`, *optional*, defaults to `"spectral"`):
             Gradient decoder: `"spectral"`, `"tikhonov"`, or a folder or Hub repository of a saved one.
         held_out (`int`, *optional*, defaults to `2`):
@@ -105,6 +110,8 @@ class R2FConfig(TrainingArguments):
     exclude_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules to leave as they are, as in PEFT."}
     )
+    update_target: str = field(default="weights", metadata={"help": "weights, or adapter: what takes the updates."})
+    adapter_rank: int = field(default=64, metadata={"help": "Rank of the adapter that takes the updates."})
     decoder: str = field(default="spectral", metadata={"help": "Gradient decoder: a name, a folder or a repository."})
     held_out: int = field(default=2, metadata={"help": "Rows of each probe that measure the reconstruction's error."})
     warm_probes: bool = field(default=True, metadata={"help": "Whether probes follow the gradients seen so far."})
@@ -153,10 +160,11 @@ class R2FConfig(TrainingArguments):
         check_decoder(self.decoder)
         objective = lookup(FORGET_OBJECTIVES, self.forget_objective, "forget objective")
         lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")
+        lookup(dict.fromkeys(("weights", "adapter")), self.update_target, "update_target")
         for name in ("on_nonfinite", "on_low_fidelity"):
             lookup(dict.fromkeys(("skip", "stop")), getattr(self, name), name)
         check_templates(self.view_templates)
-        for name in ("rank", "num_views", "retain_per_forget", "stop_check_steps", "beta"):
+        for name in ("rank", "adapter_rank", "num_views", "retain_per_forget", "stop_check_steps", "beta"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not 0 <= self.held_out < self.rank:

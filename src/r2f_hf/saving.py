@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .files import written_aside
 
@@ -119,3 +121,48 @@ def load_full_model_(model: PeftModel, folder: str | os.PathLike) -> None:
         raise ValueError(f"The weights in {os.fspath(folder)} are another model's: they differ in {different[:5]}.")
     for name, tensor in current.items():
         tensor.copy_(saved[name])
+
+
+# What a run changes: the full model behind the adapters, or an adapter of its own
+
+
+def result_state(model: PeftModel, delta: str | None) -> dict[str, Tensor]:
+    """
+    The weights that a run changes, references and not copies.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            The wrapped model.
+        delta (`str`, *optional*):
+            Name of the adapter that takes the updates; without it they go into the full model.
+    """
+    return full_state_dict(model) if delta is None else get_peft_model_state_dict(model, adapter_name=delta)
+
+
+def save_result(model: PeftModel, folder: str | os.PathLike, delta: str | None) -> None:
+    """Save what a run changes: a plain model, or an adapter that `PeftModel.from_pretrained` loads."""
+    if delta is None:
+        save_full_model(model, folder)
+        return
+    with written_aside(folder) as aside:
+        model.peft_config[delta].save_pretrained(str(aside))
+        state = {name: tensor.contiguous() for name, tensor in result_state(model, delta).items()}
+        save_file(state, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def load_result_(model: PeftModel, folder: str | os.PathLike, delta: str | None) -> None:
+    """Load what [`save_result`] saved into the wrapped model, in place."""
+    if delta is None:
+        load_full_model_(model, folder)
+    else:
+        saved = load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME)
+        set_peft_model_state_dict(model, saved, adapter_name=delta)
+
+
+def saved_weights_hash(folder: str | os.PathLike) -> str:
+    """[`weights_hash`] of a folder with a model, or with an adapter alone."""
+    adapter = Path(folder) / SAFETENSORS_WEIGHTS_NAME
+    if adapter.is_file():
+        return weights_hash(load_file(adapter))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    return weights_hash(model.state_dict())

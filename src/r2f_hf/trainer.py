@@ -38,9 +38,9 @@ from .forget_retain_trainer import ForgetRetainTrainer
 from .gradients import find_probes
 from .record import RunRecord, read_ledger_of
 from .run_folder import RUN_FILE, check_other_runs, check_output_folder, held, run_differences, run_folder_lock
-from .saving import full_state_dict, load_full_model_, save_full_model, weights_hash
+from .saving import load_result_, result_state, save_result, weights_hash
 from .undo import keep_original
-from .wrapping import add_probes, check_model
+from .wrapping import DELTA, check_model, wrap
 
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ RUN_KEYS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "rank",
+    "update_target",
+    "adapter_rank",
     "target_modules",
     "exclude_modules",
     "decoder",
@@ -103,8 +105,8 @@ class R2FTrainer(ForgetRetainTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
-            A causal language model without adapters and without quantisation, or where to load it from. Its weights
-            are changed in place.
+            A causal language model, or where to load it from. Its weights are changed in place; with
+            `update_target="adapter"` they are not, and it may be quantised or a [`~peft.PeftModel`].
         args ([`R2FConfig`], *optional*):
             Configuration. Defaults to `R2FConfig(f"{model_name}-R2F")`.
         forget_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`):
@@ -149,16 +151,17 @@ class R2FTrainer(ForgetRetainTrainer):
     ):
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model)
-        check_model(model)
         if args is None:
             args = R2FConfig(f"{model.config._name_or_path.split('/')[-1]}-R2F")
+        check_model(model, args)
+        self._delta = DELTA if args.update_target == "adapter" else None
         if args.weight_decay:
             raise ValueError(
                 "`weight_decay` would act on the probes, which are drawn anew after each step, and not on the model's "
                 "weights. Leave it at 0."
             )
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        check_output_folder(args.output_dir, size * (1 + args.keep_original))
+        check_output_folder(args.output_dir, size * (1 + args.keep_original) if self._delta is None else 0)
         super().__init__(
             model=model,
             args=args,
@@ -183,6 +186,7 @@ class R2FTrainer(ForgetRetainTrainer):
             on_low_fidelity=args.on_low_fidelity,
             normalize=args.normalize_update,
             on_nonfinite=args.on_nonfinite,
+            delta=self._delta,
             save_full_model=False,
         )
         self.add_callback(self.r2f_callback)
@@ -200,13 +204,14 @@ class R2FTrainer(ForgetRetainTrainer):
             rows=[[str(row[column]) for column in columns] for row in forget_dataset],
             recipe={key: value for key, value in self.run_description.items() if key != "data"}
             | {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
-            earlier=read_ledger_of(self._source),
+            # An adapter has a ledger of its own.
+            earlier=read_ledger_of(self._source if self._delta is None else None),
         )
         self._lock = run_folder_lock(args.output_dir)
         self._saving_checkpoint = False
 
     def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> PeftModel:
-        return add_probes(model, args)
+        return wrap(model, args)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """
@@ -239,7 +244,7 @@ class R2FTrainer(ForgetRetainTrainer):
     def _begin(self) -> None:
         """What a run does before its first step, and not when it is resumed."""
         args, model = self.args, self.accelerator.unwrap_model(self.model)
-        weights = weights_hash(full_state_dict(model))
+        weights = self._weights_hash()
         if not args.overwrite_output_dir:
             check_other_runs(args.output_dir, self.run_description | {"weights_before": weights}, self._source)
         self.accelerator.wait_for_everyone()
@@ -251,9 +256,13 @@ class R2FTrainer(ForgetRetainTrainer):
         for folder in checkpoints(args.output_dir):
             if (folder / RUN_FILE).is_file() and folder.resolve() != self._source:
                 shutil.rmtree(folder)
-        if args.keep_original:
+        if args.keep_original and self._delta is None:
             written = {f"{probe.name}.weight": probe.weight for probe in find_probes(model)}
             keep_original(args.output_dir, written, weights)
+
+    def _weights_hash(self) -> str:
+        """Of all that the run changes."""
+        return weights_hash(result_state(self.accelerator.unwrap_model(self.model), self._delta))
 
     def _find_checkpoint(self) -> str | None:
         """The latest whole checkpoint in the output folder, the same on all processes."""
@@ -318,8 +327,8 @@ class R2FTrainer(ForgetRetainTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
-        Save the plain model, the tokenizer and, after training, the ledger: that of the model which training began
-        with and one entry more. See [`~transformers.Trainer.save_model`].
+        Save the plain model (or the adapter that took the updates), the tokenizer and, after training, the ledger:
+        that of the model which training began with and one entry more. See [`~transformers.Trainer.save_model`].
         """
         folder = Path(output_dir or self.args.output_dir)
         if self._saving_checkpoint:
@@ -330,15 +339,14 @@ class R2FTrainer(ForgetRetainTrainer):
             if self._record.hash_before is not None and self.args.should_save:
                 # Before the weights: in a ledger that is ahead of them the same run is found again, and not taken for
                 # one more.
-                after = weights_hash(full_state_dict(self.accelerator.unwrap_model(self.model)))
-                self._record.write(folder, after, {"steps": self.state.global_step})
+                self._record.write(folder, self._weights_hash(), {"steps": self.state.global_step})
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        save_full_model(self.accelerator.unwrap_model(self.model), folder)
+        save_result(self.accelerator.unwrap_model(self.model), folder, self._delta)
         self.processing_class.save_pretrained(folder)
         write_json(folder / RUN_FILE, self.run_description | {"weights_before": self._record.hash_before})
 
@@ -392,7 +400,7 @@ class R2FTrainer(ForgetRetainTrainer):
             )
         before = json.loads((folder / RUN_FILE).read_text())["weights_before"]
         inside = self._source is not None and self._source.is_relative_to(Path(self.args.output_dir).resolve())
-        if not inside and weights_hash(full_state_dict(self.accelerator.unwrap_model(self.model))) != before:
+        if not inside and self._weights_hash() != before:
             raise ValueError(
                 f"{folder} belongs to a run on another model: its weights were others before it began. Resume with "
                 "that model, or start a new run in another `output_dir`."
@@ -404,7 +412,7 @@ class R2FTrainer(ForgetRetainTrainer):
         self.r2f_callback.fidelities = progress["fidelities"]
         references = folder / REFERENCES_FILE
         self._set_references(load_file(references) if references.is_file() else {})
-        load_full_model_(self.model, folder)
+        load_result_(self.model, folder, self._delta)
         self.r2f_callback.resume_folder = folder
 
     def _load_best_model(self) -> None:
@@ -412,4 +420,4 @@ class R2FTrainer(ForgetRetainTrainer):
         damage = find_damage(self.state.best_model_checkpoint)
         if damage is not None:
             raise ValueError(f"The best model, {self.state.best_model_checkpoint}, cannot be loaded: {damage}.")
-        load_full_model_(self.model, self.state.best_model_checkpoint)
+        load_result_(self.model, self.state.best_model_checkpoint, self._delta)

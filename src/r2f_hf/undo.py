@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -118,6 +119,10 @@ def _prepare(folder: Path, lock: FileLock) -> Undo:
     standing = standing_requests(entries)
     if not standing:
         raise ValueError(f"Nothing is left to undo in {folder}: all {len(entries)} entries are undone or undo one.")
+    if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise ValueError(
+            f"{folder} is an adapter: its base model was never changed. Without the adapter it is as it was before."
+        )
     number = standing[-1]
     before = entries[number - 1]["weights"]["before"]
     file = original_file(folder, before)

@@ -21,34 +21,50 @@ PROBE_SCALING = 2.0**-20
 PROBE_SCALING_FP16 = 2.0**-10
 
 
-def check_model(model: nn.Module) -> None:
+# Names of the adapters: the pairs that are read, and what takes the updates in place of the weights.
+PROBE = "r2f_probe"
+DELTA = "r2f"
+
+
+def check_model(model: nn.Module, args: R2FConfig) -> None:
     """
     Refuse a model whose weights R2F cannot or must not write.
 
     Raises:
         `ValueError`: With what to do instead.
     """
-    if isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False):
+    adapter = 'let an adapter take the updates (`update_target="adapter"`)'
+    if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
-            "The model already carries an adapter. Merge it first (`model = model.merge_and_unload()`), or add "
-            "R2FCallback to a Trainer over it to use that adapter as the probe."
+            "The model carries an adapter that Transformers itself has loaded. Load it with PEFT's "
+            f"`PeftModel.from_pretrained`, and then merge it (`model = model.merge_and_unload()`), or {adapter}."
+        )
+    if args.update_target == "adapter":
+        return
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            "The model already carries an adapter. Merge it first (`model = model.merge_and_unload()`), "
+            + adapter
+            + ", "
+            "or add R2FCallback to a Trainer over it to use that adapter as the probe."
         )
     if getattr(model, "is_quantized", False):
         raise ValueError(
             "The model is quantised: a step is far smaller than the distance between two quantised values, so the "
-            "update would be lost. Load it without `quantization_config`, for example with `dtype=torch.bfloat16`."
+            "update would be lost. Load it without `quantization_config`, for example with `dtype=torch.bfloat16`, or "
+            f"{adapter}."
         )
 
 
-def add_probes(model: PreTrainedModel, args: R2FConfig) -> PeftModel:
+def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
     """
-    Wrap a model in the LoRA adapter that serves as the probe.
+    Wrap a model in the LoRA adapter that serves as the probe and, if asked for, in one that takes the updates.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The model; its modules are wrapped in place, its weights are untouched.
         args ([`R2FConfig`]):
-            Rank and modules.
+            Ranks and modules.
 
     Returns:
         [`~peft.PeftModel`]
@@ -59,16 +75,26 @@ def add_probes(model: PreTrainedModel, args: R2FConfig) -> PeftModel:
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     embeddings = model.get_input_embeddings().weight
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    to_adapter = args.update_target == "adapter"
+    own = model.active_adapters if isinstance(model, PeftModel) else []
+    base = model.get_base_model() if own else model
+    linear = {name: module for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    if own:
+        linear = {name.removesuffix(".base_layer"): linear[name] for name in linear if ".lora_" not in name}
     targets = args.target_modules
-    if has_experts(model, args) and targets == "all-linear":
+    if has_experts(base, args) and targets == "all-linear":
         # PEFT's shorthand takes in the experts, excluded or not.
-        targets = [name for name, module in linear.items() if module is not model.get_output_embeddings()]
+        targets = [name for name, module in linear.items() if module is not base.get_output_embeddings()]
     excluded = args.exclude_modules or []
     if isinstance(excluded, str):
         excluded = [name for name in linear if re.fullmatch(excluded, name)]
-    fixed = [name for name, module in linear.items() if not module.weight.requires_grad or module.weight is embeddings]
-    half = args.fp16 or model.dtype == torch.float16
+    # An adapter moves neither a frozen weight nor the embeddings.
+    fixed = [
+        name
+        for name, module in linear.items()
+        if not to_adapter and (not module.weight.requires_grad or module.weight is embeddings)
+    ]
+    half = args.fp16 or base.dtype == torch.float16
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=args.rank,
@@ -77,7 +103,11 @@ def add_probes(model: PreTrainedModel, args: R2FConfig) -> PeftModel:
         exclude_modules=[*excluded, *fixed] or None,
     )
     try:
-        model = get_peft_model(model, config, adapter_name="r2f_probe")
+        if own:
+            model.add_adapter(PROBE, config)
+            model.set_adapter(PROBE)
+        else:
+            model = get_peft_model(model, config, adapter_name=PROBE)
     except ValueError as error:
         kinds = sorted({name.rsplit(".", 1)[-1] for name in linear.keys() - set(fixed)})
         raise ValueError(
@@ -86,13 +116,49 @@ def add_probes(model: PreTrainedModel, args: R2FConfig) -> PeftModel:
             f"frozen nor tied: {', '.join(kinds) or 'none'}."
         ) from error
     try:
-        check_ranks(find_probes(model), args.held_out)
+        probes = find_probes(model, DELTA if to_adapter else None)
+        check_ranks(probes, args.held_out)
     except ValueError:
-        model.unload()
+        if own:
+            model.delete_adapter(PROBE)
+        else:
+            model.unload()
         for parameter in trainable:
             parameter.requires_grad_(True)
         raise
+    if to_adapter:
+        add_delta(model, [probe.name for probe in probes], args.adapter_rank, own)
     return model
+
+
+def add_delta(model: PeftModel, modules: list[str], rank: int, own: list[str]) -> None:
+    """
+    Add the adapter that takes the updates: empty, active beside the probes and the model's own, and not trained.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            The model with its probes.
+        modules (`list[str]`):
+            What the probes are on.
+        rank (`int`):
+            Rank of the adapter.
+        own (`list[str]`):
+            Adapters that were active before.
+    """
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=rank,
+        target_modules=modules,
+        base_model_name_or_path=model.get_base_model().config._name_or_path,
+    )
+    model.add_adapter(DELTA, config)
+    for name, parameter in model.named_parameters():
+        if f".{DELTA}." in name:
+            parameter.data.zero_()
+    # PeftModel itself takes one name alone, which stays that of the probes.
+    model.base_model.set_adapter([*own, DELTA, PROBE])
+    model.set_requires_grad([*own, DELTA], requires_grad=False)
 
 
 def has_experts(model: PreTrainedModel, args: R2FConfig) -> bool:

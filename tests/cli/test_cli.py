@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import changed, weights
+from peft import PeftConfig
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -255,6 +256,33 @@ def test_unlearn_then_evaluate(
     again = json.loads(report.read_text())["metrics"]
     assert again == content["metrics"] | {"forget_quality": 1.0}
     assert AutoTokenizer.from_pretrained(unlearned)("Orla1")["input_ids"]
+
+
+def test_a_quantised_model_forgets_into_an_adapter_and_the_command_can_be_repeated(
+    saved: Path,
+    forget_rows: list[dict[str, Any]],
+    retain_rows: list[dict[str, Any]],
+    tmp_path: Path,
+    fails: Callable[..., str],
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    out = tmp_path / "adapter"
+    arguments = [
+        *("unlearn", "--model_name_or_path", str(saved), "--output_dir", str(out), "--load_in_8bit", "--use_cpu"),
+        *("--forget_data", write_rows(tmp_path / "forget.jsonl", forget_rows), "--report_to", "none"),
+        *("--retain_data", write_rows(tmp_path / "retain.jsonl", retain_rows), "--rank", "8", "--max_steps", "3"),
+        *("--learning_rate", "0.5", "--save_steps", "1", "--resume_from_checkpoint", "true"),
+    ]
+    assert "load_in_8bit: R2F takes" in fails(*arguments)
+    for _ in range(2):
+        cli.main([*arguments, "--update_target", "adapter"])
+        results = {name: json.loads((out / f"{name}_results.json").read_text()) for name in ("before", "after")}
+        assert len((out / "ledger.jsonl").read_text().splitlines()) == 1
+    assert results["after"]["eval_forget_probability"] < results["before"]["eval_forget_probability"]
+    assert PeftConfig.from_pretrained(out).base_model_name_or_path == str(saved)
+    assert not list(out.glob("model*.safetensors"))
+    # Another run does not take its place.
+    assert "holds another run" in fails(*arguments[:-2], "--update_target", "adapter", "--seed", "1")
 
 
 def test_mistakes_in_the_data_are_told_in_a_line(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from r2f_hf import R2FConfig
 from r2f_hf.gradients import LoraSketch, draw_probes, find_probes, named_generator
-from r2f_hf.trainer import add_probes
+from r2f_hf.wrapping import wrap
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -21,7 +21,7 @@ def test_lora_gradients_are_both_sketches_of_autograds_gradient(
 ) -> None:
     original = build_model(kind)
     truth = linear_gradients(original, batch)
-    model = add_probes(copy.deepcopy(original), R2FConfig(str(tmp_path), rank=8, use_cpu=True)).eval()
+    model = wrap(copy.deepcopy(original), R2FConfig(str(tmp_path), rank=8, use_cpu=True)).eval()
     probes = find_probes(model)
     for probe in probes:
         probe.draw(seed=3, step=7)
@@ -46,7 +46,7 @@ def test_probes_do_not_disturb_the_forward_pass(kind: str, batch: dict[str, Tens
     model = build_model(kind).eval()
     with torch.no_grad():
         expected = model(**batch).logits
-    wrapped = add_probes(model, R2FConfig(str(tmp_path), rank=8, use_cpu=True)).eval()
+    wrapped = wrap(model, R2FConfig(str(tmp_path), rank=8, use_cpu=True)).eval()
     for probe in find_probes(wrapped):
         probe.draw(seed=0, step=0)
         assert probe.A.norm() > 1 and probe.B.norm() > 1
@@ -72,7 +72,7 @@ def test_draws_depend_on_seed_step_and_name_alone() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_draws_do_not_depend_on_the_order_of_modules(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = add_probes(build_model(dtype=dtype), R2FConfig(str(tmp_path), rank=8, use_cpu=True))
+    model = wrap(build_model(dtype=dtype), R2FConfig(str(tmp_path), rank=8, use_cpu=True))
     probes = find_probes(model)
     for probe in reversed(probes):
         probe.draw(seed=5, step=0)

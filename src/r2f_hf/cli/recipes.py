@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig, TrlParser, get_quantization_config
 
 from ..lookup import lookup
 
@@ -23,6 +23,7 @@ class PlainModelConfig(ModelConfig):
 
 # What TRL's ModelConfig offers and R2F takes; the rest is about adapters and quantisation, which R2F decides itself.
 _MODEL_FIELDS = ("model_name_or_path", "model_revision", "dtype", "attn_implementation")
+_QUANTISATION_FIELDS = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 
 
 def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
@@ -68,7 +69,9 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
     return tuple(parsed)
 
 
-def load_model(config: ModelConfig, name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    config: ModelConfig, name: str | None = None, quantised: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Load a model and its tokenizer.
 
@@ -77,6 +80,8 @@ def load_model(config: ModelConfig, name: str | None = None) -> tuple[PreTrained
             What to load and how.
         name (`str`, *optional*):
             Another model to load the same way.
+        quantised (`bool`, *optional*, defaults to `False`):
+            Whether the configuration may ask for bitsandbytes' 8 or 4 bits.
 
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`
@@ -85,16 +90,17 @@ def load_model(config: ModelConfig, name: str | None = None) -> tuple[PreTrained
         `ValueError`: If no model is named, or the configuration asks for an adapter or for quantisation.
         `FileNotFoundError`: If the name looks like a folder that is not there.
     """
+    taken = _MODEL_FIELDS + (_QUANTISATION_FIELDS if quantised else ())
     ignored = [
         option.name
         for option in fields(config)
-        if option.name not in _MODEL_FIELDS
-        and getattr(config, option.name) != getattr(PlainModelConfig(), option.name)
+        if option.name not in taken and getattr(config, option.name) != getattr(PlainModelConfig(), option.name)
     ]
     if ignored:
         raise ValueError(
-            f"{', '.join(ignored)}: R2F takes {', '.join(_MODEL_FIELDS)} alone; it brings its own adapter (see "
-            "`rank`, `target_modules`) and needs weights that are not quantised. Leave these options out."
+            f"{', '.join(ignored)}: R2F takes {', '.join(taken)} alone; it brings its own adapter (see `rank`, "
+            "`target_modules`), and weights may be quantised only where unlearning leaves them as they are "
+            '(`update_target="adapter"`). Leave these options out.'
         )
     name = name or config.model_name_or_path
     if name is None:
@@ -103,7 +109,13 @@ def load_model(config: ModelConfig, name: str | None = None) -> tuple[PreTrained
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"There is no model folder {name}.")
     revision = {"revision": config.model_revision}
+    # bitsandbytes computes in a precision that has a name.
+    compute = "bfloat16" if config.dtype == "auto" else config.dtype
     model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=config.dtype, attn_implementation=config.attn_implementation, **revision
+        name,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        quantization_config=get_quantization_config(replace(config, dtype=compute)),
+        **revision,
     )
     return model, AutoTokenizer.from_pretrained(name, **revision)

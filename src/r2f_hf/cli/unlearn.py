@@ -44,7 +44,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     data, args, model_config = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), argv)
     sources = {"forget": data.forget_data, "retain": data.retain_data, "holdout": data.holdout_data}
     rows = {name: load_rows(source) if source else None for name, source in sources.items()}
-    model, tokenizer = load_model(model_config)
+    model, tokenizer = load_model(model_config, quantised=args.update_target == "adapter")
     trainer = R2FTrainer(
         model=model,
         args=args,
@@ -85,4 +85,4 @@ def _unlearn(trainer: R2FTrainer) -> None:
         columns = [name for name in after if name.endswith("_probability")]
         print_table("Mean probability of the completions", {"before": before, "after": after}, columns)
         print(f"{trainer.state.global_step} steps; {trainer.stop_reason or 'all steps were taken'}.")
-        print(f"The model is in {args.output_dir}.")
+        print(f"The {'model' if args.update_target == 'weights' else 'adapter'} is in {args.output_dir}.")

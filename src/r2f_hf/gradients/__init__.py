@@ -1,5 +1,6 @@
 """Sketches of gradients, factored gradients, their error and their way into a weight."""
 
+from .delta import add_to_pair_
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .low_rank import LowRankGradient
 from .probes import LoraProbe, find_probes
@@ -15,6 +16,7 @@ __all__ = [
     "LoraSketch",
     "LowRankGradient",
     "add_low_rank_",
+    "add_to_pair_",
     "check_min_fidelity",
     "draw_probes",
     "estimate_fidelity",

@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .delta import add_to_pair_
 from .low_rank import LowRankGradient
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace
@@ -36,13 +37,16 @@ class LoraProbe:
             PEFT's layer around the module.
         adapter (`str`):
             Name of the adapter.
+        delta (`str`, *optional*):
+            Name of the adapter that takes the updates in place of the module's own weight.
         subspace ([`GradientSubspace`], *optional*):
             What the module's gradients have been like so far; the next probes are drawn from it.
     """
 
     name: str
-    layer: LoraLinear
+    layer: LoraLayer
     adapter: str
+    delta: str | None = None
     subspace: GradientSubspace | None = None
 
     @property
@@ -108,19 +112,30 @@ class LoraProbe:
             self.A.grad, self.B.grad, self.A.clone(), self.B.clone(), self.layer.scaling[self.adapter], held_out
         )
 
-    def write(self, gradient: LowRankGradient, alpha: float, seed: int, step: int) -> None:
-        """Add `alpha` times a factored gradient to the module's own weight, in place."""
+    def write(self, gradient: LowRankGradient, alpha: float, seed: int, step: int) -> Tensor | None:
+        """
+        Add `alpha` times a factored gradient to the module's own weight, or to the adapter that stands in for it.
+
+        Returns:
+            `torch.Tensor` of shape `(2,)`, *optional*: What the adapter's rank made it discard, see [`add_to_pair_`].
+        """
+        if self.delta is not None:
+            A, B = (side[self.delta].weight for side in (self.layer.lora_A, self.layer.lora_B))
+            return add_to_pair_(A, B, gradient, alpha / self.layer.scaling[self.delta])
         generator = named_generator(seed, step, self.name, "rounding", self.weight.device)
         add_low_rank_(self.weight, gradient, alpha, transposed=self.layer.fan_in_fan_out, generator=generator)
+        return None
 
 
-def find_probes(model: nn.Module) -> list[LoraProbe]:
+def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:
     """
     The LoRA pairs of a PEFT model that can be decoded and written.
 
     Args:
         model ([`~peft.PeftModel`]):
             A model with one trainable LoRA adapter.
+        delta (`str`, *optional*):
+            Name of the adapter that takes the updates in place of the weights, which then may be quantised.
 
     Returns:
         `list[LoraProbe]`: In the model's order.
@@ -155,24 +170,22 @@ def find_probes(model: nn.Module) -> list[LoraProbe]:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or adapter not in layer.r:
             continue
-        probe = LoraProbe(name.removeprefix(prefix), layer, adapter)
+        probe = LoraProbe(name.removeprefix(prefix), layer, adapter, delta)
         base = layer.get_base_layer()
-        if (
-            type(layer) is not LoraLinear
-            or not isinstance(base, nn.Linear | Conv1D)
-            or not base.weight.is_floating_point()
-        ):
+        plain = type(layer) is LoraLinear and isinstance(base, nn.Linear | Conv1D) and base.weight.is_floating_point()
+        if delta is None and not plain:
             raise ValueError(
                 f"{probe.name} is a {type(base).__name__} under {type(layer).__module__}.{type(layer).__name__}; a "
-                "reconstructed gradient can only be written into floating-point linear layers. Load the model without "
-                "quantisation, or leave the module out of `target_modules`."
+                "reconstructed gradient can only be written into floating-point linear layers. Let an adapter "
+                'take the updates (`update_target="adapter"`), load the model without quantisation, or leave the '
+                "module out of `target_modules`."
             )
         if layer.scaling[adapter] > MAX_SCALING:
             raise ValueError(
                 f"The adapter's scaling is {layer.scaling[adapter]:g}: its random probes would change what the model "
                 f"computes. Use `lora_alpha={1e-6 * config.r:g}` with `r={config.r}`."
             )
-        if base.weight is embeddings:
+        if delta is None and base.weight is embeddings:
             raise ValueError(
                 f"{probe.name} shares its weight with the input embeddings, which would move too. Leave it out of "
                 "`target_modules` or name it in `exclude_modules`."
