@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,11 @@ def try_bad_inputs(root: Path, finished: Path) -> dict[str, Any]:
     }
     # What is refused below must not be refused for another reason.
     build(build_model(), output_dir=root / "good").train()
+    resume(build_model(), "checkpoint-3")
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("--forget_data", "{root}/forget.jsonl", "--retain_data", "{root}/retain.jsonl", "--max_steps", "1")
+    command(*unlearn, *given)(build_model())
     others = []
     for name, mistake in track(mistakes.items(), "Making mistakes"):
         model = build_model()

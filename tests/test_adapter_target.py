@@ -22,7 +22,7 @@ ADAPTER: dict[str, Any] = {"update_target": "adapter", "adapter_rank": 32}
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        return model.eval()(input_ids=IDS).logits
+        return model.eval()(input_ids=IDS).logits.float()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "tied llama"])
@@ -57,7 +57,7 @@ def test_forgets_in_a_small_rank_and_says_what_it_cut_off(
     trainer.train()
     assert trainer.evaluate()["eval_forget_probability"] < 0.5
     logs = [logs["r2f/discarded_energy"] for logs in trainer.state.log_history if "loss" in logs]
-    assert len(logs) == 6 and all(0 < part < 0.5 for part in logs[1:])
+    assert len(logs) == 6 and all(0 < part < 1 for part in logs[1:])
 
 
 def test_stacks_on_an_adapter_of_the_users(tmp_path: Path, build_trainer: BuildTrainer) -> None:
@@ -103,14 +103,94 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, b
         cli.main(["undo", str(tmp_path / "output")])
 
 
-def test_a_bad_rank_leaves_a_users_adapter_alone(build_trainer: BuildTrainer) -> None:
-    model = get_peft_model(build_model(), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+@pytest.mark.parametrize("module", ["q_proj", "up_proj"])
+def test_a_bad_rank_leaves_a_users_adapter_alone(module: str, build_trainer: BuildTrainer) -> None:
+    model = get_peft_model(build_model(), LoraConfig(r=4, target_modules=[module], task_type="CAUSAL_LM"))
     before = logits(model)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     with pytest.raises(ValueError, match="Rank 17 exceeds"):
         build_trainer(model, rank=17, **ADAPTER)
     assert model.active_adapters == ["default"] and torch.equal(logits(model), before)
-    assert any(parameter.requires_grad for parameter in model.parameters())
+    now = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert [name.replace(".base_layer", "") for name in now] == trained
     build_trainer(model, **ADAPTER).train()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"warmup_steps": 2},
+        {"gradient_checkpointing": True},
+        {"bf16": True, "dtype": torch.bfloat16},
+        {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_forget_loss",
+            "eval_strategy": "steps",
+            "save_strategy": "steps",
+            "eval_steps": 1,
+            "save_steps": 1,
+        },
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_trains_as_any_trainer_does(settings: dict[str, Any], tmp_path: Path, build_trainer: BuildTrainer) -> None:
+    dtype = settings.pop("dtype", torch.float32)
+    model = build_model(dtype=dtype)
+    before = logits(model)
+    trainer = build_trainer(model, max_steps=4, **ADAPTER, **settings)
+    # PEFT makes every adapter trainable that it enables again.
+    with trainer.model.disable_adapter():
+        trainer.evaluate()
+    trainer.train()
+    trainer.save_model()
+    loaded = PeftModel.from_pretrained(build_model(dtype=dtype), tmp_path / "output")
+    assert not torch.equal(logits(loaded), before)
+    moved = (logits(loaded) - before).norm()
+    assert (logits(loaded) - logits(trainer.model)).norm() < (0.05 if dtype == torch.bfloat16 else 1e-3) * moved
+    with loaded.disable_adapter():
+        assert torch.equal(logits(loaded), before)
+
+
+def test_stacks_on_an_adapter_that_brings_modules_of_its_own(build_trainer: BuildTrainer) -> None:
+    config = LoraConfig(r=4, target_modules=["v_proj"], modules_to_save=["lm_head"], bias="lora_only")
+    model = get_peft_model(build_model(), config)
+    before = {name.replace(".base_layer", ""): tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = build_trainer(model, **ADAPTER)
+    trainer.train()
+    now = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
+    assert all(torch.equal(tensor, now[name]) for name, tensor in before.items())
+    with pytest.raises(ValueError, match="carries the adapters of an R2FTrainer already"):
+        build_trainer(model, **ADAPTER)
+
+
+def test_is_of_its_base_and_of_no_other(tmp_path: Path, build_trainer: BuildTrainer) -> None:
+    settings = ADAPTER | {"save_strategy": "steps", "save_steps": 1}
+    build_trainer(build_model(), **settings).train()
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="base was"):
+            build_trainer(build_model(seed=1), **settings).train(resume_from_checkpoint=resume)
+
+
+def test_a_model_or_an_adapter_in_the_output_folder_is_not_overwritten(
+    tmp_path: Path, build_trainer: BuildTrainer
+) -> None:
+    build_model().save_pretrained(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="is the model's own"):
+        build_trainer(base, output_dir=str(tmp_path / "model"), **ADAPTER, overwrite_output_dir=True)
+    get_peft_model(build_model(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "output")
+    with pytest.raises(ValueError, match="output holds a model or an adapter, which this run would overwrite"):
+        build_trainer(build_model(), **ADAPTER).train()
+    # The other way about, nothing of the adapter is left.
+    trainer = build_trainer(build_model(), overwrite_output_dir=True)
+    trainer.train()
+    trainer.save_model()
+    assert not list((tmp_path / "output").glob("adapter*"))
+
+
+def test_embeddings_are_refused(build_trainer: BuildTrainer) -> None:
+    with pytest.raises(ValueError, match=r"embed_tokens is no linear layer"):
+        build_trainer(build_model(), target_modules=["q_proj", "embed_tokens"], **ADAPTER)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

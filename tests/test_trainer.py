@@ -476,7 +476,14 @@ def test_a_damaged_checkpoint_is_not_used(
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"lr_scheduler_type": "constant"}, {"stop": 5}], ids=["linear", "constant", "stopped"]
+    "settings",
+    [
+        {},
+        {"lr_scheduler_type": "constant"},
+        {"lr_scheduler_type": "constant", "max_steps": -1, "num_train_epochs": 7 / 3},
+        {"stop": 5},
+    ],
+    ids=["linear", "constant", "epochs", "stopped"],
 )
 def test_the_end_of_a_run_is_not_gone_past(
     settings: dict[str, Any], build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
@@ -561,7 +568,7 @@ def test_a_model_in_the_output_folder_is_not_overwritten(
     tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
     build_model(seed=1).save_pretrained(tmp_path / "output")
-    with pytest.raises(ValueError, match="output holds a model, which this run would overwrite"):
+    with pytest.raises(ValueError, match="output holds a model or an adapter, which this run would overwrite"):
         build_trainer(model).train()
     build_trainer(model, overwrite_output_dir=True).train()
 

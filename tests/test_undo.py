@@ -109,10 +109,12 @@ def test_requests_in_one_folder_are_undone_one_by_one(
 
 
 def test_one_trainer_may_run_twice(tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
-    trainer = build_trainer(model)
+    trainer = build_trainer(model, save_strategy="steps", save_steps=1)
     trainer.train()
     between = weights(model)
     trainer.train()
+    # Nor is there another model in the same trainer.
+    trainer.train(resume_from_checkpoint=True)
     for _ in range(2):
         trainer.save_model()
     entries = read_ledger(tmp_path / "output")

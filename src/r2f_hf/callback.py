@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -112,7 +113,7 @@ class R2FCallback(TrainerCallback):
         self.normalize = normalize
         self.stop_on_nonfinite = lookup({"skip": False, "stop": True}, on_nonfinite, "on_nonfinite")
         self.delta = delta
-        self.save_full_model = save_full_model
+        self.save_full_model = save_full_model and delta is None
         # Where to resume from, if it is not a checkpoint in the output folder.
         self.resume_folder: Path | None = None
         self.skipped_steps = 0
@@ -136,6 +137,8 @@ class R2FCallback(TrainerCallback):
         self._remove_hooks()
         self._pending_logs, self.module_fidelity = [], {}
         self.probes = find_probes(model, self.delta)
+        if self.delta is not None:
+            check_delta(model, self.delta)
         check_ranks(self.probes, self.held_out)
         check_min_fidelity(self.min_fidelity, self.held_out)
         if self.save_full_model and args.load_best_model_at_end:
@@ -227,13 +230,15 @@ class R2FCallback(TrainerCallback):
             )
         if norm > 0:
             lr = optimizer.param_groups[0]["lr"]
-            written = [
-                self.probes[index].write(gradients[index], -lr * self._scale(norm), self.seed, self._state.global_step)
+            alpha = -lr * self._scale(norm)
+            discarded = [
+                self.probes[index].write(gradients[index], alpha, self.seed, self._state.global_step)
                 for index in faithful.nonzero().flatten().tolist()
             ]
-            if self.delta is not None and written:
-                discarded, whole = torch.stack([energy.to(norms.device) for energy in written]).sum(0).tolist()
-                self._pending_logs[-1]["r2f/discarded_energy"] = discarded / whole
+            step = (alpha * norms[faithful.to(norms.device)]).square().sum().item()
+            if self.delta is not None and step > 0:
+                cut_off = sum(energy.item() for energy in discarded)
+                self._pending_logs[-1]["r2f/discarded_energy"] = cut_off / step
         self._pending_logs[-1]["r2f/gradient_norm"] = norm
         if self.warm_probes:
             for probe, sketch in zip(self.probes, sketches, strict=True):
@@ -310,7 +315,7 @@ class R2FCallback(TrainerCallback):
         sides = load_file(file) if file.is_file() else {}
         for probe in self.probes:
             if f"{probe.name}.left" in sides:
-                left, right = (sides[f"{probe.name}.{side}"].to(probe.weight.device) for side in ("left", "right"))
+                left, right = (sides[f"{probe.name}.{side}"].to(probe.A.device) for side in ("left", "right"))
                 if left.shape != probe.B.shape:
                     raise ValueError(
                         f"{file} is of probes of rank {left.shape[1]}, {probe.name} has rank {probe.rank}. Resume "
@@ -325,7 +330,7 @@ class R2FCallback(TrainerCallback):
         Returns:
             `dict[str, float]`: `r2f/fidelity` and `r2f/relative_error` (means over modules), `r2f/fidelity_min` (the
             worst module of all steps), `r2f/gradient_norm`, `r2f/low_fidelity_modules` (a step),
-            `r2f/discarded_energy` (the part of the adapter's squared norm that its rank cut off in a step) and
+            `r2f/discarded_energy` (of a step's squared norm, the part that the adapter's rank cut off) and
             `r2f/skipped_steps`, each where there is something to report.
         """
         pending, self._pending_logs = self._pending_logs, []
@@ -351,6 +356,22 @@ class R2FCallback(TrainerCallback):
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     """The folder of the checkpoint of the current step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def check_delta(model: PeftModel, delta: str) -> None:
+    """
+    Refuse an adapter that cannot take the updates.
+
+    Raises:
+        `ValueError`: If it is not there, not active, or trained itself.
+    """
+    if delta not in model.base_model.active_adapters:
+        raise ValueError(f"The model has no active adapter {delta!r} to take the updates.")
+    if any(parameter.requires_grad for name, parameter in model.named_parameters() if f".{delta}." in name):
+        raise ValueError(
+            f"The adapter {delta!r} takes the updates, so the optimizer must not train it: "
+            f"`model.set_requires_grad({delta!r}, False)`."
+        )
 
 
 def check_ranks(probes: list[LoraProbe], held_out: int) -> None:

@@ -28,12 +28,12 @@ class R2FConfig(TrainingArguments):
             Modules whose weights are changed, as in [`~peft.LoraConfig`].
         exclude_modules (`str` or `list[str]`, *optional*):
             Modules to leave as they are, as in [`~peft.LoraConfig`]. Modules that are frozen (`requires_grad=False`)
-            or share their weight with the embeddings are left as they are anyway.
+            or share their weight with the embeddings are left as they are anyway, unless an adapter takes the updates.
         update_target (`str`, *optional*, defaults to `"weights"`):
             What takes the updates: the model's own `"weights"`, or an `"adapter"`, an ordinary LoRA adapter beside
             weights that stay as they are. Quantised models, and models with adapters of their own, need the latter.
         adapter_rank (`int`, *optional*, defaults to `64`):
-            Rank of that adapter. What it cuts off is logged as `r2f/discarded_energy`.
+            Rank of that adapter. What it cuts off a step is logged as `r2f/discarded_energy`.
         decoder (`str`, *optional*, defaults to `"spectral"`):
             Gradient decoder: `"spectral"`, `"tikhonov"`, or a folder or Hub repository of a saved one.
         held_out (`int`, *optional*, defaults to `2`):

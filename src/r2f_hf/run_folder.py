@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers.utils import CONFIG_NAME
 
 from .checkpoints import checkpoints
@@ -125,6 +126,6 @@ def check_other_runs(folder: str | os.PathLike, description: Mapping[str, Any], 
                 raise ValueError(
                     f"{place} holds another run, which this one would overwrite: {'; '.join(different)}. {remedy}"
                 )
-    plain = (Path(folder) / CONFIG_NAME).is_file() and not (Path(folder) / RUN_FILE).is_file()
-    if plain and Path(folder).resolve() != source:
-        raise ValueError(f"{os.fspath(folder)} holds a model, which this run would overwrite. {remedy}")
+    found = any((Path(folder) / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
+    if found and not (Path(folder) / RUN_FILE).is_file() and Path(folder).resolve() != source:
+        raise ValueError(f"{os.fspath(folder)} holds a model or an adapter, which this run would overwrite. {remedy}")

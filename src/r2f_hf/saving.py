@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -136,18 +136,27 @@ def result_state(model: PeftModel, delta: str | None) -> dict[str, Tensor]:
         delta (`str`, *optional*):
             Name of the adapter that takes the updates; without it they go into the full model.
     """
-    return full_state_dict(model) if delta is None else get_peft_model_state_dict(model, adapter_name=delta)
+    if delta is None:
+        return full_state_dict(model)
+    # Of the embeddings PEFT would make up its own mind.
+    return get_peft_model_state_dict(model, adapter_name=delta, save_embedding_layers=False)
 
 
 def save_result(model: PeftModel, folder: str | os.PathLike, delta: str | None) -> None:
     """Save what a run changes: a plain model, or an adapter that `PeftModel.from_pretrained` loads."""
     if delta is None:
         save_full_model(model, folder)
+        # Or what an earlier run has left would be loaded on top of it, or in its place.
+        for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+            (Path(folder) / name).unlink(missing_ok=True)
         return
     with written_aside(folder) as aside:
         model.peft_config[delta].save_pretrained(str(aside))
         state = {name: tensor.contiguous() for name, tensor in result_state(model, delta).items()}
         save_file(state, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    for path in Path(folder).iterdir():
+        if WEIGHTS_FILES.fullmatch(path.name) or path.name == "config.json":
+            path.unlink()
 
 
 def load_result_(model: PeftModel, folder: str | os.PathLike, delta: str | None) -> None:
@@ -156,6 +165,9 @@ def load_result_(model: PeftModel, folder: str | os.PathLike, delta: str | None)
         load_full_model_(model, folder)
     else:
         saved = load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME)
+        different = sorted(saved.keys() ^ result_state(model, delta).keys())
+        if different:
+            raise ValueError(f"The adapter in {os.fspath(folder)} is of other modules: {different[:3]}.")
         set_peft_model_state_dict(model, saved, adapter_name=delta)
 
 

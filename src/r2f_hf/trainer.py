@@ -40,7 +40,7 @@ from .record import RunRecord, read_ledger_of
 from .run_folder import RUN_FILE, check_other_runs, check_output_folder, held, run_differences, run_folder_lock
 from .saving import load_result_, result_state, save_result, weights_hash
 from .undo import keep_original
-from .wrapping import DELTA, check_model, wrap
+from .wrapping import DELTA, PROBE, check_model, wrap
 
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class R2FTrainer(ForgetRetainTrainer):
 
     The model is wrapped in a LoRA adapter that serves as a probe of the full gradient; [`R2FCallback`] decodes the
     probe's gradients after each step and writes the model's own weights. What is saved is the plain model; in memory
-    `trainer.model.unload()` is.
+    `trainer.model.unload()` is. (With `update_target="adapter"` what is saved is the adapter, to be loaded onto the
+    model; unloading would throw it away.)
 
     Example:
 
@@ -199,13 +200,25 @@ class R2FTrainer(ForgetRetainTrainer):
         }
         columns = [column for column in (args.prompt_column, args.completion_column) if column is not None]
         name = model.config._name_or_path
-        self._source = Path(name).resolve() if name and Path(name).is_dir() else None
-        self._record = RunRecord(
+        # The folder that the model comes from.
+        self.source = Path(name).resolve() if name and Path(name).is_dir() else None
+        if self._delta is not None:
+            if self.source == Path(args.output_dir).resolve():
+                raise ValueError(
+                    f"The output folder {args.output_dir} is the model's own: the adapter would be mixed up with it. "
+                    "Choose another `output_dir`."
+                )
+            # What it is stacked on is never written, but it is a part of the run.
+            base = self.accelerator.unwrap_model(self.model).state_dict()
+            ours = (f".{PROBE}.", f".{DELTA}.")
+            kept = {key: tensor for key, tensor in base.items() if not any(part in key for part in ours)}
+            self.run_description["base"] = weights_hash(kept)
+        self.record = RunRecord(
             rows=[[str(row[column]) for column in columns] for row in forget_dataset],
             recipe={key: value for key, value in self.run_description.items() if key != "data"}
             | {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
             # An adapter has a ledger of its own.
-            earlier=read_ledger_of(self._source if self._delta is None else None),
+            earlier=read_ledger_of(self.source if self._delta is None else None),
         )
         self._lock = run_folder_lock(args.output_dir)
         self._saving_checkpoint = False
@@ -238,23 +251,24 @@ class R2FTrainer(ForgetRetainTrainer):
                     self._begin()
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         output.metrics.update(self.r2f_callback.summary(), steps=self.state.global_step)
-        self._record.metrics |= {"train": output.metrics | {"stop_reason": self.stop_reason}, "after": {}}
+        self.record.metrics |= {"train": output.metrics | {"stop_reason": self.stop_reason}, "after": {}}
         return output
 
     def _begin(self) -> None:
         """What a run does before its first step, and not when it is resumed."""
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         weights = self._weights_hash()
-        if not args.overwrite_output_dir:
-            check_other_runs(args.output_dir, self.run_description | {"weights_before": weights}, self._source)
+        # What this trainer has written before is its own.
+        if not args.overwrite_output_dir and self.record.hash_before is None:
+            check_other_runs(args.output_dir, self.run_description | {"weights_before": weights}, self.source)
         self.accelerator.wait_for_everyone()
-        self._record.begin(args.output_dir, weights)
+        self.record.begin(args.output_dir, weights)
         self.stop_reason = None
         if not args.should_save:
             return
         # Or they could be resumed from, in place of this run's.
         for folder in checkpoints(args.output_dir):
-            if (folder / RUN_FILE).is_file() and folder.resolve() != self._source:
+            if (folder / RUN_FILE).is_file() and folder.resolve() != self.source:
                 shutil.rmtree(folder)
         if args.keep_original and self._delta is None:
             written = {f"{probe.name}.weight": probe.weight for probe in find_probes(model)}
@@ -284,7 +298,11 @@ class R2FTrainer(ForgetRetainTrainer):
         if not file.is_file() or find_damage(folder) is not None:
             return False
         step = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).global_step
-        return json.loads(file.read_text())["stopped"] or 0 < self.args.max_steps <= step
+        progress = json.loads(file.read_text())
+        if self.args.max_steps > 0:
+            return progress["stopped"] or step >= self.args.max_steps
+        same = progress["num_train_epochs"] == self.args.num_train_epochs
+        return progress["stopped"] or (same and step >= progress["max_steps"])
 
     def _reload(self, folder: Path) -> TrainOutput:
         """Be as training was at its end."""
@@ -302,7 +320,7 @@ class R2FTrainer(ForgetRetainTrainer):
         """Evaluate. See [`~transformers.Trainer.evaluate`]. The ledger keeps the last metrics before and after."""
         metrics = super().evaluate(*args, **kwargs)
         if not self.is_in_train:
-            self._record.add_evaluation(metrics)
+            self.record.add_evaluation(metrics)
         return metrics
 
     def locked(self) -> AbstractContextManager:
@@ -315,6 +333,12 @@ class R2FTrainer(ForgetRetainTrainer):
         """
         # One process holds it for all.
         return held(self._lock) if self.args.should_save else nullcontext()
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """The optimizer of the probes, and of nothing else: PEFT makes what it enables trainable at many a turn."""
+        for name, parameter in self.accelerator.unwrap_model(self.model).named_parameters():
+            parameter.requires_grad_(f".{PROBE}." in name)
+        return super().create_optimizer(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`; training logs also carry the losses' parts and the reconstruction's fidelity."""
@@ -336,10 +360,10 @@ class R2FTrainer(ForgetRetainTrainer):
             return
         own = folder.resolve() == Path(self.args.output_dir).resolve()
         with self.locked() if own or not self.args.should_save else held(run_folder_lock(folder)):
-            if self._record.hash_before is not None and self.args.should_save:
+            if self.record.hash_before is not None and self.args.should_save:
                 # Before the weights: in a ledger that is ahead of them the same run is found again, and not taken for
                 # one more.
-                self._record.write(folder, self._weights_hash(), {"steps": self.state.global_step})
+                self.record.write(folder, self._weights_hash(), {"steps": self.state.global_step})
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -348,7 +372,7 @@ class R2FTrainer(ForgetRetainTrainer):
         folder = Path(output_dir or self.args.output_dir)
         save_result(self.accelerator.unwrap_model(self.model), folder, self._delta)
         self.processing_class.save_pretrained(folder)
-        write_json(folder / RUN_FILE, self.run_description | {"weights_before": self._record.hash_before})
+        write_json(folder / RUN_FILE, self.run_description | {"weights_before": self.record.hash_before})
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_folder = Path(self._get_output_dir(trial))
@@ -374,9 +398,11 @@ class R2FTrainer(ForgetRetainTrainer):
             progress = {
                 "stopped": ended or self.stop_reason is not None,
                 "stop_reason": self.stop_reason,
+                "max_steps": self.state.max_steps,
+                "num_train_epochs": self.args.num_train_epochs,
                 "skipped_steps": self.r2f_callback.skipped_steps,
                 "fidelities": self.r2f_callback.fidelities,
-                "before": self._record.metrics.get("before", {}),
+                "before": self.record.metrics.get("before", {}),
             }
             write_text(folder / PROGRESS_FILE, json.dumps(progress))
             seal(folder)
@@ -399,14 +425,15 @@ class R2FTrainer(ForgetRetainTrainer):
                 "settings, or start a new run in another `output_dir`."
             )
         before = json.loads((folder / RUN_FILE).read_text())["weights_before"]
-        inside = self._source is not None and self._source.is_relative_to(Path(self.args.output_dir).resolve())
-        if not inside and self._weights_hash() != before:
+        inside = self.source is not None and self.source.is_relative_to(Path(self.args.output_dir).resolve())
+        # This trainer's own run has changed its weights already.
+        if not inside and self.record.hash_before != before and self._weights_hash() != before:
             raise ValueError(
                 f"{folder} belongs to a run on another model: its weights were others before it began. Resume with "
                 "that model, or start a new run in another `output_dir`."
             )
         progress = json.loads((folder / PROGRESS_FILE).read_text())
-        self._record.hash_before, self._record.metrics = before, {"before": progress["before"]}
+        self.record.hash_before, self.record.metrics = before, {"before": progress["before"]}
         self.stop_reason = progress["stop_reason"]
         self.r2f_callback.skipped_steps = progress["skipped_steps"]
         self.r2f_callback.fidelities = progress["fidelities"]

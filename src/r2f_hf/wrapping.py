@@ -40,6 +40,18 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
             f"`PeftModel.from_pretrained`, and then merge it (`model = model.merge_and_unload()`), or {adapter}."
         )
     if args.update_target == "adapter":
+        own = model.peft_config if isinstance(model, PeftModel) else {}
+        if PROBE in own or DELTA in own:
+            raise ValueError(
+                "The model carries the adapters of an R2FTrainer already. Load it anew, and stack the adapter that "
+                "was saved if it is to forget more."
+            )
+        other = [f"{name} ({config.peft_type})" for name, config in own.items() if config.peft_type != "LORA"]
+        if other:
+            raise ValueError(
+                f"The model carries adapters that are not LoRA: {', '.join(other)}. Only LoRA can be stacked on; "
+                "merge them first (`model = model.merge_and_unload()`)."
+            )
         return
     if isinstance(model, PeftModel):
         raise ValueError(
@@ -73,17 +85,20 @@ def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
         `ValueError`: If no module matches, the rank exceeds a dimension of one, or experts' weights would be passed
             over in silence.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     embeddings = model.get_input_embeddings().weight
     to_adapter = args.update_target == "adapter"
-    own = model.active_adapters if isinstance(model, PeftModel) else []
+    own = list(model.active_adapters) if isinstance(model, PeftModel) else []
+    active = model.active_adapter if own else None
     base = model.get_base_model() if own else model
     linear = {name: module for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     if own:
-        linear = {name.removesuffix(".base_layer"): linear[name] for name in linear if ".lora_" not in name}
+        inner = (".lora_", ".modules_to_save.", ".original_module")
+        outer = [name for name in linear if not any(part in name for part in inner)]
+        linear = {name.removesuffix(".base_layer"): linear[name] for name in outer}
     targets = args.target_modules
-    if has_experts(base, args) and targets == "all-linear":
-        # PEFT's shorthand takes in the experts, excluded or not.
+    if (has_experts(base, args) or own) and targets == "all-linear":
+        # PEFT's shorthand takes in the experts, excluded or not, and what an adapter has put beside a module.
         targets = [name for name, module in linear.items() if module is not base.get_output_embeddings()]
     excluded = args.exclude_modules or []
     if isinstance(excluded, str):
@@ -121,10 +136,12 @@ def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
     except ValueError:
         if own:
             model.delete_adapter(PROBE)
+            model.active_adapter = active
+            model.base_model.set_adapter(own)
         else:
             model.unload()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        for parameter, was in trainable.items():
+            parameter.requires_grad_(was)
         raise
     if to_adapter:
         add_delta(model, [probe.name for probe in probes], args.adapter_rank, own)

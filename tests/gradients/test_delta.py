@@ -21,10 +21,10 @@ def test_is_the_best_approximation_of_its_rank(out_features: int, in_features: i
     whole = (B.double() @ A.double()) - 0.7 * update.U.double() @ update.V.double().T
     U, S, Vh = torch.linalg.svd(whole, full_matrices=False)
     best = (U[:, :rank] * S[:rank]) @ Vh[:rank]
-    discarded, energy = add_to_pair_(A, B, update, -0.7)
+    discarded = add_to_pair_(A, B, update, -0.7)
     assert torch.allclose((B @ A).double(), best, atol=1e-4)
     assert discarded.item() == pytest.approx(S[rank:].square().sum().item(), abs=1e-3)
-    assert energy.item() == pytest.approx(whole.square().sum().item(), rel=1e-5)
+    assert discarded.item() <= (0.49 * update.norm().square() * (1 + 1e-5)).item()
     # Both sides have the same share of the length.
     assert torch.allclose(A.norm(dim=1), B.norm(dim=0), atol=1e-4)
 
@@ -32,6 +32,6 @@ def test_is_the_best_approximation_of_its_rank(out_features: int, in_features: i
 def test_an_empty_pair_takes_the_update_whole() -> None:
     A, B = torch.zeros(4, 20), torch.zeros(12, 4)
     update = LowRankGradient(torch.randn(12, 3), torch.randn(20, 3))
-    discarded, _ = add_to_pair_(A, B, update, 1.0)
+    discarded = add_to_pair_(A, B, update, 1.0)
     assert torch.allclose(B @ A, update.U @ update.V.T, atol=1e-5)
     assert discarded.item() < 1e-8

@@ -59,7 +59,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     )
     if not args.resume_from_checkpoint and not args.overwrite_output_dir:
         # As training will, but at once.
-        check_other_runs(args.output_dir, trainer.run_description)
+        check_other_runs(args.output_dir, trainer.run_description, trainer.source)
     return partial(unlearn, trainer)
 
 
@@ -73,8 +73,10 @@ def unlearn(trainer: R2FTrainer) -> None:
 
 def _unlearn(trainer: R2FTrainer) -> None:
     args = trainer.args
-    before = trainer.evaluate()
+    trainer.evaluate()
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    # A run that was resumed may have begun on other weights than this command has found.
+    before = trainer.record.metrics["before"]
     after = trainer.evaluate()
     trainer.save_model()
     trainer.save_state()

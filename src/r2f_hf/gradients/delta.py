@@ -28,13 +28,12 @@ def add_to_pair_(A: Tensor, B: Tensor, gradient: LowRankGradient, alpha: float) 
             Signed step.
 
     Returns:
-        `torch.Tensor` of shape `(2,)`, fp32: Squared Frobenius norm of what was discarded, and of the whole sum.
+        `torch.Tensor` of shape `()`, fp32: Squared Frobenius norm of what was discarded, at most that of the update.
     """
     rank = A.shape[0]
     left, left_core = torch.linalg.qr(torch.cat([B.float(), alpha * gradient.U], dim=1))
     right, right_core = torch.linalg.qr(torch.cat([A.float().T, gradient.V], dim=1))
     U, S, Vh = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
-    energy = S.square()
     root = S[:rank].sqrt()
     kept = root.numel()
     # A module may be smaller than the rank.
@@ -42,4 +41,4 @@ def add_to_pair_(A: Tensor, B: Tensor, gradient: LowRankGradient, alpha: float) 
     B.zero_()
     A[:kept].copy_((right @ (Vh[:rank].T * root)).T)
     B[:, :kept].copy_(left @ (U[:, :rank] * root))
-    return torch.stack([energy[rank:].sum(), energy.sum()])
+    return S[rank:].square().sum()

@@ -84,7 +84,7 @@ class LoraProbe:
         """
         A, B = draw_probes(seed, step, self.name, self.layer.out_features, self.layer.in_features, self.rank)
         if self.subspace is not None:
-            A, B = A.to(self.weight.device), B.to(self.weight.device)
+            A, B = A.to(self.A.device), B.to(self.A.device)
             A, B = self.subspace.probes(A, B, max(held_out, RANDOM_ROWS))
         self.A.copy_(A)
         self.B.copy_(B)
@@ -117,7 +117,7 @@ class LoraProbe:
         Add `alpha` times a factored gradient to the module's own weight, or to the adapter that stands in for it.
 
         Returns:
-            `torch.Tensor` of shape `(2,)`, *optional*: What the adapter's rank made it discard, see [`add_to_pair_`].
+            `torch.Tensor` of shape `()`, *optional*: What the adapter's rank made it discard, see [`add_to_pair_`].
         """
         if self.delta is not None:
             A, B = (side[self.delta].weight for side in (self.layer.lora_A, self.layer.lora_B))
@@ -170,10 +170,13 @@ def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or adapter not in layer.r:
             continue
+        if adapter not in layer.lora_A:
+            raise ValueError(f"{name.removeprefix(prefix)} is no linear layer. Leave it out of `target_modules`.")
         probe = LoraProbe(name.removeprefix(prefix), layer, adapter, delta)
         base = layer.get_base_layer()
         plain = type(layer) is LoraLinear and isinstance(base, nn.Linear | Conv1D) and base.weight.is_floating_point()
-        if delta is None and not plain:
+        # Beside an adapter that takes the updates the weight may be of any kind; the pair has to be linear.
+        if not (plain if delta is None else isinstance(layer.lora_A[adapter], nn.Linear)):
             raise ValueError(
                 f"{probe.name} is a {type(base).__name__} under {type(layer).__module__}.{type(layer).__name__}; a "
                 "reconstructed gradient can only be written into floating-point linear layers. Let an adapter "
