@@ -189,7 +189,7 @@ def test_a_model_or_an_adapter_in_the_output_folder_is_not_overwritten(
 
 
 def test_embeddings_are_refused(build_trainer: BuildTrainer) -> None:
-    with pytest.raises(ValueError, match=r"embed_tokens is no linear layer"):
+    with pytest.raises(ValueError, match=r"embed_tokens is a Embedding"):
         build_trainer(build_model(), target_modules=["q_proj", "embed_tokens"], **ADAPTER)
 
 

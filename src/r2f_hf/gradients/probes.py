@@ -170,13 +170,12 @@ def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or adapter not in layer.r:
             continue
-        if adapter not in layer.lora_A:
-            raise ValueError(f"{name.removeprefix(prefix)} is no linear layer. Leave it out of `target_modules`.")
         probe = LoraProbe(name.removeprefix(prefix), layer, adapter, delta)
         base = layer.get_base_layer()
         plain = type(layer) is LoraLinear and isinstance(base, nn.Linear | Conv1D) and base.weight.is_floating_point()
         # Beside an adapter that takes the updates the weight may be of any kind; the pair has to be linear.
-        if not (plain if delta is None else isinstance(layer.lora_A[adapter], nn.Linear)):
+        linear = adapter in layer.lora_A and isinstance(layer.lora_A[adapter], nn.Linear)
+        if not (plain if delta is None else linear):
             raise ValueError(
                 f"{probe.name} is a {type(base).__name__} under {type(layer).__module__}.{type(layer).__name__}; a "
                 "reconstructed gradient can only be written into floating-point linear layers. Let an adapter "
