@@ -228,6 +228,12 @@ class WatchedCallback(R2FCallback):
         super().__init__(**settings)
         self.watched, self.measured = set(watched), []
 
+    def on_train_begin(self, *args, **kwargs) -> None:
+        super().on_train_begin(*args, **kwargs)
+        # After the optimizer was made, which is the probes' alone.
+        for probe in self.probes:
+            probe.weight.requires_grad_(probe.name in self.watched)
+
     def _read(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         super()._read(optimizer, args, kwargs)
         self.truth = {}
@@ -273,10 +279,6 @@ def run_row(
             bench.names, decoder=decoder, seed=args.seed, warm_probes=warm, save_full_model=False
         )
         trainer.add_callback(trainer.r2f_callback)
-        probes = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-        trainer.optimizer = torch.optim.SGD(probes, lr=args.learning_rate)
-        for name in bench.names:
-            trainer.model.get_base_model().get_submodule(name).get_base_layer().weight.requires_grad_(True)
         trainer.train()
     measured = trainer.r2f_callback.measured
     cosines, errors, fidelities = (list(column) for column in zip(*measured, strict=True))

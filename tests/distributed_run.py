@@ -33,6 +33,9 @@ def run(folder: Path, batch_size: int) -> None:
             num_views=2,
             views_column="paraphrased_question",
             stop_check_steps=100,
+            # An evaluation before the last batch of an epoch.
+            eval_strategy="steps",
+            eval_steps=1,
         )
         data = {
             # Not a multiple of the global batch size: the last batch of an epoch does not fill all processes.
@@ -42,6 +45,8 @@ def run(folder: Path, batch_size: int) -> None:
             "processing_class": build_tokenizer(),
         }
         trainer = R2FTrainer(model, args, **data)
+        # As the command does. accelerate then takes the model for one that has been prepared for training too.
+        trainer.evaluate()
         trainer.train(resume_from_checkpoint=checkpoint)
         logs = [logs for logs in trainer.state.log_history if "loss" in logs]
         results.append({"weights": weights(model), "logs": logs, "metrics": trainer.evaluate()})

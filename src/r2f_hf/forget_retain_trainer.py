@@ -145,6 +145,7 @@ class ForgetRetainTrainer(Trainer):
         self._references: dict[str, Tensor] = {}
         self._loss_parts: dict[str, Tensor] = {}
         self._loss_steps = 0
+        self._takes_a_step = False
 
     def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> nn.Module:
         """What is trained. Called once the data has been checked, so that a refusal leaves the model as it is."""
@@ -156,12 +157,21 @@ class ForgetRetainTrainer(Trainer):
 
     # The loss
 
+    def get_batch_samples(self, *args, **kwargs) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        """The micro-batches of a training step, and what the means of its losses are taken over."""
+        # The model's mode does not say so: an evaluation leaves it as it is until the next step.
+        self._takes_a_step = True
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        finally:
+            self._takes_a_step = False
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         # Trainer calls this with all micro-batches of a step, so that each can be scaled by the whole batch's count.
         if not batch_samples or "is_forget" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         ends = self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last
-        if ends and self.model.training:
+        if ends and self._takes_a_step:
             # accelerate fills an epoch's last batches up with items of its first, so that all processes have as many.
             # Each would count twice; how many a process really has follows from its place in the global batch. (What
             # accelerate itself knows of this, `remainder`, is lost where a resumed run skips batches.)
@@ -236,6 +246,10 @@ class ForgetRetainTrainer(Trainer):
         """
         if not resume_from_checkpoint:
             self._set_references(self._compute_references())
+        if self.model_wrapped is self.model:
+            # An evaluation before training marks the model as prepared, and accelerate would not wrap it in DDP any
+            # more: every process would train on its own gradients.
+            self.model._is_accelerate_prepared = False
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _compute_references(self) -> dict[str, Tensor]:
