@@ -20,7 +20,6 @@ from .gradients import find_probes
 PROBE_SCALING = 2.0**-20
 PROBE_SCALING_FP16 = 2.0**-10
 
-
 # Names of the adapters: the pairs that are read, and what takes the updates in place of the weights.
 PROBE = "r2f_probe"
 DELTA = "r2f"
@@ -55,9 +54,7 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
         return
     if isinstance(model, PeftModel):
         raise ValueError(
-            "The model already carries an adapter. Merge it first (`model = model.merge_and_unload()`), "
-            + adapter
-            + ", "
+            f"The model already carries an adapter. Merge it first (`model = model.merge_and_unload()`), {adapter}, "
             "or add R2FCallback to a Trainer over it to use that adapter as the probe."
         )
     if getattr(model, "is_quantized", False):

@@ -121,7 +121,8 @@ class LoraProbe:
         """
         if self.delta is not None:
             A, B = (side[self.delta].weight for side in (self.layer.lora_A, self.layer.lora_B))
-            return add_to_pair_(A, B, gradient, alpha / self.layer.scaling[self.delta])
+            scaling = self.layer.scaling[self.delta]
+            return scaling**2 * add_to_pair_(A, B, gradient, alpha / scaling)
         generator = named_generator(seed, step, self.name, "rounding", self.weight.device)
         add_low_rank_(self.weight, gradient, alpha, transposed=self.layer.fan_in_fan_out, generator=generator)
         return None
