@@ -29,6 +29,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from precision import computes_bf16
 from pypi_models import gemma3_folder, smollm2_folder
 from r2f_hf import R2FCallback, R2FConfig, R2FTrainer
 from r2f_hf.cli.train_decoder import TrainDecoderArguments
@@ -265,7 +266,7 @@ def run_row(
             per_device_train_batch_size=4,
             learning_rate=RUN_LEARNING_RATE,
             max_steps=RUN_STEPS,
-            bf16=True,
+            bf16=computes_bf16(),
             use_cpu=not torch.cuda.is_available(),
             report_to="none",
             save_strategy="no",

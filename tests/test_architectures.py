@@ -13,11 +13,18 @@ from transformers import AutoModelForCausalLM
 from r2f_hf.undo import prepare_undo
 
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
 @pytest.mark.parametrize("kind", [*CONFIGS, *MORE_CONFIGS])
 @pytest.mark.parametrize(
     ("dtype", "settings"),
-    [(torch.float32, {}), (torch.bfloat16, {"bf16": True})],
-    ids=["fp32", "bf16"],
+    [
+        pytest.param(torch.float32, {}, id="fp32"),
+        pytest.param(torch.bfloat16, {"bf16": True}, id="bf16"),
+        # accelerate has no fp16 on a CPU.
+        pytest.param(torch.float32, {"fp16": True, "use_cpu": False}, id="fp16", marks=NEEDS_GPU),
+    ],
 )
 def test_forgets_changes_nothing_else_reloads_and_is_undone(
     kind: str, dtype: torch.dtype, settings: dict[str, Any], tmp_path: Path, build_trainer: BuildTrainer

@@ -98,6 +98,13 @@ def test_trains_every_architecture_and_precision(
     assert min(trainer.r2f_callback.fidelities) > 0.3
 
 
+def test_says_where_bf16_would_take_long(build_trainer: BuildTrainer, caplog: pytest.LogCaptureFixture) -> None:
+    build_trainer(build_model(), bf16=False)
+    assert "no arithmetic for bf16" not in caplog.text
+    build_trainer(build_model(), bf16=True)
+    assert ("no arithmetic for bf16" in caplog.text) != torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def test_gradient_checkpointing_changes_nothing(build_trainer: BuildTrainer) -> None:
     results = []
     for checkpointing in (False, True):

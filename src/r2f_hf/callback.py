@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.profiler import record_function
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .decoders import GradientDecoder, load_decoder
@@ -51,8 +52,9 @@ class R2FCallback(TrainerCallback):
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
     there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler
-    skips writes nothing. (Trainer's callback events come at a time when DeepSpeed and FSDP have
-    already released them, transformers #31095.)
+    skips writes nothing. (Trainer's callback events come at a time when DeepSpeed and FSDP have already released them,
+    transformers #31095.) In `torch.profiler` the parts of a step are `r2f/read`, `r2f/decode`, `r2f/measure`,
+    `r2f/write`, `r2f/follow` and `r2f/draw`.
 
     Args:
         decoder (`str` or [`GradientDecoder`], *optional*, defaults to `"spectral"`):
@@ -165,8 +167,9 @@ class R2FCallback(TrainerCallback):
         ]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        for probe in self.probes:
-            probe.draw(self.seed, state.global_step, self.held_out)
+        with record_function("r2f/draw"):
+            for probe in self.probes:
+                probe.draw(self.seed, state.global_step, self.held_out)
         if self._stop:
             control.should_training_stop = True
 
@@ -181,9 +184,11 @@ class R2FCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
-        if self.save_full_model and state.is_world_process_zero:
-            save_full_model(model, checkpoint_folder(args, state) / FULL_MODEL_FOLDER)
-            self.save_subspaces(checkpoint_folder(args, state))
+        if self.save_full_model:
+            write = state.is_world_process_zero
+            save_full_model(model, checkpoint_folder(args, state) / FULL_MODEL_FOLDER, write)
+            if write:
+                self.save_subspaces(checkpoint_folder(args, state))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self._remove_hooks()
@@ -198,7 +203,8 @@ class R2FCallback(TrainerCallback):
     # The step
 
     def _read(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._sketches = [probe.read(self.held_out) for probe in self.probes]
+        with record_function("r2f/read"):
+            self._sketches = [probe.read(self.held_out) for probe in self.probes]
 
     @torch.no_grad()
     def _reconstruct(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -210,13 +216,15 @@ class R2FCallback(TrainerCallback):
         if bad:
             self._skip(bad)
             return
-        gradients = self.decoder.decode_all(sketches)
+        with record_function("r2f/decode"):
+            gradients = self.decoder.decode_all(sketches)
         # Modules may lie on several devices.
         norms = torch.stack([gradient.norm().to(gradients[0].U.device) for gradient in gradients])
         if not norms.isfinite().all():
             self._skip([probe.name for probe, finite in zip(self.probes, norms.isfinite(), strict=True) if not finite])
             return
-        faithful = self._measure(sketches, gradients)
+        with record_function("r2f/measure"):
+            faithful = self._measure(sketches, gradients)
         # Over all modules, so that what one does not take is not handed to the others.
         norm = norms.norm().item()
         if not faithful.any():
@@ -231,18 +239,20 @@ class R2FCallback(TrainerCallback):
         if norm > 0:
             lr = optimizer.param_groups[0]["lr"]
             alpha = -lr * self._scale(norm)
-            discarded = [
-                self.probes[index].write(gradients[index], alpha, self.seed, self._state.global_step)
-                for index in faithful.nonzero().flatten().tolist()
-            ]
+            with record_function("r2f/write"):
+                discarded = [
+                    self.probes[index].write(gradients[index], alpha, self.seed, self._state.global_step)
+                    for index in faithful.nonzero().flatten().tolist()
+                ]
             step = (alpha * norms[faithful.to(norms.device)]).square().sum().item()
             if self.delta is not None and step > 0:
                 cut_off = sum(energy.item() for energy in discarded)
                 self._pending_logs[-1]["r2f/discarded_energy"] = cut_off / step
         self._pending_logs[-1]["r2f/gradient_norm"] = norm
         if self.warm_probes:
-            for probe, sketch in zip(self.probes, sketches, strict=True):
-                probe.subspace = GradientSubspace.after(sketch, probe.subspace)
+            with record_function("r2f/follow"):
+                for probe, sketch in zip(self.probes, sketches, strict=True):
+                    probe.subspace = GradientSubspace.after(sketch, probe.subspace)
 
     def _scale(self, norm: float) -> float:
         """Factor from the reconstruction of norm `norm` to the direction that the learning rate multiplies."""

@@ -14,9 +14,11 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .files import written_aside
+from .gradients import copy_, gather
 
 
 # As Transformers names them, in one file or in several.
@@ -32,29 +34,42 @@ def full_state_dict(model: PeftModel) -> dict[str, Tensor]:
             The wrapped model.
 
     Returns:
-        `dict[str, torch.Tensor]`: References, not copies.
+        `dict[str, torch.Tensor]`: The parameters and buffers themselves; of sharded ones see [`gather`].
     """
     adapter_prefixes = (model.base_model.prefix,)
     return {
         name.replace(".base_layer.", "."): tensor
-        for name, tensor in model.get_base_model().state_dict().items()
+        for name, tensor in model.get_base_model().state_dict(keep_vars=True).items()
         if not any(part.startswith(adapter_prefixes) for part in name.split("."))
     }
 
 
-def save_full_model(model: PeftModel, folder: str | os.PathLike) -> None:
+def save_full_model(model: PeftModel, folder: str | os.PathLike, write: bool = True) -> None:
     """
     Save the model behind the adapters so that `AutoModelForCausalLM.from_pretrained` loads it, with no trace of them.
 
-    It is written aside and renamed into place: what was there stays whole until the new one is.
+    It is written aside and renamed into place: what was there stays whole until the new one is. Where weights are
+    sharded, all processes have to call it.
 
     Args:
         model ([`~peft.PeftModel`]):
             The wrapped model.
         folder (`str` or `os.PathLike`):
             Where to.
+        write (`bool`, *optional*, defaults to `True`):
+            Whether it is this process that writes.
     """
-    save_whole(model.get_base_model(), folder, full_state_dict(model))
+    state_dict = gather(full_state_dict(model), keep=write)
+    if not write:
+        return
+    base = model.get_base_model()
+    # Transformers would gather the shards itself, those of the adapters too.
+    sharding = base.config.__dict__.pop("distributed_config", None)
+    try:
+        save_whole(base, folder, state_dict)
+    finally:
+        if sharding is not None:
+            base.config.distributed_config = sharding
 
 
 def save_whole(model: PreTrainedModel, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -70,7 +85,8 @@ def save_whole(model: PreTrainedModel, folder: str | os.PathLike, state_dict: di
 
 def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
     """
-    A SHA-256 over all weights: any change of any of them changes it.
+    A SHA-256 over all weights: any change of any of them changes it. Sharded ones are gathered one at a time, and all
+    processes have to call it.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
@@ -81,13 +97,14 @@ def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
     """
 
     def digest(name: str) -> bytes:
-        tensor = state_dict[name].detach().cpu().contiguous()
+        tensor = gather({name: state_dict[name]})[name].detach().cpu().contiguous()
         found = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy())
         return found.digest()
 
-    # hashlib lets other threads work meanwhile.
-    with ThreadPoolExecutor() as pool:
+    # hashlib lets other threads work meanwhile. Processes have to gather the same tensors in the same order.
+    sharded = any(isinstance(tensor, DTensor) for tensor in state_dict.values())
+    with ThreadPoolExecutor(max_workers=1 if sharded else None) as pool:
         return hashlib.sha256(b"".join(pool.map(digest, sorted(state_dict)))).hexdigest()
 
 
@@ -120,7 +137,7 @@ def load_full_model_(model: PeftModel, folder: str | os.PathLike) -> None:
     if different:
         raise ValueError(f"The weights in {os.fspath(folder)} are another model's: they differ in {different[:5]}.")
     for name, tensor in current.items():
-        tensor.copy_(saved[name])
+        copy_(tensor, saved[name])
 
 
 # What a run changes: the full model behind the adapters, or an adapter of its own
@@ -142,10 +159,16 @@ def result_state(model: PeftModel, delta: str | None) -> dict[str, Tensor]:
     return get_peft_model_state_dict(model, adapter_name=delta, save_embedding_layers=False)
 
 
-def save_result(model: PeftModel, folder: str | os.PathLike, delta: str | None) -> None:
-    """Save what a run changes: a plain model, or an adapter that `PeftModel.from_pretrained` loads."""
+def save_result(model: PeftModel, folder: str | os.PathLike, delta: str | None, write: bool = True) -> None:
+    """
+    Save what a run changes: a plain model, or an adapter that `PeftModel.from_pretrained` loads. See
+    [`save_full_model`] for `write`.
+    """
     if delta is None:
-        save_full_model(model, folder)
+        save_full_model(model, folder, write)
+    if not write:
+        return
+    if delta is None:
         # Or what an earlier run has left would be loaded on top of it, or in its place.
         for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
             (Path(folder) / name).unlink(missing_ok=True)

@@ -35,7 +35,7 @@ from .config import R2FConfig
 from .data.rows import Row, content_hash
 from .files import write_json, write_text
 from .forget_retain_trainer import ForgetRetainTrainer
-from .gradients import find_probes
+from .gradients import find_probes, gather
 from .record import RunRecord, read_ledger_of
 from .run_folder import RUN_FILE, check_other_runs, check_output_folder, held, run_differences, run_folder_lock
 from .saving import load_result_, result_state, save_result, weights_hash
@@ -163,21 +163,35 @@ class R2FTrainer(ForgetRetainTrainer):
             )
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         check_output_folder(args.output_dir, size * (1 + args.keep_original) if self._delta is None else 0)
-        super().__init__(
-            model=model,
-            args=args,
-            forget_dataset=forget_dataset,
-            retain_dataset=retain_dataset,
-            holdout_dataset=holdout_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError("R2FTrainer runs on one process or under DDP; DeepSpeed and FSDP are not supported yet.")
+        # Trainer refuses to save the optimizer of a model that is sharded; the probes' own is whole on every process.
+        save_only_model, args.save_only_model = args.save_only_model, True
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                forget_dataset=forget_dataset,
+                retain_dataset=retain_dataset,
+                holdout_dataset=holdout_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )
+        finally:
+            args.save_only_model = save_only_model
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or args.fsdp:
+            raise ValueError(
+                "DeepSpeed and accelerate's FSDP would shard the probes too, which every process needs whole. Launch "
+                "without them, and shard the weights alone by loading the model with `distributed_config="
+                "DistributedConfig(fsdp_size=...)`, from `transformers.distributed`. (`r2f unlearn` does so itself "
+                "where `accelerate launch` asks for FSDP.)"
+            )
+        if args.bf16 and args.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            logger.warning(
+                "This CPU has no arithmetic for bf16: with `bf16=True` steps take a hundred times as long as without."
+            )
         self.r2f_callback = R2FCallback(
             decoder=args.decoder,
             seed=args.seed,
@@ -264,15 +278,18 @@ class R2FTrainer(ForgetRetainTrainer):
         self.accelerator.wait_for_everyone()
         self.record.begin(args.output_dir, weights)
         self.stop_reason = None
+        original = {}
+        if args.keep_original and self._delta is None:
+            written = {f"{probe.name}.weight": probe.weight for probe in find_probes(model)}
+            original = gather(written, keep=args.should_save)
         if not args.should_save:
             return
         # Or they could be resumed from, in place of this run's.
         for folder in checkpoints(args.output_dir):
             if (folder / RUN_FILE).is_file() and folder.resolve() != self.source:
                 shutil.rmtree(folder)
-        if args.keep_original and self._delta is None:
-            written = {f"{probe.name}.weight": probe.weight for probe in find_probes(model)}
-            keep_original(args.output_dir, written, weights)
+        if original:
+            keep_original(args.output_dir, original, weights)
 
     def _weights_hash(self) -> str:
         """Of all that the run changes."""
@@ -360,17 +377,19 @@ class R2FTrainer(ForgetRetainTrainer):
             return
         own = folder.resolve() == Path(self.args.output_dir).resolve()
         with self.locked() if own or not self.args.should_save else held(run_folder_lock(folder)):
-            if self.record.hash_before is not None and self.args.should_save:
-                # Before the weights: in a ledger that is ahead of them the same run is found again, and not taken for
-                # one more.
-                self.record.write(folder, self._weights_hash(), {"steps": self.state.global_step})
+            if self.record.hash_before is not None:
+                weights = self._weights_hash()
+                if self.args.should_save:
+                    # Before the weights: in a ledger that is ahead of them the same run is found again, and not taken
+                    # for one more.
+                    self.record.write(folder, weights, {"steps": self.state.global_step})
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:
+        folder, write = Path(output_dir or self.args.output_dir), self.args.should_save
+        save_result(self.accelerator.unwrap_model(self.model), folder, self._delta, write)
+        if not write:
             return
-        folder = Path(output_dir or self.args.output_dir)
-        save_result(self.accelerator.unwrap_model(self.model), folder, self._delta)
         self.processing_class.save_pretrained(folder)
         write_json(folder / RUN_FILE, self.run_description | {"weights_before": self.record.hash_before})
 

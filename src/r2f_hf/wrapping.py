@@ -38,6 +38,11 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
             "The model carries an adapter that Transformers itself has loaded. Load it with PEFT's "
             f"`PeftModel.from_pretrained`, and then merge it (`model = model.merge_and_unload()`), or {adapter}."
         )
+    if (getattr(model, "tp_size", None) or 1) > 1:
+        raise ValueError(
+            "The model is loaded with tensor parallelism, under which a process sees a part of each layer's inputs or "
+            "outputs alone, and a probe needs them all. Shard the weights with `DistributedConfig(fsdp_size=...)`."
+        )
     if args.update_target == "adapter":
         own = model.peft_config if isinstance(model, PeftModel) else {}
         if PROBE in own or DELTA in own:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import changed, weights
+from conftest import changed, weights, write_rows
 from peft import PeftConfig
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from r2f_hf import R2FConfig, __version__, cli
 from r2f_hf.cli.evaluate import EvaluateArguments
@@ -42,21 +42,6 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return message
 
     return run
-
-
-@pytest.fixture
-def saved(memorised: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
-    """A model that knows the rows, on disk."""
-    folder = tmp_path / "model"
-    memorised.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> str:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(file)
 
 
 # Help

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from ..evaluation import load_suite, run_suite
 from ..evaluation.suites import Rows
 from ..report import print_table, write_json
-from .recipes import PlainModelConfig, load_model, parse_recipe
+from .recipes import PlainModelConfig, asked_to_shard, load_model, parse_recipe
 
 
 @dataclass
@@ -48,22 +48,25 @@ class EvaluateArguments:
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments of `r2f evaluate` and its rows."""
+    sharded = asked_to_shard()
     args, model_config = parse_recipe("evaluate", (EvaluateArguments, PlainModelConfig), argv)
     splits = load_suite(args.suite, args.data, args.forget_split)
-    return partial(evaluate, args, model_config, splits)
+    return partial(evaluate, args, model_config, splits, sharded)
 
 
-def evaluate(args: EvaluateArguments, model_config: PlainModelConfig, splits: dict[str, Rows]) -> None:
+def evaluate(
+    args: EvaluateArguments, model_config: PlainModelConfig, splits: dict[str, Rows], sharded: bool = False
+) -> None:
     """Evaluate, and write `report.json` to the output folder."""
     folder = Path(args.output_dir)
     settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
     state = PartialState()
     gold = None
     if args.gold_model is not None:
-        model, tokenizer = load_model(model_config, args.gold_model)
+        model, tokenizer = load_model(model_config, args.gold_model, sharded=sharded)
         forget = {"forget": splits["forget"]}
         _, gold = run_suite(model.to(state.device), tokenizer, forget, folder / "gold", **settings)
-    model, tokenizer = load_model(model_config)
+    model, tokenizer = load_model(model_config, sharded=sharded)
     metrics, _ = run_suite(model.to(state.device), tokenizer, splits, folder, gold, **settings)
     if state.is_main_process:
         write_json(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, TrlParser, get_quantization_config
 
@@ -69,8 +71,16 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
     return tuple(parsed)
 
 
+def asked_to_shard() -> bool:
+    """
+    Whether `accelerate launch` asks for FSDP. accelerate itself, which would shard the probes too, forgets about it:
+    the weights are sharded by Transformers, while they are loaded.
+    """
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def load_model(
-    config: ModelConfig, name: str | None = None, quantised: bool = False
+    config: ModelConfig, name: str | None = None, quantised: bool = False, sharded: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Load a model and its tokenizer.
@@ -82,6 +92,8 @@ def load_model(
             Another model to load the same way.
         quantised (`bool`, *optional*, defaults to `False`):
             Whether the configuration may ask for bitsandbytes' 8 or 4 bits.
+        sharded (`bool`, *optional*, defaults to `False`):
+            Whether to share the weights out over the processes (FSDP2).
 
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`
@@ -109,6 +121,12 @@ def load_model(
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"There is no model folder {name}.")
     revision = {"revision": config.model_revision}
+    sharding = {}
+    if sharded and PartialState().num_processes > 1:
+        # Not in all versions of Transformers that serve otherwise.
+        from transformers.distributed import DistributedConfig
+
+        sharding = {"distributed_config": DistributedConfig(fsdp_size=PartialState().num_processes)}
     # bitsandbytes computes in a precision that has a name.
     compute = "bfloat16" if config.dtype == "auto" else config.dtype
     model = AutoModelForCausalLM.from_pretrained(
@@ -117,5 +135,6 @@ def load_model(
         attn_implementation=config.attn_implementation,
         quantization_config=get_quantization_config(replace(config, dtype=compute)),
         **revision,
+        **sharding,
     )
     return model, AutoTokenizer.from_pretrained(name, **revision)

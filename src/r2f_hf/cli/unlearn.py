@@ -11,7 +11,7 @@ from ..data.rows import load_rows
 from ..report import print_table
 from ..run_folder import check_other_runs
 from ..trainer import R2FTrainer
-from .recipes import PlainModelConfig, load_model, parse_recipe
+from .recipes import PlainModelConfig, asked_to_shard, load_model, parse_recipe
 
 
 @dataclass
@@ -41,10 +41,11 @@ class UnlearnArguments:
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments of `r2f unlearn`, and check all there is to check before any weight changes."""
+    sharded = asked_to_shard()
     data, args, model_config = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), argv)
     sources = {"forget": data.forget_data, "retain": data.retain_data, "holdout": data.holdout_data}
     rows = {name: load_rows(source) if source else None for name, source in sources.items()}
-    model, tokenizer = load_model(model_config, quantised=args.update_target == "adapter")
+    model, tokenizer = load_model(model_config, quantised=args.update_target == "adapter", sharded=sharded)
     trainer = R2FTrainer(
         model=model,
         args=args,

@@ -202,8 +202,9 @@ def can_continue(model: nn.Module) -> bool:
             return False
         model = model.get_base_model()
     # Checkpointed in training mode, layers drop the cache; a recurrent state takes padding in; some rotary embeddings
-    # change with the length of what is read.
-    if (model.training and model.is_gradient_checkpointing) or model._is_stateful:
+    # change with the length of what is read. (The model's own property has another name in each version.)
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if (model.training and checkpointed) or model._is_stateful:
         return False
     rope = str(getattr(model.config, "rope_parameters", None))
     if "dynamic" in rope or "longrope" in rope:

@@ -4,6 +4,7 @@ from .delta import add_to_pair_
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .low_rank import LowRankGradient
 from .probes import LoraProbe, find_probes
+from .sharding import copy_, gather, is_row_sharded
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace
 from .update import add_low_rank_, stochastic_round
@@ -18,9 +19,12 @@ __all__ = [
     "add_low_rank_",
     "add_to_pair_",
     "check_min_fidelity",
+    "copy_",
     "draw_probes",
     "estimate_fidelity",
     "find_probes",
+    "gather",
+    "is_row_sharded",
     "named_generator",
     "stochastic_round",
 ]

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .delta import add_to_pair_
 from .low_rank import LowRankGradient
+from .sharding import is_row_sharded
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace
 from .update import add_low_rank_
@@ -182,6 +183,11 @@ def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:
                 "reconstructed gradient can only be written into floating-point linear layers. Let an adapter "
                 'take the updates (`update_target="adapter"`), load the model without quantisation, or leave the '
                 "module out of `target_modules`."
+            )
+        if not is_row_sharded(base.weight):
+            raise ValueError(
+                f"{probe.name} is shared out over processes by columns (tensor parallelism), and a reconstructed "
+                "gradient is written by rows. Shard the weights with `DistributedConfig(fsdp_size=...)` alone."
             )
         if layer.scaling[adapter] > MAX_SCALING:
             raise ValueError(

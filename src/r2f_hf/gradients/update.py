@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from .low_rank import LowRankGradient
+from .sharding import own_part
 
-
-# Significant bits (the implicit one included) and the exponent of the smallest subnormal.
-_FORMATS = {torch.bfloat16: (8, -133), torch.float16: (11, -24)}
 
 # Half-precision weights are updated in row blocks of at most this many elements, so that the fp32 working copy stays
 # small beside the weight.
 _BLOCK_ELEMENTS = 2**18
 
+# Significant bits of fp16 (the implicit one included) and the exponent of its smallest subnormal.
+_FP16_BITS, _FP16_SMALLEST = 11, -24
 
-def stochastic_round(x: Tensor, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
+
+def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
     """
     Round fp32 values to bf16 or fp16 so that the rounded value equals the input in expectation.
 
@@ -29,18 +31,20 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, generator: torch.Generator |
             Values in fp32.
         dtype (`torch.dtype`):
             `torch.bfloat16` or `torch.float16`.
-        generator (`torch.Generator`, *optional*):
-            Source of the random bits, on the device of `x`.
+        noise (`torch.Tensor`):
+            Uniform in [0, 1), fp32, of the shape of `x`.
 
     Returns:
         `torch.Tensor`: Values in `dtype`.
     """
-    bits, smallest = _FORMATS[dtype]
+    if dtype == torch.bfloat16:
+        # The upper half of an fp32 number is a bf16 number; a random lower half added to it carries as often as it is
+        # a fraction of a unit.
+        bits = x.view(torch.int32) + (noise * 2**16).to(torch.int32)
+        return bits.bitwise_and_(-(2**16)).view(torch.float32).to(dtype)
     _, exponent = torch.frexp(x)
-    exponent = (exponent - bits).clamp_min(smallest)
-    noise = torch.rand(x.shape, generator=generator, device=x.device)
     # Multiplying by the inverse of a unit this small would overflow; dividing by it is exact.
-    unit = torch.ldexp(torch.ones_like(x), exponent)
+    unit = torch.ldexp(torch.ones_like(x), (exponent - _FP16_BITS).clamp_min(_FP16_SMALLEST))
     scaled = x / unit
     below = torch.floor(scaled)
     # Comparing with the discarded fraction, which is exact, and not adding to it, which would round.
@@ -59,7 +63,8 @@ def add_low_rank_(
     In-place `weight += alpha * U @ V.T`.
 
     fp32 (and fp64) weights take one fused `addmm_`; bf16 and fp16 weights are updated in row blocks in fp32 and
-    rounded stochastically.
+    rounded stochastically. Of a sharded weight each process writes the rows that it holds, with the numbers that they
+    would get in one process.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`):
@@ -74,11 +79,22 @@ def add_low_rank_(
             Source of the random bits for stochastic rounding.
     """
     left, right = (gradient.V, gradient.U) if transposed else (gradient.U, gradient.V)
-    if weight.dtype not in _FORMATS:
+    rows = weight.shape[0]
+    begin, end = 0, rows
+    if isinstance(weight, DTensor):
+        held = own_part(weight, torch.arange(rows)).tolist()
+        begin, end = (held[0], held[-1] + 1) if held else (0, 0)
+        weight, left = weight.to_local(), left[begin:end]
+    if weight.dtype not in (torch.bfloat16, torch.float16):
         weight.addmm_(left.to(weight.dtype), right.T.to(weight.dtype), alpha=alpha)
         return
-    rows = max(1, _BLOCK_ELEMENTS // weight.shape[1])
-    for start in range(0, weight.shape[0], rows):
-        block = weight[start : start + rows]
-        updated = torch.addmm(block.float(), left[start : start + rows], right.T, alpha=alpha)
-        block.copy_(stochastic_round(updated, weight.dtype, generator))
+    height = max(1, _BLOCK_ELEMENTS // weight.shape[1])
+    for start in range(0, rows, height):
+        stop = min(start + height, rows)
+        # For all rows, whoever holds them.
+        noise = torch.rand(stop - start, weight.shape[1], generator=generator, device=weight.device)
+        first, last = max(start, begin), min(stop, end)
+        if first < last:
+            block = weight[first - begin : last - begin]
+            updated = torch.addmm(block.float(), left[first - begin : last - begin], right.T, alpha=alpha)
+            block.copy_(stochastic_round(updated, weight.dtype, noise[first - start : last - start]))
