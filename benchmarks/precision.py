@@ -7,4 +7,5 @@ import torch
 
 def computes_bf16() -> bool:
     """Whether bf16 pays: on a CPU without instructions for it a product takes a hundred times as long as in fp32."""
-    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    mkldnn = torch.backends.mkldnn.is_available()
+    return torch.cuda.is_available() or (mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())

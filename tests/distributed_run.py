@@ -1,12 +1,8 @@
-"""
-A run of a few steps on however many processes there are, for test_distributed.py:
-
-    OUTPUT_DIR GLOBAL_BATCH_SIZE [MODEL_DIR, whose weights are then shared out over the processes]
-"""
+"""A run of a few steps on however many processes there are, for test_distributed.py."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.gradients import gather
+from r2f_hf.saving import result_state
+from r2f_hf.wrapping import DELTA
 
 
 RANK = 8
@@ -44,21 +42,22 @@ class SentBytes(TrainerCallback):
         self.steps.append(0)
 
 
-def load(folder: Path | None, processes: int) -> PreTrainedModel:
-    """The model, whole on every process, or from a folder with its rows shared out."""
-    if folder is None:
-        return build_model()
+def load(kind: str, folder: Path, sharded: bool, processes: int) -> PreTrainedModel:
+    """The model, whole on every process, or from `base` in the folder with its rows shared out."""
+    if not sharded:
+        return build_model(kind)
     from transformers.distributed import DistributedConfig
 
-    return AutoModelForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(fsdp_size=processes))
+    sharding = DistributedConfig(fsdp_size=processes)
+    return AutoModelForCausalLM.from_pretrained(folder / "base", distributed_config=sharding)
 
 
-def run(folder: Path, batch_size: int, sharded: Path | None = None) -> None:
+def run(folder: Path, batch_size: int, kind: str, sharded: bool = False, target: str = "weights") -> None:
     """Unlearn, then resume in the middle of the second epoch; leave each process' weights and metrics in `folder`."""
     state = PartialState(cpu=True)
     results = []
     for checkpoint in (None, str(folder / "checkpoint-3")):
-        model = load(sharded, state.num_processes)
+        model = load(kind, folder, sharded, state.num_processes)
         args = R2FConfig(
             str(folder),
             use_cpu=True,
@@ -70,6 +69,7 @@ def run(folder: Path, batch_size: int, sharded: Path | None = None) -> None:
             per_device_train_batch_size=batch_size // state.num_processes,
             learning_rate=0.1,
             rank=RANK,
+            update_target=target,
             retain_objective="kl",
             num_views=2,
             views_column="paraphrased_question",
@@ -95,11 +95,19 @@ def run(folder: Path, batch_size: int, sharded: Path | None = None) -> None:
         metrics = trainer.evaluate()
         trainer.save_model(str(folder / "model"))
         found = {"weights": gather(weights(model)), "logs": logs, "metrics": metrics}
+        if target == "adapter":
+            found["adapter"] = result_state(trainer.model, DELTA)
         results.append(found | {"sent": sent.steps, "folder": str(folder / "model")})
     torch.save(results, folder / f"process{state.process_index}.pt")
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("batch_size", type=int)
+    parser.add_argument("kind")
+    parser.add_argument("--sharded", action="store_true")
+    parser.add_argument("--target", default="weights")
+    run(**vars(parser.parse_args()))
     # A process that leaves while another still talks to it can take it down.
     PartialState().destroy_process_group()

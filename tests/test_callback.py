@@ -26,7 +26,7 @@ from trl import SFTConfig, SFTTrainer
 
 from r2f_hf import R2FCallback
 from r2f_hf.decoders import MlpDecoder, load_decoder
-from r2f_hf.gradients import LoraSketch, draw_probes, find_probes
+from r2f_hf.gradients import LoraSketch, draw_all, draw_probes, find_probes
 
 
 LR = 0.25
@@ -228,7 +228,7 @@ def test_the_adapter_leaves_the_forward_pass_as_it_is(
     trainer = plain_trainer(wrapped, R2FCallback())
     trainer.train()
     for probe in find_probes(wrapped):
-        probe.draw(seed=0, step=1)
+        draw_all([probe], seed=0, step=1)
     batch = next(iter(trainer.get_train_dataloader()))
     pairs = torch.cat([parameter.flatten() for name, parameter in wrapped.named_parameters() if "lora_B" in name])
     assert pairs.abs().max() > 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import build_model, changed, distance, weights
 from distributed_run import RANK, run
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from r2f_hf.ledger import read_ledger
@@ -22,42 +24,57 @@ SCRIPT = Path(__file__).with_name("distributed_run.py")
 GLOBAL_BATCH_SIZE = 4
 
 
-@pytest.fixture(scope="module", params=[(2, False), (4, False), (2, True), (4, True)])
-def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    """What each process found, with all weights or its share of them: in a whole run, and in a resumed one."""
-    count, sharded = request.param
-    folder = tmp_path_factory.mktemp("processes")
+def launch(folder: Path, count: int, kind: str, *flags: str) -> list[list[dict[str, Any]]]:
+    """What each process found: in a whole run, and in one resumed from its checkpoint."""
+    build_model(kind).save_pretrained(folder / "base")
     # `accelerate launch --cpu` starts several processes through MPI alone.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    command = [*launch, str(SCRIPT), str(folder), str(GLOBAL_BATCH_SIZE)]
-    if sharded:
-        build_model().save_pretrained(folder / "base")
-        command.append(str(folder / "base"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    command = [*torchrun, str(SCRIPT), str(folder), str(GLOBAL_BATCH_SIZE), kind, *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"process{rank}.pt") for rank in range(count)]
 
 
-def test_all_processes_end_with_the_same_weights(processes: list[list[dict[str, Any]]]) -> None:
-    (first, _), *others = processes
-    assert len(changed(weights(build_model()), first["weights"])) == 14
+@dataclass
+class Case:
+    """A number of processes on a model, each with all of its weights or with a share of every weight's rows."""
+
+    count: int
+    kind: str
+    sharded: bool
+    found: list[list[dict[str, Any]]] = field(default_factory=list)
+
+
+CASES = [Case(2, "llama", False), Case(4, "tied llama", False), Case(2, "tied llama", True), Case(4, "llama", True)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.count} {case.kind}{' sharded' * case.sharded}")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A case that has been run."""
+    case = request.param
+    flags = ["--sharded"] if case.sharded else []
+    case.found = launch(tmp_path_factory.mktemp("processes"), case.count, case.kind, *flags)
+    return case
+
+
+def test_all_processes_end_with_the_same_weights(case: Case) -> None:
+    (first, _), *others = case.found
+    assert len(changed(weights(build_model(case.kind)), first["weights"])) == 14
     for other, _ in others:
         assert not changed(first["weights"], other["weights"])
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(processes: list[list[dict[str, Any]]]) -> None:
-    for whole, resumed in processes:
+def test_a_resumed_run_equals_an_uninterrupted_one(case: Case) -> None:
+    for whole, resumed in case.found:
         assert not changed(whole["weights"], resumed["weights"])
 
 
-def test_the_result_is_that_of_one_process_with_the_same_global_batch(
-    processes: list[list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    run(tmp_path, GLOBAL_BATCH_SIZE)
+def test_the_result_is_that_of_one_process_with_the_same_global_batch(case: Case, tmp_path: Path) -> None:
+    run(tmp_path, GLOBAL_BATCH_SIZE, case.kind)
     alone, _ = torch.load(tmp_path / "process0.pt")
-    together = processes[0][0]
-    moved = distance(weights(build_model()), alone["weights"])
+    together = case.found[0][0]
+    moved = distance(weights(build_model(case.kind)), alone["weights"])
     assert moved > 0.1
     assert distance(alone["weights"], together["weights"]) < 1e-4 * moved
     for one, two in zip(alone["logs"], together["logs"], strict=True):
@@ -68,22 +85,32 @@ def test_the_result_is_that_of_one_process_with_the_same_global_batch(
         assert together["metrics"][key] == pytest.approx(alone["metrics"][key], rel=1e-3)
 
 
-def test_what_is_saved_is_the_whole_model(processes: list[list[dict[str, Any]]]) -> None:
-    found, _ = processes[0]
+def test_what_is_saved_is_the_whole_model(case: Case) -> None:
+    found, _ = case.found[0]
     saved = AutoModelForCausalLM.from_pretrained(found["folder"])
-    assert type(saved) is type(build_model())
+    assert type(saved) is type(build_model(case.kind))
     assert not changed(found["weights"], weights(saved))
     entries = read_ledger(found["folder"])
     assert [entry["weights"] for entry in entries] == [
-        {"before": weights_hash(build_model().state_dict()), "after": weights_hash(saved.state_dict())}
+        {"before": weights_hash(build_model(case.kind).state_dict()), "after": weights_hash(saved.state_dict())}
     ]
 
 
-def test_only_sketches_cross_the_network(processes: list[list[dict[str, Any]]]) -> None:
-    found, _ = processes[0]
-    if not any(found["sent"]):
-        pytest.skip("of sharded weights FSDP2 leaves the replicated probes to Trainer, which sends each gradient once")
-    linear = [module for module in build_model().modules() if isinstance(module, torch.nn.Linear)][:-1]
+def test_only_sketches_cross_the_network(case: Case) -> None:
+    if case.sharded:
+        pytest.skip("Trainer itself averages the probes' gradients beside sharded weights, each once")
+    found, _ = case.found[0]
+    linear = [module for module in build_model(case.kind).modules() if isinstance(module, torch.nn.Linear)][:-1]
     numbers = sum(RANK * (module.in_features + module.out_features) for module in linear)
     # No more than the probes' gradients, in fp32, and no less.
     assert found["sent"] == [4 * numbers] * 6
+
+
+def test_an_adapter_beside_sharded_weights_takes_the_updates(tmp_path: Path) -> None:
+    found = launch(tmp_path, 2, "tied llama", "--sharded", "--target", "adapter")
+    for whole, resumed in found:
+        assert not changed(weights(build_model("tied llama")), whole["weights"])
+        assert not changed(whole["adapter"], resumed["adapter"])
+        assert not changed(whole["adapter"], found[0][0]["adapter"])
+        assert max(tensor.abs().max() for tensor in whole["adapter"].values()) > 0
+    assert not changed(load_file(tmp_path / "model" / "adapter_model.safetensors"), found[0][0]["adapter"])

@@ -22,8 +22,10 @@ from .gradients import (
     LoraSketch,
     LowRankGradient,
     check_min_fidelity,
+    draw_all,
     estimate_fidelity,
     find_probes,
+    follow_all,
 )
 from .lookup import lookup
 from .saving import load_full_model_, save_full_model
@@ -157,8 +159,7 @@ class R2FCallback(TrainerCallback):
         self._args, self._state, self._stop = args, state, False
         if state.global_step == 0:
             self.skipped_steps, self.fidelities = 0, []
-        for probe in self.probes:
-            probe.draw(self.seed, state.global_step, self.held_out)
+        draw_all(self.probes, self.seed, state.global_step, self.held_out)
         # accelerate's wrapper calls the step of the optimizer that it wraps.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         self._handles = [
@@ -168,8 +169,7 @@ class R2FCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         with record_function("r2f/draw"):
-            for probe in self.probes:
-                probe.draw(self.seed, state.global_step, self.held_out)
+            draw_all(self.probes, self.seed, state.global_step, self.held_out)
         if self._stop:
             control.should_training_stop = True
 
@@ -251,8 +251,9 @@ class R2FCallback(TrainerCallback):
         self._pending_logs[-1]["r2f/gradient_norm"] = norm
         if self.warm_probes:
             with record_function("r2f/follow"):
-                for probe, sketch in zip(self.probes, sketches, strict=True):
-                    probe.subspace = GradientSubspace.after(sketch, probe.subspace)
+                followed = follow_all(sketches, [probe.subspace for probe in self.probes])
+                for probe, subspace in zip(self.probes, followed, strict=True):
+                    probe.subspace = subspace
 
     def _scale(self, norm: float) -> float:
         """Factor from the reconstruction of norm `norm` to the direction that the learning rate multiplies."""

@@ -155,8 +155,9 @@ def result_state(model: PeftModel, delta: str | None) -> dict[str, Tensor]:
     """
     if delta is None:
         return full_state_dict(model)
-    # Of the embeddings PEFT would make up its own mind.
-    return get_peft_model_state_dict(model, adapter_name=delta, save_embedding_layers=False)
+    # PEFT would gather the whole model, if it is sharded; and of the embeddings it would make up its own mind.
+    own = {name: parameter.detach() for name, parameter in model.named_parameters() if f".{delta}." in name}
+    return get_peft_model_state_dict(model, own, adapter_name=delta, save_embedding_layers=False)
 
 
 def save_result(model: PeftModel, folder: str | os.PathLike, delta: str | None, write: bool = True) -> None:

@@ -164,7 +164,8 @@ class R2FTrainer(ForgetRetainTrainer):
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         check_output_folder(args.output_dir, size * (1 + args.keep_original) if self._delta is None else 0)
         # Trainer refuses to save the optimizer of a model that is sharded; the probes' own is whole on every process.
-        save_only_model, args.save_only_model = args.save_only_model, True
+        self._sharded = getattr(model, "is_distributed_loading_by_transformers", False)
+        save_only_model, args.save_only_model = args.save_only_model, args.save_only_model or self._sharded
         try:
             super().__init__(
                 model=model,
@@ -188,7 +189,8 @@ class R2FTrainer(ForgetRetainTrainer):
                 "DistributedConfig(fsdp_size=...)`, from `transformers.distributed`. (`r2f unlearn` does so itself "
                 "where `accelerate launch` asks for FSDP.)"
             )
-        if args.bf16 and args.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        known = torch.backends.mkldnn.is_available()
+        if args.bf16 and args.device.type == "cpu" and known and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             logger.warning(
                 "This CPU has no arithmetic for bf16: with `bf16=True` steps take a hundred times as long as without."
             )
@@ -377,7 +379,7 @@ class R2FTrainer(ForgetRetainTrainer):
             return
         own = folder.resolve() == Path(self.args.output_dir).resolve()
         with self.locked() if own or not self.args.should_save else held(run_folder_lock(folder)):
-            if self.record.hash_before is not None:
+            if self.record.hash_before is not None and (self.args.should_save or self._sharded):
                 weights = self._weights_hash()
                 if self.args.should_save:
                     # Before the weights: in a ledger that is ahead of them the same run is found again, and not taken

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 
 import torch
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +21,9 @@ from .gradients import find_probes
 # fp16, whose gradients would underflow, ten bits are invisible beside the format's own rounding.
 PROBE_SCALING = 2.0**-20
 PROBE_SCALING_FP16 = 2.0**-10
+
+# Trainer leaves replicated adapters beside sharded weights alone from here on, and PEFT runs FSDP2's hooks.
+SHARDING_VERSIONS = {"torch": "2.8", "transformers": "5.20.2", "peft": "0.21"}
 
 # Names of the adapters: the pairs that are read, and what takes the updates in place of the weights.
 PROBE = "r2f_probe"
@@ -38,11 +43,16 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
             "The model carries an adapter that Transformers itself has loaded. Load it with PEFT's "
             f"`PeftModel.from_pretrained`, and then merge it (`model = model.merge_and_unload()`), or {adapter}."
         )
-    if (getattr(model, "tp_size", None) or 1) > 1:
-        raise ValueError(
-            "The model is loaded with tensor parallelism, under which a process sees a part of each layer's inputs or "
-            "outputs alone, and a probe needs them all. Shard the weights with `DistributedConfig(fsdp_size=...)`."
-        )
+    sharding = getattr(model.config, "distributed_config", None)
+    if sharding is not None:
+        check_sharding_versions()
+        others = [name for name in ("tp_size", "pp_size", "dp_replicate_size") if getattr(sharding, name) > 1]
+        if others or sharding.fsdp_cpu_offload:
+            raise ValueError(
+                f"The model is distributed by {' and '.join(others) or 'fsdp_cpu_offload'}, under which probes do not "
+                "see their layers whole, or weights lie elsewhere than their updates. Load it with "
+                "`DistributedConfig(fsdp_size=...)` alone."
+            )
     if args.update_target == "adapter":
         own = model.peft_config if isinstance(model, PeftModel) else {}
         if PROBE in own or DELTA in own:
@@ -68,6 +78,19 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
             "update would be lost. Load it without `quantization_config`, for example with `dtype=torch.bfloat16`, or "
             f"{adapter}."
         )
+
+
+def check_sharding_versions() -> None:
+    """
+    Refuse libraries that know sharded models, but do not train adapters on them as they should.
+
+    Raises:
+        `ValueError`: Naming what to install.
+    """
+    old = [name for name, least in SHARDING_VERSIONS.items() if Version(version(name)) < Version(least)]
+    if old:
+        needed = ", ".join(f"{name}>={least}" for name, least in SHARDING_VERSIONS.items())
+        raise ValueError(f"Sharded weights need {needed}; older here: {', '.join(old)}.")
 
 
 def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:

@@ -23,7 +23,7 @@ from r2f_hf.data.collator import ForgetRetainCollator
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.decoders import load_decoder
 from r2f_hf.evaluation.scoring import score_completions
-from r2f_hf.gradients import LoraSketch, LowRankGradient, find_probes
+from r2f_hf.gradients import LoraSketch, LowRankGradient, draw_all, find_probes
 
 
 MODULES = {"llama": ["q_proj", "o_proj", "up_proj", "down_proj"], "gpt2": ["c_attn", "c_proj", "c_fc"]}
@@ -60,7 +60,7 @@ def wrap(model: PreTrainedModel, random_B: bool = True, **settings: Any) -> Peft
     wrapped = get_peft_model(base, LoraConfig(**common | settings))
     if random_B:
         for probe in find_probes(wrapped):
-            probe.draw(seed=0, step=0)
+            draw_all([probe], seed=0, step=0)
     return wrapped
 
 

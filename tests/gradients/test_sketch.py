@@ -11,7 +11,7 @@ from conftest import CONFIGS, build_model, linear_gradients
 from torch import Tensor
 
 from r2f_hf import R2FConfig
-from r2f_hf.gradients import LoraSketch, draw_probes, find_probes, named_generator
+from r2f_hf.gradients import LoraSketch, draw_all, draw_probes, find_probes, named_generator
 from r2f_hf.wrapping import wrap
 
 
@@ -24,7 +24,7 @@ def test_lora_gradients_are_both_sketches_of_autograds_gradient(
     model = wrap(copy.deepcopy(original), R2FConfig(str(tmp_path), rank=8, use_cpu=True)).eval()
     probes = find_probes(model)
     for probe in probes:
-        probe.draw(seed=3, step=7)
+        draw_all([probe], seed=3, step=7)
     model(**batch).loss.backward()
 
     assert {probe.name for probe in probes} == truth.keys()
@@ -48,7 +48,7 @@ def test_probes_do_not_disturb_the_forward_pass(kind: str, batch: dict[str, Tens
         expected = model(**batch).logits
     wrapped = wrap(model, R2FConfig(str(tmp_path), rank=8, use_cpu=True)).eval()
     for probe in find_probes(wrapped):
-        probe.draw(seed=0, step=0)
+        draw_all([probe], seed=0, step=0)
         assert probe.A.norm() > 1 and probe.B.norm() > 1
     with torch.no_grad():
         torch.testing.assert_close(wrapped(**batch).logits, expected, atol=1e-4, rtol=0)
@@ -75,7 +75,7 @@ def test_draws_do_not_depend_on_the_order_of_modules(dtype: torch.dtype, tmp_pat
     model = wrap(build_model(dtype=dtype), R2FConfig(str(tmp_path), rank=8, use_cpu=True))
     probes = find_probes(model)
     for probe in reversed(probes):
-        probe.draw(seed=5, step=0)
+        draw_all([probe], seed=5, step=0)
     for probe in probes:
         A, B = draw_probes(5, 0, probe.name, probe.layer.out_features, probe.layer.in_features, 8)
         assert torch.equal(probe.A, A.to(probe.A.dtype)) and torch.equal(probe.B, B.to(probe.B.dtype))

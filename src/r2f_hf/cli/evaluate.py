@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from ..evaluation import load_suite, run_suite
@@ -49,6 +50,8 @@ class EvaluateArguments:
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments of `r2f evaluate` and its rows."""
     sharded = asked_to_shard()
+    # Processes without an accelerator would not know of each other.
+    PartialState(cpu=not torch.accelerator.is_available())
     args, model_config = parse_recipe("evaluate", (EvaluateArguments, PlainModelConfig), argv)
     splits = load_suite(args.suite, args.data, args.forget_split)
     return partial(evaluate, args, model_config, splits, sharded)

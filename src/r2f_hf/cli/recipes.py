@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from ..lookup import lookup
+from ..wrapping import check_sharding_versions
 
 
 @dataclass
@@ -123,6 +124,7 @@ def load_model(
     revision = {"revision": config.model_revision}
     sharding = {}
     if sharded and PartialState().num_processes > 1:
+        check_sharding_versions()
         # Not in all versions of Transformers that serve otherwise.
         from transformers.distributed import DistributedConfig
 

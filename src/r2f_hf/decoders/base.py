@@ -92,13 +92,10 @@ class GradientDecoder(
         Returns:
             `list[LowRankGradient]`: In the same order.
         """
-        groups: dict[Any, list[int]] = {}
-        for index, sketch in enumerate(sketches):
-            groups.setdefault((sketch.Y.shape, sketch.Z.shape, sketch.held_out, sketch.Y.device), []).append(index)
         decoded: dict[int, LowRankGradient] = {}
-        for indices in groups.values():
-            stacked = self.decode(LoraSketch.stack([sketches[index] for index in indices]))
-            decoded |= {i: LowRankGradient(U, V) for i, U, V in zip(indices, stacked.U, stacked.V, strict=True)}
+        for indices, stack in LoraSketch.by_shape(sketches):
+            found = self.decode(stack)
+            decoded |= {i: LowRankGradient(U, V) for i, U, V in zip(indices, found.U, found.V, strict=True)}
         return [decoded[index] for index in range(len(sketches))]
 
     def _save_pretrained(self, save_directory: Path) -> None:

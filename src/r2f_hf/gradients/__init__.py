@@ -3,10 +3,10 @@
 from .delta import add_to_pair_
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .low_rank import LowRankGradient
-from .probes import LoraProbe, find_probes
+from .probes import LoraProbe, draw_all, find_probes
 from .sharding import copy_, gather, is_row_sharded
 from .sketch import LoraSketch, draw_probes, named_generator
-from .subspace import GradientSubspace
+from .subspace import GradientSubspace, follow_all
 from .update import add_low_rank_, stochastic_round
 
 
@@ -20,9 +20,11 @@ __all__ = [
     "add_to_pair_",
     "check_min_fidelity",
     "copy_",
+    "draw_all",
     "draw_probes",
     "estimate_fidelity",
     "find_probes",
+    "follow_all",
     "gather",
     "is_row_sharded",
     "named_generator",

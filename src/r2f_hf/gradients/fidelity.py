@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.stats import chi2
+from torch import Tensor
 
 from .low_rank import LowRankGradient
 from .sketch import LoraSketch
@@ -70,8 +71,11 @@ def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[
         `list[Fidelity]`: One a module. A zero gradient that was decoded to zero counts as exact.
     """
     count = sketches[0].held_out
-    moments = np.array([error_moments(*pair) for pair in zip(sketches, reconstructions, strict=True)]).T
-    guess, error, inner, *spreads = moments
+    moments = np.empty((len(sketches), 6))
+    for indices, sketch in LoraSketch.by_shape(sketches):
+        factors = (torch.stack([getattr(reconstructions[index], name) for index in indices]) for name in ("U", "V"))
+        moments[indices] = error_moments(sketch, LowRankGradient(*factors)).cpu()
+    guess, error, inner, *spreads = moments.T
     known, whole = guess**2, squared_norm(guess, error, inner)
 
     # 1 - cos, with its derivatives in ‖E‖² and <E, Ĝ>.
@@ -96,29 +100,23 @@ def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[
     return [Fidelity(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
-def error_moments(sketch: LoraSketch, reconstruction: LowRankGradient) -> tuple[float, ...]:
+def error_moments(sketch: LoraSketch, reconstruction: LowRankGradient) -> Tensor:
     """
-    What the held-out rows of one module say.
+    What the held-out rows say of one module, or of several of one shape.
 
     Returns:
-        `tuple[float, ...]`: `‖Ĝ‖`, then estimates of `‖E‖²`, `<E, Ĝ>`, `‖EᵀE‖²`, `<EᵀE, S>` and `‖S‖²`, where `S` is
-        the symmetric part of `EᵀĜ`.
+        `torch.Tensor` of shape `(..., 6)`, fp64: `‖Ĝ‖`, then estimates of `‖E‖²`, `<E, Ĝ>`, `‖EᵀE‖²`, `<EᵀE, S>` and
+        `‖S‖²`, where `S` is the symmetric part of `EᵀĜ`.
     """
-    guesses = reconstruction.matmul(sketch.A[sketch.decodable :].T)
-    errors = sketch.Y[:, sketch.decodable :] - guesses
-    unit, count = sketch.A.shape[1], sketch.held_out
-    squares, inner = (unit * errors.T @ errors).double(), (unit * errors.T @ guesses).double()
-    inner = (inner + inner.T) / 2
+    guesses = reconstruction.matmul(sketch.A[..., sketch.decodable :, :].mT)
+    errors = sketch.Y[..., sketch.decodable :] - guesses
+    unit, count = sketch.A.shape[-1], sketch.held_out
+    squares, inner = (unit * errors.mT @ errors).double(), (unit * errors.mT @ guesses).double()
+    inner = (inner + inner.mT) / 2
     apart = ~torch.eye(count, dtype=torch.bool, device=inner.device)
-    values = (
-        reconstruction.norm(),
-        squares.trace() / count,
-        inner.trace() / count,
-        (squares * squares)[apart].mean(),
-        (squares * inner)[apart].mean(),
-        (inner * inner)[apart].mean(),
-    )
-    return tuple(value.item() for value in values)
+    means = [matrix.diagonal(dim1=-2, dim2=-1).mean(-1) for matrix in (squares, inner)]
+    spreads = [product[..., apart].mean(-1) for product in (squares * squares, squares * inner, inner * inner)]
+    return torch.stack([reconstruction.norm().double(), *means, *spreads], dim=-1)
 
 
 def pooled_variance(

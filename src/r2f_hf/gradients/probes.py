@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -15,7 +17,7 @@ from .delta import add_to_pair_
 from .low_rank import LowRankGradient
 from .sharding import is_row_sharded
 from .sketch import LoraSketch, draw_probes, named_generator
-from .subspace import GradientSubspace
+from .subspace import GradientSubspace, stack
 from .update import add_low_rank_
 
 
@@ -71,26 +73,6 @@ class LoraProbe:
         return self.layer.r[self.adapter]
 
     @torch.no_grad()
-    def draw(self, seed: int, step: int, held_out: int = 0) -> None:
-        """
-        Overwrite the pair with the probes of a step: random, or along the subspace where there is one.
-
-        Args:
-            seed (`int`):
-                Seed of the run.
-            step (`int`):
-                Optimizer step.
-            held_out (`int`, *optional*, defaults to `0`):
-                Last rows of `A` that are random in any case.
-        """
-        A, B = draw_probes(seed, step, self.name, self.layer.out_features, self.layer.in_features, self.rank)
-        if self.subspace is not None:
-            A, B = A.to(self.A.device), B.to(self.A.device)
-            A, B = self.subspace.probes(A, B, max(held_out, RANDOM_ROWS))
-        self.A.copy_(A)
-        self.B.copy_(B)
-
-    @torch.no_grad()
     def clear(self) -> None:
         """Make the pair add nothing to the module, as PEFT's own initialisation does."""
         self.B.zero_()
@@ -127,6 +109,38 @@ class LoraProbe:
         generator = named_generator(seed, step, self.name, "rounding", self.weight.device)
         add_low_rank_(self.weight, gradient, alpha, transposed=self.layer.fan_in_fan_out, generator=generator)
         return None
+
+
+@torch.no_grad()
+def draw_all(probes: Sequence[LoraProbe], seed: int, step: int, held_out: int = 0) -> None:
+    """
+    Overwrite the pairs with the probes of a step: random, or along the subspace where there is one.
+
+    Args:
+        probes (`Sequence[LoraProbe]`):
+            The probes.
+        seed (`int`):
+            Seed of the run.
+        step (`int`):
+            Optimizer step.
+        held_out (`int`, *optional*, defaults to `0`):
+            Last rows of `A` that are random in any case.
+    """
+    groups: dict[Any, list[LoraProbe]] = {}
+    for probe in probes:
+        groups.setdefault((probe.A.shape, probe.B.shape, probe.A.device), []).append(probe)
+    for group in groups.values():
+        drawn = [
+            draw_probes(seed, step, probe.name, probe.layer.out_features, probe.layer.in_features, probe.rank)
+            for probe in group
+        ]
+        A, B = (torch.stack(side).to(group[0].A.device) for side in zip(*drawn, strict=True))
+        subspace = stack([probe.subspace for probe in group])
+        if subspace is not None:
+            A, B = subspace.probes(A, B, max(held_out, RANDOM_ROWS))
+        for probe, right, left in zip(group, A, B, strict=True):
+            probe.A.copy_(right)
+            probe.B.copy_(left)
 
 
 def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:

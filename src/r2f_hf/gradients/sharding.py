@@ -45,13 +45,12 @@ def gather(state_dict: Mapping[str, Tensor], keep: bool = True) -> dict[str, Ten
     Returns:
         `dict[str, torch.Tensor]`: What was sharded is on the CPU, the rest as it was; empty without `keep`.
     """
-    whole: dict[int, Tensor] = {}
+    whole: dict[int, Tensor | None] = {}
     for tensor in state_dict.values():
-        # Weights that are tied stay so.
+        # Weights that are tied stay so, and are gathered once on every process.
         if id(tensor) not in whole:
             found = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
-            if keep:
-                whole[id(tensor)] = found
+            whole[id(tensor)] = found if keep else None
     return {name: whole[id(tensor)] for name, tensor in state_dict.items()} if keep else {}
 
 

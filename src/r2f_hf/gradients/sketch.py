@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,15 @@ class LoraSketch:
         """Sketches of modules of one shape as one, with a leading dimension."""
         tensors = (torch.stack([getattr(sketch, name) for sketch in sketches]) for name in ("Y", "Z", "A", "B"))
         return cls(*tensors, held_out=sketches[0].held_out)
+
+    @classmethod
+    def by_shape(cls, sketches: Sequence[LoraSketch]) -> list[tuple[list[int], LoraSketch]]:
+        """For each shape and device: the places of the sketches in the sequence, and the sketches as one."""
+        groups: dict[Any, list[int]] = {}
+        for index, sketch in enumerate(sketches):
+            key = (sketch.Y.shape, sketch.Z.shape, sketch.held_out, sketch.Y.device)
+            groups.setdefault(key, []).append(index)
+        return [(indices, cls.stack([sketches[index] for index in indices])) for indices in groups.values()]
 
     def isfinite(self) -> bool:
         """Whether both sketches are finite."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -27,10 +29,12 @@ class GradientSubspace:
 
         [ √decay · state,  Y / ‖Y‖ ]      and      [ √decay · state,  Zᵀ / ‖Z‖ ]
 
+    Both may carry the same leading dimensions, for modules of one shape.
+
     Args:
-        left (`torch.Tensor` of shape `(out_features, r)`):
+        left (`torch.Tensor` of shape `(..., out_features, r)`):
             State of the column space: orthogonal columns, their norms the weights of the directions.
-        right (`torch.Tensor` of shape `(in_features, r)`):
+        right (`torch.Tensor` of shape `(..., in_features, r)`):
             State of the row space.
     """
 
@@ -48,9 +52,9 @@ class GradientSubspace:
         Turn random probes into warm ones. The held-out rows must stay random: only such rows measure the error.
 
         Args:
-            A (`torch.Tensor` of shape `(r, in_features)`):
+            A (`torch.Tensor` of shape `(..., r, in_features)`):
                 Random right probe.
-            B (`torch.Tensor` of shape `(out_features, r)`):
+            B (`torch.Tensor` of shape `(..., out_features, r)`):
                 Random left probe.
             random_rows (`int`):
                 How many of the last rows of `A` stay as they are.
@@ -58,21 +62,38 @@ class GradientSubspace:
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: `A` and `B`.
         """
-        warm = max(0, A.shape[0] - random_rows)
-        return torch.cat([along(self.right, A.T)[:, :warm].T, A[warm:]]), along(self.left, B)
+        warm = max(0, A.shape[-2] - random_rows)
+        turned = along(self.right, A.mT).mT
+        return torch.cat([turned[..., :warm, :], A[..., warm:, :]], dim=-2), along(self.left, B)
 
 
 def follow(state: Tensor | None, sketch: Tensor) -> Tensor:
     """The `r` leading left singular vectors, times their singular values, of the state and the new sketch together."""
-    rank = sketch.shape[1]
-    norm = torch.linalg.matrix_norm(sketch).clamp_min(torch.finfo(sketch.dtype).tiny)
-    columns = sketch / norm if state is None else torch.cat([DECAY**0.5 * state, sketch / norm], dim=1)
+    rank = sketch.shape[-1]
+    norm = torch.linalg.matrix_norm(sketch, keepdim=True).clamp_min(torch.finfo(sketch.dtype).tiny)
+    columns = sketch / norm if state is None else torch.cat([DECAY**0.5 * state, sketch / norm], dim=-1)
     # Through the small Gram matrix; eigenvalues come in ascending order.
-    _, vectors = torch.linalg.eigh((columns.T @ columns).double())
-    return columns @ vectors[:, -rank:].flip(1).to(columns.dtype)
+    _, vectors = torch.linalg.eigh((columns.mT @ columns).double())
+    return columns @ vectors[..., -rank:].flip(-1).to(columns.dtype)
+
+
+def follow_all(sketches: Sequence[LoraSketch], previous: Sequence[GradientSubspace | None]) -> list[GradientSubspace]:
+    """[`GradientSubspace.after`] for many modules; those of one shape at once."""
+    followed: dict[int, GradientSubspace] = {}
+    for indices, sketch in LoraSketch.by_shape(sketches):
+        new = GradientSubspace.after(sketch, stack([previous[index] for index in indices]))
+        followed |= {i: GradientSubspace(*sides) for i, *sides in zip(indices, new.left, new.right, strict=True)}
+    return [followed[index] for index in range(len(sketches))]
+
+
+def stack(subspaces: Sequence[GradientSubspace | None]) -> GradientSubspace | None:
+    """Those of modules of one shape as one, with a leading dimension. They begin together, or have not begun."""
+    if subspaces[0] is None:
+        return None
+    return GradientSubspace(*(torch.stack([getattr(one, side) for one in subspaces]) for side in ("left", "right")))
 
 
 def along(state: Tensor, random: Tensor) -> Tensor:
     """Unit vectors along the state's columns; where a column is only rounding, the random one."""
-    norms = torch.linalg.vector_norm(state, dim=0)
-    return torch.where(norms > WEAKEST * norms[0], normalize(state, dim=0), random)
+    norms = torch.linalg.vector_norm(state, dim=-2, keepdim=True)
+    return torch.where(norms > WEAKEST * norms[..., :1], normalize(state, dim=-2), random)
