@@ -110,7 +110,7 @@ def main() -> None:
         weights = read_ledger(options.folder)[-1]["weights"]
         result = {"weights": weights, "metrics": probabilities}
         write_json(options.folder / "result.json", {"result": result, "steps": count.steps})
-    trainer.accelerator.end_training()
+    trainer.end_training()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def load(kind: str, folder: Path, sharded: bool, processes: int) -> PreTrainedMo
     return AutoModelForCausalLM.from_pretrained(folder / "base", distributed_config=sharding)
 
 
-def run(folder: Path, batch_size: int, kind: str, sharded: bool = False, target: str = "weights") -> None:
+def run(folder: Path, batch_size: int, kind: str, sharded: bool = False, target: str = "weights") -> R2FTrainer:
     """Unlearn, then resume in the middle of the second epoch; leave each process' weights and metrics in `folder`."""
     state = PartialState(cpu=True)
     results = []
@@ -99,6 +100,7 @@ def run(folder: Path, batch_size: int, kind: str, sharded: bool = False, target:
             found["adapter"] = result_state(trainer.model, DELTA)
         results.append(found | {"sent": sent.steps, "folder": str(folder / "model")})
     torch.save(results, folder / f"process{state.process_index}.pt")
+    return trainer
 
 
 if __name__ == "__main__":
@@ -108,6 +110,9 @@ if __name__ == "__main__":
     parser.add_argument("kind")
     parser.add_argument("--sharded", action="store_true")
     parser.add_argument("--target", default="weights")
-    run(**vars(parser.parse_args()))
-    # A process that leaves while another still talks to it can take it down.
-    PartialState().destroy_process_group()
+    trainer = run(**vars(parser.parse_args()))
+    wrapper = weakref.ref(trainer.model_wrapped)
+    ddp = isinstance(trainer.model_wrapped, DistributedDataParallel)
+    trainer.end_training()
+    # Or a process could hang now and then.
+    assert not ddp or wrapper() is None

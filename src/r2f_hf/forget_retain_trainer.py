@@ -252,6 +252,14 @@ class ForgetRetainTrainer(Trainer):
             self.model._is_accelerate_prepared = False
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def end_training(self) -> None:
+        """Say goodbye to the trackers and to the other processes. The last thing that a script does."""
+        # DDP holds the process group. Were it the last to, the group would end with the interpreter in hand that its
+        # own threads may be waiting for, and the process would hang (pytorch #56297).
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def _compute_references(self) -> dict[str, Tensor]:
         views = [view for views in self.train_examples["forget"] for view in views]
         retain = self.train_examples["retain"]

@@ -69,7 +69,7 @@ def unlearn(trainer: R2FTrainer) -> None:
     # So that no other run comes in between.
     with trainer.locked():
         _unlearn(trainer)
-    trainer.accelerator.end_training()
+    trainer.end_training()
 
 
 def _unlearn(trainer: R2FTrainer) -> None:
