@@ -309,7 +309,7 @@ def linearity(options: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, fp32 alone, under 4 minutes on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and rows, in fp32 alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch_size", type=int, help="rows; 16 by default, 8 with --quick")
     parser.add_argument("--tokens", type=int, default=64, help="tokens a row")
