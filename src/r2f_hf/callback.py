@@ -324,8 +324,11 @@ class R2FCallback(TrainerCallback):
         """Read the subspaces back from a checkpoint. One that was written before the first step has none."""
         file = folder / SUBSPACES_FILE
         sides = load_file(file) if file.is_file() else {}
+        if not all(f"{probe.name}.left" in sides for probe in self.probes):
+            # Of other modules, or of none: they begin together.
+            sides = {}
         for probe in self.probes:
-            if f"{probe.name}.left" in sides:
+            if sides:
                 left, right = (sides[f"{probe.name}.{side}"].to(probe.A.device) for side in ("left", "right"))
                 if left.shape != probe.B.shape:
                     raise ValueError(

@@ -43,10 +43,15 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
             "The model carries an adapter that Transformers itself has loaded. Load it with PEFT's "
             f"`PeftModel.from_pretrained`, and then merge it (`model = model.merge_and_unload()`), or {adapter}."
         )
+    if (getattr(model, "tp_size", None) or 1) > 1:
+        raise ValueError(
+            "The model is loaded with tensor parallelism, under which probes do not see their layers whole. Shard the "
+            "weights with `DistributedConfig(fsdp_size=...)` alone."
+        )
     sharding = getattr(model.config, "distributed_config", None)
     if sharding is not None:
         check_sharding_versions()
-        others = [name for name in ("tp_size", "pp_size", "dp_replicate_size") if getattr(sharding, name) > 1]
+        others = [name for name in ("pp_size", "dp_replicate_size") if getattr(sharding, name) > 1]
         if others or sharding.fsdp_cpu_offload:
             raise ValueError(
                 f"The model is distributed by {' and '.join(others) or 'fsdp_cpu_offload'}, under which probes do not "
@@ -87,7 +92,11 @@ def check_sharding_versions() -> None:
     Raises:
         `ValueError`: Naming what to install.
     """
-    old = [name for name, least in SHARDING_VERSIONS.items() if Version(version(name)) < Version(least)]
+    old = [
+        name
+        for name, least in SHARDING_VERSIONS.items()
+        if Version(Version(version(name)).base_version) < Version(least)
+    ]
     if old:
         needed = ", ".join(f"{name}>={least}" for name, least in SHARDING_VERSIONS.items())
         raise ValueError(f"Sharded weights need {needed}; older here: {', '.join(old)}.")

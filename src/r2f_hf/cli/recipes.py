@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from ..lookup import lookup
-from ..wrapping import check_sharding_versions
 
 
 @dataclass
@@ -124,7 +123,6 @@ def load_model(
     revision = {"revision": config.model_revision}
     sharding = {}
     if sharded and PartialState().num_processes > 1:
-        check_sharding_versions()
         # Not in all versions of Transformers that serve otherwise.
         from transformers.distributed import DistributedConfig
 

@@ -11,6 +11,7 @@ from ..data.rows import load_rows
 from ..report import print_table
 from ..run_folder import check_other_runs
 from ..trainer import R2FTrainer
+from ..wrapping import check_sharding_versions
 from .recipes import PlainModelConfig, asked_to_shard, load_model, parse_recipe
 
 
@@ -42,6 +43,8 @@ class UnlearnArguments:
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments of `r2f unlearn`, and check all there is to check before any weight changes."""
     sharded = asked_to_shard()
+    if sharded:
+        check_sharding_versions()
     data, args, model_config = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), argv)
     sources = {"forget": data.forget_data, "retain": data.retain_data, "holdout": data.holdout_data}
     rows = {name: load_rows(source) if source else None for name, source in sources.items()}

@@ -74,7 +74,7 @@ def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[
     moments = np.empty((len(sketches), 6))
     for indices, sketch in LoraSketch.by_shape(sketches):
         factors = (torch.stack([getattr(reconstructions[index], name) for index in indices]) for name in ("U", "V"))
-        moments[indices] = error_moments(sketch, LowRankGradient(*factors)).cpu()
+        moments[indices] = error_moments(sketch, LowRankGradient(*factors)).detach().cpu()
     guess, error, inner, *spreads = moments.T
     known, whole = guess**2, squared_norm(guess, error, inner)
 
