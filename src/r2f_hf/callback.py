@@ -212,7 +212,13 @@ class R2FCallback(TrainerCallback):
         if not sketches:
             # An optimizer that extends another's `step` runs the hooks twice; the inner step has done the work.
             return
-        bad = [probe.name for probe, sketch in zip(self.probes, sketches, strict=True) if not sketch.isfinite()]
+        # By shape, so that an accelerator is not waited for module by module.
+        finite = {
+            index: each
+            for indices, sketch in LoraSketch.by_shape(sketches)
+            for index, each in zip(indices, sketch.isfinite().tolist(), strict=True)
+        }
+        bad = [probe.name for index, probe in enumerate(self.probes) if not finite[index]]
         if bad:
             self._skip(bad)
             return

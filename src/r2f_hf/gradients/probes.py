@@ -129,12 +129,12 @@ def draw_all(probes: Sequence[LoraProbe], seed: int, step: int, held_out: int = 
     groups: dict[Any, list[LoraProbe]] = {}
     for probe in probes:
         groups.setdefault((probe.A.shape, probe.B.shape, probe.A.device), []).append(probe)
-    for group in groups.values():
+    for (*_, device), group in groups.items():
         drawn = [
-            draw_probes(seed, step, probe.name, probe.layer.out_features, probe.layer.in_features, probe.rank)
+            draw_probes(seed, step, probe.name, probe.layer.out_features, probe.layer.in_features, probe.rank, device)
             for probe in group
         ]
-        A, B = (torch.stack(side).to(group[0].A.device) for side in zip(*drawn, strict=True))
+        A, B = (torch.stack(side) for side in zip(*drawn, strict=True))
         subspace = stack([probe.subspace for probe in group])
         if subspace is not None:
             A, B = subspace.probes(A, B, max(held_out, RANDOM_ROWS))

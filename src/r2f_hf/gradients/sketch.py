@@ -100,9 +100,9 @@ class LoraSketch:
             groups.setdefault(key, []).append(index)
         return [(indices, cls.stack([sketches[index] for index in indices])) for indices in groups.values()]
 
-    def isfinite(self) -> bool:
-        """Whether both sketches are finite."""
-        return bool(torch.isfinite(self.Y).all() and torch.isfinite(self.Z).all())
+    def isfinite(self) -> Tensor:
+        """Whether both sketches are finite, booleans of shape `(...)`."""
+        return torch.isfinite(self.Y).all(-1).all(-1) & torch.isfinite(self.Z).all(-1).all(-1)
 
 
 def named_generator(
@@ -134,7 +134,13 @@ def named_generator(
 
 
 def draw_probes(
-    seed: int, step: int, module_name: str, out_features: int, in_features: int, rank: int
+    seed: int,
+    step: int,
+    module_name: str,
+    out_features: int,
+    in_features: int,
+    rank: int,
+    device: str | torch.device = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """
     Draw the Gaussian probes of one module for one step.
@@ -155,13 +161,14 @@ def draw_probes(
             Columns of the weight.
         rank (`int`):
             Rank `r` of the LoRA pair.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
+            Where to draw. The same kind of device draws the same numbers.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: `A` of shape `(rank, in_features)` with entries `N(0, 1/in_features)` and
-        `B` of shape `(out_features, rank)` with entries `N(0, 1/out_features)`; fp32, on the CPU, so that the draw is
-        the same whatever device the model is on.
+        `B` of shape `(out_features, rank)` with entries `N(0, 1/out_features)`; fp32.
     """
-    generator = named_generator(seed, step, module_name, "probes")
-    A = torch.randn(rank, in_features, generator=generator) / in_features**0.5
-    B = torch.randn(out_features, rank, generator=generator) / out_features**0.5
+    generator = named_generator(seed, step, module_name, "probes", device)
+    A = torch.randn(rank, in_features, generator=generator, device=device) / in_features**0.5
+    B = torch.randn(out_features, rank, generator=generator, device=device) / out_features**0.5
     return A, B

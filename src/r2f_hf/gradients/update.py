@@ -11,8 +11,8 @@ from .sharding import own_part
 
 
 # Half-precision weights are updated in row blocks of at most this many elements, so that the fp32 working copy stays
-# small beside the weight.
-_BLOCK_ELEMENTS = 2**18
+# small beside the weight; on an accelerator, where every block is a dozen launches, beside a step's activations.
+_BLOCK_ELEMENTS, _BLOCK_ELEMENTS_ON_ACCELERATOR = 2**18, 2**24
 
 # Significant bits of fp16 (the implicit one included) and the exponent of its smallest subnormal.
 _FP16_BITS, _FP16_SMALLEST = 11, -24
@@ -88,7 +88,8 @@ def add_low_rank_(
     if weight.dtype not in (torch.bfloat16, torch.float16):
         weight.addmm_(left.to(weight.dtype), right.T.to(weight.dtype), alpha=alpha)
         return
-    height = max(1, _BLOCK_ELEMENTS // weight.shape[1])
+    elements = _BLOCK_ELEMENTS if weight.device.type == "cpu" else _BLOCK_ELEMENTS_ON_ACCELERATOR
+    height = max(1, elements // weight.shape[1])
     for start in range(0, rows, height):
         stop = min(start + height, rows)
         # For all rows, whoever holds them.
