@@ -367,8 +367,9 @@ CHECKPOINTS: dict[str, Any] = {"max_steps": 7, "save_strategy": "steps", "save_s
     [
         {"forget_objective": "npo", "retain_objective": "kl", "num_views": 2, "views_column": "paraphrased_question"},
         {"forget_objective": "grad_diff", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+        {"adaptive": True, "warm_probes": False},
     ],
-    ids=["npo and kl", "grad_diff accumulated"],
+    ids=["npo and kl", "grad_diff accumulated", "adaptive"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     settings: dict[str, Any], step: int, tmp_path: Path, build_trainer: BuildTrainer

@@ -21,11 +21,13 @@ from .gradients import (
     LoraProbe,
     LoraSketch,
     LowRankGradient,
+    SecondMoments,
     check_min_fidelity,
     draw_all,
     estimate_fidelity,
     find_probes,
     follow_all,
+    scale_all,
 )
 from .lookup import lookup
 from .saving import load_full_model_, save_full_model
@@ -45,9 +47,9 @@ class R2FCallback(TrainerCallback):
     probe: its pairs are drawn anew for every step, and its own optimizer step is overwritten. The weights behind it
     take
 
-        W ← W - lr · Ĝ / ‖Ĝ‖
+        W ← W - lr · D / ‖D‖
 
-    where `Ĝ` is the reconstruction over all modules, `‖Ĝ‖` its Frobenius norm over all modules together and `lr` the
+    where `D` is the reconstruction over all modules, `‖D‖` its Frobenius norm over all modules together and `lr` the
     learning rate that the Trainer's scheduler has set. Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so
     that the probes leave the forward pass as it is. After training the adapter is empty and the result is the model
     behind it: `trainer.model.unload().save_pretrained(folder)`.
@@ -56,7 +58,8 @@ class R2FCallback(TrainerCallback):
     there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler
     skips writes nothing. (Trainer's callback events come at a time when DeepSpeed and FSDP have already released them,
     transformers #31095.) In `torch.profiler` the parts of a step are `r2f/read`, `r2f/decode`, `r2f/measure`,
-    `r2f/write`, `r2f/follow` and `r2f/draw`.
+    `r2f/scale`, `r2f/write`,
+    `r2f/follow` and `r2f/draw`.
 
     Args:
         decoder (`str` or [`GradientDecoder`], *optional*, defaults to `"spectral"`):
@@ -76,9 +79,12 @@ class R2FCallback(TrainerCallback):
         on_low_fidelity (`str`, *optional*, defaults to `"skip"`):
             `"skip"` leaves the weights of the module as they are for this step, while all others take what they would
             have taken beside it; `"stop"` raises an error.
+        adaptive (`bool`, *optional*, defaults to `False`):
+            Whether rows and columns of the reconstructions are evened out by their running mean squares, as in
+            Adafactor (see [`SecondMoments`]), before they become `D`. It takes a larger learning rate.
         normalize (`bool`, *optional*, defaults to `True`):
-            Whether the whole update has Frobenius norm `lr`. If `False` the update is `lr · Ĝ`, and `max_grad_norm`
-            clips `‖Ĝ‖`.
+            Whether the whole update has Frobenius norm `lr`. If `False` the update is `lr · D`, and `max_grad_norm`
+            clips `‖D‖`.
         on_nonfinite (`str`, *optional*, defaults to `"skip"`):
             What to do when a gradient is NaN or infinite: `"skip"` leaves the weights as they are for this step,
             `"stop"` also ends the training.
@@ -98,6 +104,7 @@ class R2FCallback(TrainerCallback):
         warm_probes: bool = True,
         min_fidelity: float | None = None,
         on_low_fidelity: str = "skip",
+        adaptive: bool = False,
         normalize: bool = True,
         on_nonfinite: str = "skip",
         delta: str | None = None,
@@ -114,6 +121,7 @@ class R2FCallback(TrainerCallback):
         self.warm_probes = warm_probes
         self.min_fidelity = min_fidelity
         self.stop_on_low_fidelity = lookup({"skip": False, "stop": True}, on_low_fidelity, "on_low_fidelity")
+        self.adaptive = adaptive
         self.normalize = normalize
         self.stop_on_nonfinite = lookup({"skip": False, "stop": True}, on_nonfinite, "on_nonfinite")
         self.delta = delta
@@ -154,8 +162,7 @@ class R2FCallback(TrainerCallback):
             folder = self.resume_folder or checkpoint_folder(args, state)
             if self.save_full_model:
                 load_full_model_(model, folder / FULL_MODEL_FOLDER)
-            if self.warm_probes:
-                self.load_subspaces(folder)
+            self.load_subspaces(folder)
         self._args, self._state, self._stop = args, state, False
         if state.global_step == 0:
             self.skipped_steps, self.fidelities = 0, []
@@ -231,11 +238,19 @@ class R2FCallback(TrainerCallback):
             return
         with record_function("r2f/measure"):
             faithful = self._measure(sketches, gradients)
+        metrics = self._pending_logs[-1]
+        metrics["r2f/gradient_norm"] = norms.norm().item()
+        if self.adaptive:
+            with record_function("r2f/scale"):
+                gradients, moments = scale_all(gradients, [probe.moments for probe in self.probes])
+                for probe, moment in zip(self.probes, moments, strict=True):
+                    probe.moments = moment
+                norms = torch.stack([gradient.norm().to(norms.device) for gradient in gradients])
         # Over all modules, so that what one does not take is not handed to the others.
         norm = norms.norm().item()
         if not faithful.any():
             self.skipped_steps += 1
-            self._pending_logs[-1]["r2f/skipped_steps"] = 1.0
+            metrics["r2f/skipped_steps"] = 1.0
             logger.warning(
                 "Step %d: no module reaches min_fidelity=%g, so the weights were left alone. Raise `rank`, take more "
                 "examples in a step, or lower `min_fidelity`.",
@@ -253,8 +268,7 @@ class R2FCallback(TrainerCallback):
             step = (alpha * norms[faithful.to(norms.device)]).square().sum().item()
             if self.delta is not None and step > 0:
                 cut_off = sum(energy.item() for energy in discarded)
-                self._pending_logs[-1]["r2f/discarded_energy"] = cut_off / step
-        self._pending_logs[-1]["r2f/gradient_norm"] = norm
+                metrics["r2f/discarded_energy"] = cut_off / step
         if self.warm_probes:
             with record_function("r2f/follow"):
                 followed = follow_all(sketches, [probe.subspace for probe in self.probes])
@@ -262,7 +276,7 @@ class R2FCallback(TrainerCallback):
                     probe.subspace = subspace
 
     def _scale(self, norm: float) -> float:
-        """Factor from the reconstruction of norm `norm` to the direction that the learning rate multiplies."""
+        """Factor from an update of norm `norm` to the direction that the learning rate multiplies."""
         if self.normalize:
             return 1 / norm
         max_norm = self._args.max_grad_norm
@@ -316,21 +330,26 @@ class R2FCallback(TrainerCallback):
     # What the probes have learned
 
     def save_subspaces(self, folder: Path) -> None:
-        """Write the subspaces that the next probes follow into a checkpoint."""
+        """Write what the next probes and updates follow into a checkpoint: the subspaces and the moments."""
         sides = {
-            f"{probe.name}.{side}": getattr(probe.subspace, side).contiguous()
+            f"{probe.name}.{side}": getattr(state, side).contiguous()
             for probe in self.probes
-            if probe.subspace is not None
-            for side in ("left", "right")
+            for state, names in ((probe.subspace, ("left", "right")), (probe.moments, ("rows", "columns")))
+            if state is not None
+            for side in names
         }
         if sides:
             save_file(sides, folder / SUBSPACES_FILE)
 
     def load_subspaces(self, folder: Path) -> None:
-        """Read the subspaces back from a checkpoint. One that was written before the first step has none."""
+        """Read the subspaces and the moments back. A checkpoint that was written before the first step has none."""
         file = folder / SUBSPACES_FILE
         sides = load_file(file) if file.is_file() else {}
-        if not all(f"{probe.name}.left" in sides for probe in self.probes):
+        if self.adaptive and all(f"{probe.name}.rows" in sides for probe in self.probes):
+            for probe in self.probes:
+                rows, columns = (sides[f"{probe.name}.{side}"].to(probe.A.device) for side in ("rows", "columns"))
+                probe.moments = SecondMoments(rows, columns)
+        if not self.warm_probes or not all(f"{probe.name}.left" in sides for probe in self.probes):
             # Of other modules, or of none: they begin together.
             sides = {}
         for probe in self.probes:

@@ -75,6 +75,9 @@ class R2FConfig(TrainingArguments):
         max_length (`int`, *optional*):
             Tokens of an example; longer ones are cut on the right. Without it an example longer than the model's
             context is refused.
+        adaptive (`bool`, *optional*, defaults to `False`):
+            Whether rows and columns of the reconstructed gradients are evened out by their running mean squares, as
+            in Adafactor. It takes a learning rate of about four times the default.
         normalize_update (`bool`, *optional*, defaults to `True`):
             Whether the whole update of a step has Frobenius norm `learning_rate` (times the schedule). If `False` it
             is the learning rate times the reconstructed gradient, clipped to `max_grad_norm`.
@@ -136,6 +139,9 @@ class R2FConfig(TrainingArguments):
     )
     completion_column: str = field(default="answer", metadata={"help": "Column that the loss is taken on."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of an example; longer ones are cut."})
+    adaptive: bool = field(
+        default=False, metadata={"help": "Whether rows and columns of an update are evened out, as in Adafactor."}
+    )
     normalize_update: bool = field(
         default=True, metadata={"help": "Whether a step's whole update has norm learning_rate."}
     )

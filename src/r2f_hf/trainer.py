@@ -76,6 +76,7 @@ RUN_KEYS = (
     "retain_weight",
     "retain_per_forget",
     "num_views",
+    "adaptive",
     "normalize_update",
 )
 
@@ -201,6 +202,7 @@ class R2FTrainer(ForgetRetainTrainer):
             warm_probes=args.warm_probes,
             min_fidelity=args.min_fidelity,
             on_low_fidelity=args.on_low_fidelity,
+            adaptive=args.adaptive,
             normalize=args.normalize_update,
             on_nonfinite=args.on_nonfinite,
             delta=self._delta,

@@ -4,6 +4,7 @@ from .delta import add_to_pair_
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .low_rank import LowRankGradient
 from .probes import LoraProbe, draw_all, find_probes
+from .second_moments import SecondMoments, scale_all
 from .sharding import copy_, gather, is_row_sharded
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace, follow_all
@@ -16,6 +17,7 @@ __all__ = [
     "LoraProbe",
     "LoraSketch",
     "LowRankGradient",
+    "SecondMoments",
     "add_low_rank_",
     "add_to_pair_",
     "check_min_fidelity",
@@ -28,5 +30,6 @@ __all__ = [
     "gather",
     "is_row_sharded",
     "named_generator",
+    "scale_all",
     "stochastic_round",
 ]

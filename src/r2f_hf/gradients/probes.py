@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .delta import add_to_pair_
 from .low_rank import LowRankGradient
+from .second_moments import SecondMoments
 from .sharding import is_row_sharded
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace, stack
@@ -44,6 +45,8 @@ class LoraProbe:
             Name of the adapter that takes the updates in place of the module's own weight.
         subspace ([`GradientSubspace`], *optional*):
             What the module's gradients have been like so far; the next probes are drawn from it.
+        moments ([`SecondMoments`], *optional*):
+            Mean squares of their rows and columns so far, by which updates are evened out.
     """
 
     name: str
@@ -51,6 +54,7 @@ class LoraProbe:
     adapter: str
     delta: str | None = None
     subspace: GradientSubspace | None = None
+    moments: SecondMoments | None = None
 
     @property
     def weight(self) -> Tensor:

@@ -1,0 +1,68 @@
+"""Second moments: what Adafactor keeps of a dense gradient, from its factors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from r2f_hf.gradients import LowRankGradient, SecondMoments, scale_all
+
+
+def gradient(seed: int, out: int = 12, into: int = 9, rank: int = 3) -> LowRankGradient:
+    generator = torch.Generator().manual_seed(seed)
+    return LowRankGradient(torch.randn(out, rank, generator=generator), torch.randn(into, rank, generator=generator))
+
+
+def dense(found: LowRankGradient) -> Tensor:
+    return found.U @ found.V.T
+
+
+def evened_out(G: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return G / (rows / rows.mean()).sqrt()[:, None] / (columns / columns.mean()).sqrt()
+
+
+def test_the_moments_are_those_of_the_dense_gradients() -> None:
+    first, second = gradient(0), gradient(1)
+    moments = SecondMoments.after(first, None)
+    torch.testing.assert_close(moments.rows, dense(first).square().sum(1))
+    moments = SecondMoments.after(second, moments)
+    squares = 0.9 * dense(first).square() + 0.1 * dense(second).square()
+    torch.testing.assert_close(moments.rows, squares.sum(1))
+    torch.testing.assert_close(moments.columns, squares.sum(0))
+    torch.testing.assert_close(
+        dense(moments.scale(second)), evened_out(dense(second), moments.rows, moments.columns), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_where_sizes_are_of_rows_and_columns_alone_signs_are_left() -> None:
+    plain = gradient(0, rank=1)
+    even = dense(SecondMoments.after(plain, None).scale(plain))
+    torch.testing.assert_close(even, even.abs().mean() * dense(plain).sign(), rtol=1e-4, atol=0)
+
+
+def test_a_row_of_next_to_nothing_is_not_blown_up() -> None:
+    plain = gradient(0)
+    plain.U[3] *= 1e-12
+    scaled = SecondMoments.after(plain, None).scale(plain)
+    assert dense(scaled)[3].norm() < 1e-9 * dense(scaled).norm()
+
+
+def test_a_gradient_of_zero_stays_zero() -> None:
+    zero = LowRankGradient(torch.zeros(4, 2), torch.zeros(5, 2))
+    moments = SecondMoments.after(zero, SecondMoments.after(zero, None))
+    assert not dense(moments.scale(zero)).any() and dense(moments.scale(zero)).isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_many_modules_at_once_are_as_one_by_one(steps: int) -> None:
+    shapes = [(12, 9), (7, 9), (12, 9)]
+    together: list[SecondMoments | None] = [None] * 3
+    apart: list[SecondMoments | None] = [None] * 3
+    for step in range(steps):
+        gradients = [gradient(10 * step + index, *shape) for index, shape in enumerate(shapes)]
+        found, together = scale_all(gradients, together)
+        for index, one in enumerate(gradients):
+            apart[index] = SecondMoments.after(one, apart[index])
+            torch.testing.assert_close(dense(found[index]), dense(apart[index].scale(one)))
+            torch.testing.assert_close(together[index].rows, apart[index].rows)
