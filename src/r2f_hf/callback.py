@@ -53,7 +53,8 @@ class R2FCallback(TrainerCallback):
     where `Ĝ` is the reconstruction over all modules, `‖Ĝ‖` its Frobenius norm over all modules together and `lr` the
     learning rate that the Trainer's scheduler has set. Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so
     that the probes leave the forward pass as it is. After training the adapter is empty and the result is the model
-    behind it: `trainer.model.unload().save_pretrained(folder)`.
+    behind it: `trainer.model.unload().save_pretrained(folder)`. (Where weights are sharded, call
+    [`~r2f_hf.saving.save_full_model`] on all processes.)
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
     there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler
