@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from conftest import build_model, build_tokenizer, rows, weights
+from conftest import build_model, build_tokenizer, rows
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -17,8 +19,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.gradients import gather
-from r2f_hf.saving import result_state
+from r2f_hf.saving import full_state_dict, result_state
 from r2f_hf.wrapping import DELTA
+from r2f_hf.zero import from_pretrained
 
 
 RANK = 8
@@ -43,8 +46,11 @@ class SentBytes(TrainerCallback):
         self.steps.append(0)
 
 
-def load(kind: str, folder: Path, sharded: bool, processes: int) -> PreTrainedModel:
+def load(kind: str, folder: Path, sharded: bool, zero: int, processes: int) -> PreTrainedModel:
     """The model, whole on every process, or from `base` in the folder with its rows shared out."""
+    if zero:
+        # Whole the first time; under ZeRO-3 in pieces once there is a configuration.
+        return from_pretrained(str(folder / "base"))
     if not sharded:
         return build_model(kind)
     from transformers.distributed import DistributedConfig
@@ -53,15 +59,32 @@ def load(kind: str, folder: Path, sharded: bool, processes: int) -> PreTrainedMo
     return AutoModelForCausalLM.from_pretrained(folder / "base", distributed_config=sharding)
 
 
-def run(folder: Path, batch_size: int, kind: str, sharded: bool = False, target: str = "weights") -> R2FTrainer:
+def use_zero(folder: str | Path, stage: int) -> None:
+    """Ask for DeepSpeed, as `accelerate launch` does."""
+    # The normalisation and some of the probes stay whole on every process between their uses, the rest does not.
+    config = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 300}}
+    filled_in = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    config |= dict.fromkeys(filled_in, "auto")
+    file = Path(folder) / "zero.json"
+    file.write_text(json.dumps(config))
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+
+
+def run(
+    folder: Path, batch_size: int, kind: str, sharded: bool = False, target: str = "weights", zero: int = 0
+) -> R2FTrainer:
     """Unlearn, then resume in the middle of the second epoch; leave each process' weights and metrics in `folder`."""
-    state = PartialState(cpu=True)
+    if zero:
+        use_zero(folder, zero)
+    # Told that it is on a CPU, accelerate would leave DeepSpeed out.
+    state = PartialState(cpu=not zero, backend="gloo" if zero else None)
     results = []
     for checkpoint in (None, str(folder / "checkpoint-3")):
-        model = load(kind, folder, sharded, state.num_processes)
+        model = load(kind, folder, sharded, zero, state.num_processes)
         args = R2FConfig(
             str(folder),
-            use_cpu=True,
+            use_cpu=not zero,
+            ddp_backend="gloo" if zero else None,
             report_to="none",
             disable_tqdm=True,
             max_steps=6,
@@ -95,7 +118,7 @@ def run(folder: Path, batch_size: int, kind: str, sharded: bool = False, target:
         logs = [logs for logs in trainer.state.log_history if "loss" in logs]
         metrics = trainer.evaluate()
         trainer.save_model(str(folder / "model"))
-        found = {"weights": gather(weights(model)), "logs": logs, "metrics": metrics}
+        found = {"weights": gather(full_state_dict(trainer.model)), "logs": logs, "metrics": metrics}
         if target == "adapter":
             found["adapter"] = result_state(trainer.model, DELTA)
         results.append(found | {"sent": sent.steps, "folder": str(folder / "model")})
@@ -110,6 +133,7 @@ if __name__ == "__main__":
     parser.add_argument("kind")
     parser.add_argument("--sharded", action="store_true")
     parser.add_argument("--target", default="weights")
+    parser.add_argument("--zero", type=int, default=0)
     trainer = run(**vars(parser.parse_args()))
     wrapper = weakref.ref(trainer.model_wrapped)
     ddp = isinstance(trainer.model_wrapped, DistributedDataParallel)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -31,6 +33,7 @@ from .gradients import (
 )
 from .lookup import lookup
 from .saving import load_full_model_, save_full_model
+from .zero import BeforeStep, check_zero
 
 
 logger = logging.getLogger(__name__)
@@ -52,13 +55,14 @@ class R2FCallback(TrainerCallback):
     where `D` is the reconstruction over all modules, `‖D‖` its Frobenius norm over all modules together and `lr` the
     learning rate that the Trainer's scheduler has set. Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so
     that the probes leave the forward pass as it is. After training the adapter is empty and the result is the model
-    behind it: `trainer.model.unload().save_pretrained(folder)`.
+    behind it: `trainer.model.unload().save_pretrained(folder)`. (Where weights are sharded, call
+    [`~r2f_hf.saving.save_full_model`] on all processes.)
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
     there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler
-    skips writes nothing. (Trainer's callback events come at a time when DeepSpeed and FSDP have already released them,
-    transformers #31095.) In `torch.profiler` the parts of a step are `r2f/read`, `r2f/decode`, `r2f/measure`,
-    `r2f/scale`, `r2f/write`,
+    skips writes nothing. DeepSpeed's optimizer has no hooks, and is read from right before its step. (Trainer's
+    callback events come at a time when DeepSpeed and FSDP have already released the gradients, transformers #31095.)
+    In `torch.profiler` the parts of a step are `r2f/read`, `r2f/decode`, `r2f/measure`, `r2f/scale`, `r2f/write`,
     `r2f/follow` and `r2f/draw`.
 
     Args:
@@ -169,10 +173,14 @@ class R2FCallback(TrainerCallback):
         draw_all(self.probes, self.seed, state.global_step, self.held_out)
         # accelerate's wrapper calls the step of the optimizer that it wraps.
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        self._handles = [
-            optimizer.register_step_pre_hook(self._read),
-            optimizer.register_step_post_hook(self._reconstruct),
-        ]
+        if isinstance(optimizer, torch.optim.Optimizer):
+            self._handles = [
+                optimizer.register_step_pre_hook(self._read),
+                optimizer.register_step_post_hook(self._reconstruct),
+            ]
+        else:
+            check_zero(AcceleratorState().deepspeed_plugin.deepspeed_config, to_adapter=self.delta is not None)
+            self._handles = [BeforeStep(optimizer, partial(self._whole_step, optimizer))]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         with record_function("r2f/draw"):
@@ -212,6 +220,11 @@ class R2FCallback(TrainerCallback):
     def _read(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         with record_function("r2f/read"):
             self._sketches = [probe.read(self.held_out) for probe in self.probes]
+
+    def _whole_step(self, optimizer: Any) -> None:
+        # Before the step, at whose end DeepSpeed gathers small weights anew.
+        self._read(optimizer, (), {})
+        self._reconstruct(optimizer, (), {})
 
     @torch.no_grad()
     def _reconstruct(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -355,7 +368,7 @@ class R2FCallback(TrainerCallback):
         for probe in self.probes:
             if sides:
                 left, right = (sides[f"{probe.name}.{side}"].to(probe.A.device) for side in ("left", "right"))
-                if left.shape != probe.B.shape:
+                if left.shape != (probe.layer.out_features, probe.rank):
                     raise ValueError(
                         f"{file} is of probes of rank {left.shape[1]}, {probe.name} has rank {probe.rank}. Resume "
                         "with the old rank, or start a new run."

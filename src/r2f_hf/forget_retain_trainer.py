@@ -20,6 +20,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import deepspeed_init
+from transformers.trainer_utils import EvalLoopOutput
 
 from .config import R2FConfig
 from .data.collator import ForgetRetainCollator, first_items, pad_token_id
@@ -246,6 +248,9 @@ class ForgetRetainTrainer(Trainer):
         """
         if not resume_from_checkpoint:
             self._set_references(self._compute_references())
+        if self.is_deepspeed_enabled:
+            # Training makes an engine of its own.
+            self.model_wrapped, self.deepspeed = self.model, None
         if self.model_wrapped is self.model:
             # An evaluation before training marks the model as prepared, and accelerate would not wrap it in DDP any
             # more: every process would train on its own gradients.
@@ -260,7 +265,20 @@ class ForgetRetainTrainer(Trainer):
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
+    def _prepare_forward(self) -> None:
+        """Make the model one that can be called. Before training Trainer does so for ZeRO-3's evaluation alone."""
+        if self.is_deepspeed_enabled and self.deepspeed is None:
+            self.optimizer, self.lr_scheduler = deepspeed_init(self, num_training_steps=1)
+            self.deepspeed, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+            self.model_wrapped = self.deepspeed
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        """See [`~transformers.Trainer.evaluation_loop`]."""
+        self._prepare_forward()
+        return super().evaluation_loop(*args, **kwargs)
+
     def _compute_references(self) -> dict[str, Tensor]:
+        self._prepare_forward()
         views = [view for views in self.train_examples["forget"] for view in views]
         retain = self.train_examples["retain"]
         common = {"collator": self.data_collator, "batch_size": self.args.per_device_eval_batch_size}

@@ -14,11 +14,10 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .files import written_aside
-from .gradients import copy_, gather
+from .gradients import copy_, gather, is_sharded, whole_shape
 
 
 # As Transformers names them, in one file or in several.
@@ -103,7 +102,7 @@ def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
         return found.digest()
 
     # hashlib lets other threads work meanwhile. Processes have to gather the same tensors in the same order.
-    sharded = any(isinstance(tensor, DTensor) for tensor in state_dict.values())
+    sharded = any(is_sharded(tensor) for tensor in state_dict.values())
     with ThreadPoolExecutor(max_workers=1 if sharded else None) as pool:
         return hashlib.sha256(b"".join(pool.map(digest, sorted(state_dict)))).hexdigest()
 
@@ -127,12 +126,14 @@ def load_full_model_(model: PeftModel, folder: str | os.PathLike) -> None:
         raise FileNotFoundError(f"{os.fspath(folder)} holds no model (no config.json).")
     base = model.get_base_model()
     dtype = next(base.parameters()).dtype
-    saved = type(base).from_pretrained(folder, dtype=dtype, local_files_only=True).state_dict()
+    saved = type(base).from_pretrained(folder, dtype=dtype, local_files_only=True)
+    # Under ZeRO-3 it comes shared out as the model is.
+    saved = saved.state_dict(keep_vars=True)
     current = full_state_dict(model)
     different = sorted(
         name
         for name in current.keys() | saved.keys()
-        if name not in current or name not in saved or current[name].shape != saved[name].shape
+        if name not in current or name not in saved or whole_shape(current[name]) != whole_shape(saved[name])
     )
     if different:
         raise ValueError(f"The weights in {os.fspath(folder)} are another model's: they differ in {different[:5]}.")

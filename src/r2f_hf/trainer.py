@@ -19,7 +19,6 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,12 +34,13 @@ from .config import R2FConfig
 from .data.rows import Row, content_hash
 from .files import write_json, write_text
 from .forget_retain_trainer import ForgetRetainTrainer
-from .gradients import find_probes, gather
+from .gradients import find_probes, gather, whole_shape
 from .record import RunRecord, read_ledger_of
 from .run_folder import RUN_FILE, check_other_runs, check_output_folder, held, run_differences, run_folder_lock
 from .saving import load_result_, result_state, save_result, weights_hash
 from .undo import keep_original
 from .wrapping import DELTA, PROBE, check_model, wrap
+from .zero import check_precision, check_zero, from_pretrained
 
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class R2FTrainer(ForgetRetainTrainer):
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model)
+            model = from_pretrained(model)
         if args is None:
             args = R2FConfig(f"{model.config._name_or_path.split('/')[-1]}-R2F")
         check_model(model, args)
@@ -162,7 +162,7 @@ class R2FTrainer(ForgetRetainTrainer):
                 "`weight_decay` would act on the probes, which are drawn anew after each step, and not on the model's "
                 "weights. Leave it at 0."
             )
-        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        size = sum(whole_shape(parameter).numel() * parameter.element_size() for parameter in model.parameters())
         check_output_folder(args.output_dir, size * (1 + args.keep_original) if self._delta is None else 0)
         # Trainer refuses to save the optimizer of a model that is sharded; the probes' own is whole on every process.
         self._sharded = getattr(model, "is_distributed_loading_by_transformers", False)
@@ -183,13 +183,17 @@ class R2FTrainer(ForgetRetainTrainer):
             )
         finally:
             args.save_only_model = save_only_model
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or args.fsdp:
+        if self.is_fsdp_enabled or args.fsdp:
             raise ValueError(
-                "DeepSpeed and accelerate's FSDP would shard the probes too, which every process needs whole. Launch "
-                "without them, and shard the weights alone by loading the model with `distributed_config="
+                "accelerate's FSDP would shard the probes too, which every process needs whole. Launch without it, "
+                "and shard the weights alone by loading the model with `distributed_config="
                 "DistributedConfig(fsdp_size=...)`, from `transformers.distributed`. (`r2f unlearn` does so itself "
                 "where `accelerate launch` asks for FSDP.)"
             )
+        if self.is_deepspeed_enabled:
+            check_zero(self.accelerator.state.deepspeed_plugin.deepspeed_config, self._delta is not None)
+            check_precision(model)
+            self._sharded = True
         known = torch.backends.mkldnn.is_available()
         if args.bf16 and args.device.type == "cpu" and known and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             logger.warning(
@@ -267,6 +271,9 @@ class R2FTrainer(ForgetRetainTrainer):
             else:
                 if not resume_from_checkpoint:
                     self._begin()
+                elif self.is_deepspeed_enabled:
+                    # Trainer leaves this to DeepSpeed, which saves the probes alone.
+                    self._load_from_checkpoint(resume_from_checkpoint)
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         output.metrics.update(self.r2f_callback.summary(), steps=self.state.global_step)
         self.record.metrics |= {"train": output.metrics | {"stop_reason": self.stop_reason}, "after": {}}
@@ -377,7 +384,7 @@ class R2FTrainer(ForgetRetainTrainer):
         """
         folder = Path(output_dir or self.args.output_dir)
         if self._saving_checkpoint:
-            super().save_model(output_dir, _internal_call)
+            self._save_model(output_dir, _internal_call)
             return
         own = folder.resolve() == Path(self.args.output_dir).resolve()
         with self.locked() if own or not self.args.should_save else held(run_folder_lock(folder)):
@@ -387,7 +394,15 @@ class R2FTrainer(ForgetRetainTrainer):
                     # Before the weights: in a ledger that is ahead of them the same run is found again, and not taken
                     # for one more.
                     self.record.write(folder, weights, {"steps": self.state.global_step})
+            self._save_model(output_dir, _internal_call)
+
+    def _save_model(self, output_dir: str | None, _internal_call: bool) -> None:
+        # Or Trainer would gather DeepSpeed's weights on top of what `_save` does, and need an engine.
+        enabled, self.is_deepspeed_enabled = self.is_deepspeed_enabled, False
+        try:
             super().save_model(output_dir, _internal_call)
+        finally:
+            self.is_deepspeed_enabled = enabled
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder, write = Path(output_dir or self.args.output_dir), self.args.should_save

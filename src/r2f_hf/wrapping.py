@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .callback import check_ranks
 from .config import R2FConfig
-from .gradients import find_probes
+from .gradients import find_probes, whole_shape
 
 
 # So small that the probes leave the forward pass as it is, yet a power of two, so that dividing by it is exact. In
@@ -229,14 +229,15 @@ def has_experts(model: PreTrainedModel, args: R2FConfig) -> bool:
     experts = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 3 and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
+        if len(whole_shape(parameter)) == 3 and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
     }
     for name, parameter in experts.items():
         module, _, attribute = name.rpartition(".")
+        shape = tuple(whole_shape(parameter))
         targeted = args.target_modules == "all-linear" or matches(module, args.target_modules)
         if targeted and not matches(module, args.exclude_modules):
             raise ValueError(
-                f"{module} holds the weights of all experts in one parameter ({attribute}, {tuple(parameter.shape)}), "
+                f"{module} holds the weights of all experts in one parameter ({attribute}, {shape}), "
                 "which R2F cannot write. To change the rest of the model alone, leave the experts out: "
                 f'`exclude_modules=["{module.rpartition(".")[2]}"]`.'
             )

@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from ..lookup import lookup
+from ..zero import from_pretrained
 
 
 @dataclass
@@ -129,7 +130,7 @@ def load_model(
         sharding = {"distributed_config": DistributedConfig(fsdp_size=PartialState().num_processes)}
     # bitsandbytes computes in a precision that has a name.
     compute = "bfloat16" if config.dtype == "auto" else config.dtype
-    model = AutoModelForCausalLM.from_pretrained(
+    model = from_pretrained(
         name,
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,

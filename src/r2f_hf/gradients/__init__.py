@@ -5,7 +5,7 @@ from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .low_rank import LowRankGradient
 from .probes import LoraProbe, draw_all, find_probes
 from .second_moments import SecondMoments, scale_all
-from .sharding import copy_, gather, is_row_sharded
+from .sharding import copy_, gather, is_partitioned, is_row_sharded, is_sharded, own_blocks, whole_shape
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace, follow_all
 from .update import add_low_rank_, stochastic_round
@@ -28,8 +28,12 @@ __all__ = [
     "find_probes",
     "follow_all",
     "gather",
+    "is_partitioned",
     "is_row_sharded",
+    "is_sharded",
     "named_generator",
+    "own_blocks",
     "scale_all",
     "stochastic_round",
+    "whole_shape",
 ]

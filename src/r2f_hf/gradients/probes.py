@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from .delta import add_to_pair_
 from .low_rank import LowRankGradient
 from .second_moments import SecondMoments
-from .sharding import is_row_sharded
+from .sharding import copy_, gathered, is_row_sharded
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace, stack
 from .update import add_low_rank_
@@ -79,25 +79,25 @@ class LoraProbe:
     @torch.no_grad()
     def clear(self) -> None:
         """Make the pair add nothing to the module, as PEFT's own initialisation does."""
-        self.B.zero_()
+        copy_(self.B, torch.zeros(self.layer.out_features, self.rank))
 
     def read(self, held_out: int) -> LoraSketch:
         """
         The sketch that the pair's gradients hold now.
 
-        The probes are copied: the optimizer is about to move them.
+        The probes are copied: the optimizer is about to move them. All processes have to call it.
 
         Raises:
             `RuntimeError`: If the pair has no gradient.
         """
-        if self.A.grad is None or self.B.grad is None:
+        grad_A, grad_B = full_gradient(self.A), full_gradient(self.B)
+        if grad_A is None or grad_B is None:
             raise RuntimeError(
                 f"The LoRA pair of {self.name} has no gradient at the optimizer's step, so nothing can be "
                 "reconstructed. Is the adapter trainable, and is the module used in the forward pass?"
             )
-        return LoraSketch.from_lora_gradients(
-            self.A.grad, self.B.grad, self.A.clone(), self.B.clone(), self.layer.scaling[self.adapter], held_out
-        )
+        A, B = gathered(self.A).clone(), gathered(self.B).clone()
+        return LoraSketch.from_lora_gradients(grad_A, grad_B, A, B, self.layer.scaling[self.adapter], held_out)
 
     def write(self, gradient: LowRankGradient, alpha: float, seed: int, step: int) -> Tensor | None:
         """
@@ -113,6 +113,15 @@ class LoraProbe:
         generator = named_generator(seed, step, self.name, "rounding", self.weight.device)
         add_low_rank_(self.weight, gradient, alpha, transposed=self.layer.fan_in_fan_out, generator=generator)
         return None
+
+
+def full_gradient(parameter: nn.Parameter) -> Tensor | None:
+    """The gradient of a parameter, which DeepSpeed keeps elsewhere, in pieces. All processes have to call it then."""
+    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(parameter)
+    return parameter.grad
 
 
 @torch.no_grad()
@@ -132,8 +141,9 @@ def draw_all(probes: Sequence[LoraProbe], seed: int, step: int, held_out: int = 
     """
     groups: dict[Any, list[LoraProbe]] = {}
     for probe in probes:
-        groups.setdefault((probe.A.shape, probe.B.shape, probe.A.device), []).append(probe)
-    for (*_, device), group in groups.items():
+        shape = (probe.layer.out_features, probe.layer.in_features, probe.rank)
+        groups.setdefault((shape, probe.A.device), []).append(probe)
+    for (_, device), group in groups.items():
         drawn = [
             draw_probes(seed, step, probe.name, probe.layer.out_features, probe.layer.in_features, probe.rank, device)
             for probe in group
@@ -143,8 +153,8 @@ def draw_all(probes: Sequence[LoraProbe], seed: int, step: int, held_out: int = 
         if subspace is not None:
             A, B = subspace.probes(A, B, max(held_out, RANDOM_ROWS))
         for probe, right, left in zip(group, A, B, strict=True):
-            probe.A.copy_(right)
-            probe.B.copy_(left)
+            copy_(probe.A, right)
+            copy_(probe.B, left)
 
 
 def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:

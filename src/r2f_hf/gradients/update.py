@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from .low_rank import LowRankGradient
-from .sharding import own_part
+from .sharding import own_blocks
 
 
 # Half-precision weights are updated in row blocks of at most this many elements, so that the fp32 working copy stays
@@ -63,8 +62,8 @@ def add_low_rank_(
     In-place `weight += alpha * U @ V.T`.
 
     fp32 (and fp64) weights take one fused `addmm_`; bf16 and fp16 weights are updated in row blocks in fp32 and
-    rounded stochastically. Of a sharded weight each process writes the rows that it holds, with the numbers that they
-    would get in one process.
+    rounded stochastically. Of a sharded weight each process writes what it holds, with the numbers that this would get
+    in one process.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`):
@@ -79,23 +78,22 @@ def add_low_rank_(
             Source of the random bits for stochastic rounding.
     """
     left, right = (gradient.V, gradient.U) if transposed else (gradient.U, gradient.V)
-    rows = weight.shape[0]
-    begin, end = 0, rows
-    if isinstance(weight, DTensor):
-        held = own_part(weight, torch.arange(rows)).tolist()
-        begin, end = (held[0], held[-1] + 1) if held else (0, 0)
-        weight, left = weight.to_local(), left[begin:end]
+    blocks = own_blocks(weight)
     if weight.dtype not in (torch.bfloat16, torch.float16):
-        weight.addmm_(left.to(weight.dtype), right.T.to(weight.dtype), alpha=alpha)
+        for values, row, column in blocks:
+            rows, columns = left[row : row + len(values)], right[column : column + values.shape[1]]
+            values.addmm_(rows.to(weight.dtype), columns.T.to(weight.dtype), alpha=alpha)
         return
     elements = _BLOCK_ELEMENTS if weight.device.type == "cpu" else _BLOCK_ELEMENTS_ON_ACCELERATOR
-    height = max(1, elements // weight.shape[1])
-    for start in range(0, rows, height):
-        stop = min(start + height, rows)
+    height = max(1, elements // len(right))
+    for start in range(0, len(left), height):
+        stop = min(start + height, len(left))
         # For all rows, whoever holds them.
-        noise = torch.rand(stop - start, weight.shape[1], generator=generator, device=weight.device)
-        first, last = max(start, begin), min(stop, end)
-        if first < last:
-            block = weight[first - begin : last - begin]
-            updated = torch.addmm(block.float(), left[first - begin : last - begin], right.T, alpha=alpha)
-            block.copy_(stochastic_round(updated, weight.dtype, noise[first - start : last - start]))
+        noise = torch.rand(stop - start, len(right), generator=generator, device=weight.device)
+        for values, row, column in blocks:
+            first, last = max(start, row), min(stop, row + len(values))
+            if first < last:
+                block = values[first - row : last - row]
+                columns = slice(column, column + values.shape[1])
+                updated = torch.addmm(block.float(), left[first:last], right[columns].T, alpha=alpha)
+                block.copy_(stochastic_round(updated, weight.dtype, noise[first - start : last - start, columns]))
