@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..gradients import LoraSketch, LowRankGradient
+from ..gradients import LoraSketch, LowRankGradient, eigh, svd
 
 
 # Directions of a probe that are shorter than this part of the longest one carry more rounding than signal.
@@ -68,7 +68,7 @@ class SketchCore:
         to_right, to_left = orthonormalizer(A), orthonormalizer(B)
         right, left = sketch.right @ to_right, sketch.Z.mT @ to_left
         right_basis, left_basis = A @ to_right, B @ to_left
-        P, sigma, Qh = torch.linalg.svd(left_basis.mT @ right, full_matrices=False)
+        P, sigma, Qh = svd(left_basis.mT @ right)
         return cls(right, left, right_basis, left_basis, P, sigma, Qh.mT)
 
     @property
@@ -121,7 +121,7 @@ def orthonormalizer(basis: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(..., r, r)`.
     """
-    values, vectors = torch.linalg.eigh((basis.mT @ basis).double())
+    values, vectors = eigh((basis.mT @ basis).double())
     keep = values > SHORTEST_PROBE**2 * values[..., -1:]
     scale = torch.where(keep & (values > 0), values, torch.inf).rsqrt()
     return (vectors * scale.unsqueeze(-2)).to(basis.dtype)

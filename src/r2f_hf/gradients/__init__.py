@@ -1,5 +1,6 @@
 """Sketches of gradients, factored gradients, their error and their way into a weight."""
 
+from .decompositions import eigh, svd
 from .delta import add_to_pair_
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .low_rank import LowRankGradient
@@ -24,6 +25,7 @@ __all__ = [
     "copy_",
     "draw_all",
     "draw_probes",
+    "eigh",
     "estimate_fidelity",
     "find_probes",
     "follow_all",
@@ -35,5 +37,6 @@ __all__ = [
     "own_blocks",
     "scale_all",
     "stochastic_round",
+    "svd",
     "whole_shape",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .decompositions import eigh
 from .sketch import LoraSketch
 
 
@@ -73,7 +74,7 @@ def follow(state: Tensor | None, sketch: Tensor) -> Tensor:
     norm = torch.linalg.matrix_norm(sketch, keepdim=True).clamp_min(torch.finfo(sketch.dtype).tiny)
     columns = sketch / norm if state is None else torch.cat([DECAY**0.5 * state, sketch / norm], dim=-1)
     # Through the small Gram matrix; eigenvalues come in ascending order.
-    _, vectors = torch.linalg.eigh((columns.mT @ columns).double())
+    _, vectors = eigh((columns.mT @ columns).double())
     return columns @ vectors[..., -rank:].flip(-1).to(columns.dtype)
 
 

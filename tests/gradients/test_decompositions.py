@@ -1,0 +1,21 @@
+"""Small decompositions: torch's own, and the number of threads is left as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from r2f_hf.gradients import eigh, svd
+
+
+def test_they_are_torchs_own_and_leave_the_threads_as_they_were() -> None:
+    matrices = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    threads = torch.get_num_threads()
+    U, S, Vh = svd(matrices)
+    torch.testing.assert_close(U * S.unsqueeze(-2) @ Vh, matrices)
+    values, vectors = eigh(matrices.mT @ matrices)
+    torch.testing.assert_close(values.flip(-1), S.square())
+    torch.testing.assert_close(vectors * values.unsqueeze(-2) @ vectors.mT, matrices.mT @ matrices)
+    with pytest.raises(RuntimeError):
+        eigh(matrices)
+    assert torch.get_num_threads() == threads
