@@ -3,16 +3,18 @@ How long a user waits: for `r2f --help`, for the imports, and for the first step
 
     python benchmarks/wait.py [--repeats 5] [--quick]
 
-All in fresh processes, in turns. Imports are compared with those of a user of Trainer and PEFT. `r2f unlearn` runs on
-SmolLM2-135M in fp32 and 16 invented rows, 4 of them to forget, all of them in the first step; its time is split into
-what it does, from the start of the process to the end of the step. `--quick` runs all once. Writes outputs/wait.json
-with the medians of the seconds, of the imports' ratios, and of each part's share.
+All in fresh processes, in turns. Imports are compared with those of a user of Trainer and PEFT, by the time that
+processors worked, which other processes on the machine change little. `r2f unlearn` runs on SmolLM2-135M in fp32 and
+16 invented rows, 4 of them to forget, all of them in the first step; its time is split into what it does, from the
+start of the process to the end of the step. `--quick` runs all once. Writes outputs/wait.json with the medians of the
+seconds, of the imports' ratios, and of each part's share.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -41,11 +43,12 @@ COMMANDS = {
 ROWS = {"forget": 4, "retain": 12}
 
 
-def seconds_of(arguments: list[str]) -> float:
-    """How long a Python process takes, from its start to its end."""
-    start = time.perf_counter()
+def seconds_of(arguments: list[str]) -> tuple[float, float]:
+    """How long a Python process takes, from its start to its end, and how long processors worked on it."""
+    start, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    seconds, after = time.perf_counter() - start, os.times()
+    return seconds, sum(after[2:4]) - sum(before[2:4])
 
 
 def first_step(folder: Path) -> dict[str, float]:
@@ -75,7 +78,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/wait.json"))
     options = parser.parse_args()
 
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     parts = []
     with tempfile.TemporaryDirectory() as scratch:
         folder, world = Path(scratch), fictitious_dataset(0)
@@ -88,15 +91,17 @@ def main() -> None:
             parts.append(first_step(folder))
 
     ratios = {
-        name: median(ours / theirs for ours, theirs in zip(seconds[name], seconds[peer], strict=True))
+        name: median(ours / theirs for (_, ours), (_, theirs) in zip(seconds[name], seconds[peer], strict=True))
         for name, (_, peer) in COMMANDS.items()
         if peer is not None
     }
     table = {
-        name: {"seconds": median(found), "ratio to the line above": ratios.get(name)}
+        name: dict(zip(("seconds", "processor"), map(median, zip(*found, strict=True)), strict=True))
+        | ({"ratio to the line above": ratios[name]} if name in ratios else {})
         for name, found in seconds.items()
     }
-    print_table("From the start of a process to its end", table, ("seconds", "ratio to the line above"))
+    columns = ("seconds", "processor", "ratio to the line above")
+    print_table("From the start of a process to its end", table, columns)
     split = {
         part: {
             "seconds": median(run[part] for run in parts),
@@ -106,10 +111,7 @@ def main() -> None:
     }
     split["all"] = {"seconds": median(sum(run.values()) for run in parts)}
     print_table("r2f unlearn, to the end of the first step", split, ("seconds", "share"))
-    medians = {name: row["seconds"] for name, row in table.items()}
-    write_json(
-        options.output, {"seconds": medians, "ratios": ratios, "first_step": split, "runs": seconds, "parts": parts}
-    )
+    write_json(options.output, {"commands": table, "first_step": split, "runs": seconds, "parts": parts})
     print(f"The report is {options.output}.")
 
 
