@@ -125,6 +125,11 @@ class ForgetRetainTrainer(Trainer):
         if compute_metrics is None:
             compute_metrics = mean_probability
             preprocess_logits_for_metrics = row_log_probs
+            # A mean knows no order, and rows of like length need little padding.
+            several = isinstance(eval_dataset, dict)
+            eval_dataset = (
+                {name: by_length(rows) for name, rows in eval_dataset.items()} if several else by_length(eval_dataset)
+            )
 
         super().__init__(
             model=self._prepare_model(model, args),
@@ -383,6 +388,11 @@ def count_items(batch: dict[str, Tensor]) -> Tensor:
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
     is_forget = batch["is_forget"]
     return torch.stack([is_forget.sum(), tokens[is_forget].sum(), tokens[~is_forget].sum()])
+
+
+def by_length(examples: list[Encoded]) -> list[Encoded]:
+    """Longest first: a batch that does not fit in memory shows at once."""
+    return sorted(examples, key=lambda example: -len(example["input_ids"]))
 
 
 def row_log_probs(logits: Tensor, labels: Tensor) -> Tensor:

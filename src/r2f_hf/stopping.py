@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import ks_2samp
+import scipy
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
@@ -37,7 +37,7 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
     Returns:
         `str`, *optional*: The criterion that is met, in words, or `None`.
     """
-    p_value = ks_2samp(forget, holdout).pvalue
+    p_value = scipy.stats.ks_2samp(forget, holdout).pvalue
     if forget.mean() <= holdout.mean():
         return (
             f"mean probability: the forget set's ({forget.mean():.3f}) has come down to the holdout set's "

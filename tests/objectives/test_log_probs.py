@@ -29,6 +29,13 @@ def test_sums_and_counts_equal_those_of_a_loop(dtype: torch.dtype) -> None:
     assert counts.tolist() == [3, 2, 0]
 
 
+def test_no_rows_have_a_gradient_too() -> None:
+    logits = torch.zeros(0, 4, 5, requires_grad=True)
+    sums, counts = label_log_probs(logits, torch.zeros(0, 4, dtype=torch.long))
+    sums.sum().backward()
+    assert sums.shape == counts.shape == (0,) and logits.grad.shape == logits.shape
+
+
 def test_only_positions_before_a_label_have_a_gradient() -> None:
     logits = torch.zeros(1, 4, 5, requires_grad=True)
     label_log_probs(logits, torch.tensor([[-100, -100, 2, -100]]))[0].sum().backward()

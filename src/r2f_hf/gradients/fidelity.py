@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from .low_rank import LowRankGradient
@@ -156,7 +156,7 @@ def chi_squared_interval(estimate: np.ndarray, variance: np.ndarray) -> tuple[np
     """Ends of the 90% interval of a positive quantity whose estimate is a scaled chi-squared variable."""
     degrees = np.clip(ratio(2 * estimate**2, variance), 1, 1e6)
     tail = (1 - COVERAGE) / 2
-    return tuple(estimate * degrees / chi2.ppf(q, degrees) for q in (1 - tail, tail))
+    return tuple(estimate * degrees / (2 * gammaincinv(degrees / 2, q)) for q in (1 - tail, tail))
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

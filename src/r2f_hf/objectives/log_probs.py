@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import torch
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
@@ -58,7 +59,13 @@ def label_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         tokens, each of shape `(rows,)`.
     """
     targets = labels[:, 1:]
-    rows, positions = (targets != -100).nonzero(as_tuple=True)
-    token_log_probs = -F.cross_entropy(logits[rows, positions].float(), targets[rows, positions], reduction="none")
+    losses = []
+    # Row by row: a copy of all logits at once would be the largest tensor of the pass, and on a CPU slow to come by.
+    # (Of no rows at all `split` makes one piece, so that there is something to take a gradient of.)
+    for row, target in zip(logits.split(1), targets.split(1), strict=True):
+        labelled = (target != -100).nonzero(as_tuple=True)
+        losses.append(F.cross_entropy(row[labelled].float(), target[labelled], reduction="none"))
+    token_log_probs = -torch.cat(losses)
+    rows = (targets != -100).nonzero()[:, 0]
     sums = token_log_probs.new_zeros(len(labels)).index_add(0, rows, token_log_probs)
     return sums, (targets != -100).sum(dim=1)
