@@ -31,7 +31,7 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
         dtype (`torch.dtype`):
             `torch.bfloat16` or `torch.float16`.
         noise (`torch.Tensor`):
-            Uniform in [0, 1), fp32, of the shape of `x`.
+            Uniform in [0, 2¹⁶), int32, of the shape of `x`.
 
     Returns:
         `torch.Tensor`: Values in `dtype`.
@@ -39,7 +39,7 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
     if dtype == torch.bfloat16:
         # The upper half of an fp32 number is a bf16 number; a random lower half added to it carries as often as it is
         # a fraction of a unit.
-        bits = x.view(torch.int32) + (noise * 2**16).to(torch.int32)
+        bits = x.view(torch.int32) + noise
         return bits.bitwise_and_(-(2**16)).view(torch.float32).to(dtype)
     _, exponent = torch.frexp(x)
     # Multiplying by the inverse of a unit this small would overflow; dividing by it is exact.
@@ -47,7 +47,7 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
     scaled = x / unit
     below = torch.floor(scaled)
     # Comparing with the discarded fraction, which is exact, and not adding to it, which would round.
-    return ((below + (noise < scaled - below)) * unit).to(dtype)
+    return ((below + (noise < (scaled - below) * 2**16)) * unit).to(dtype)
 
 
 @torch.no_grad()
@@ -89,7 +89,8 @@ def add_low_rank_(
     for start in range(0, len(left), height):
         stop = min(start + height, len(left))
         # For all rows, whoever holds them.
-        noise = torch.rand(stop - start, len(right), generator=generator, device=weight.device)
+        size = (stop - start, len(right))
+        noise = torch.randint(2**16, size, generator=generator, dtype=torch.int32, device=weight.device)
         for values, row, column in blocks:
             first, last = max(start, row), min(stop, row + len(values))
             if first < last:
