@@ -1,10 +1,10 @@
 """
 Updates into the weights or into an adapter: SmolLM2-135M forgets TOFU authors either way.
 
-    python benchmarks/adapter_target.py --data DIR [--ranks 16 64 256] [--seed 0]
+    python benchmarks/adapter_target.py --data DIR [--ranks 0 16 64 256] [--seed 0]
 
 The model and the data are those of tofu_smollm2.py, and so are losses, batches, step budget and stopping rule; what
-differs is where the decoded gradients go. Probabilities are of the answers, length-normalised. `discarded` is the part
+differs is where the decoded gradients go; a rank of 0 means the weights themselves. Probabilities are of the answers, length-normalised. `discarded` is the part
 of a step's squared norm that the adapter's rank cut off, mean over steps; `adapter_mb` is what would be saved, in MB.
 Writes outputs/adapter_target.json.
 """
@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with TOFU's JSON-lines files")
     parser.add_argument("--forget", default="forget01", choices=("forget01", "forget05", "forget10"))
     parser.add_argument("--authors", type=int, default=20, help="authors that the model is fine-tuned on")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64, 256], help="ranks of the adapter")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[0, 16, 64, 256], help="ranks of the adapter; 0: the weights"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/adapter_target.json"))
     options = parser.parse_args()
@@ -83,10 +85,10 @@ def main() -> None:
             found[f"{name}_probability"] = float(np.exp(log_probs).mean())
         return found
 
-    def unlearn(rank: int | None) -> dict[str, float]:
+    def unlearn(rank: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as scratch:
             args = replace(recipe, output_dir=scratch, seed=options.seed, disable_tqdm=True, logging_steps=1)
-            if rank is not None:
+            if rank:
                 args = replace(args, update_target="adapter", adapter_rank=rank)
             rows = {f"{name}_dataset": data[name] for name in ("forget", "retain", "holdout")}
             trainer = R2FTrainer(load(), args, processing_class=tokenizer, **rows)
@@ -94,14 +96,14 @@ def main() -> None:
         found = evaluate(trainer.model)
         key = "r2f/discarded_energy"
         logs = [entry[key] for entry in trainer.state.log_history if key in entry]
-        adapter = [] if rank is None else result_state(trainer.model, DELTA).values()
+        adapter = [] if rank == 0 else result_state(trainer.model, DELTA).values()
         found |= {"steps": trainer.state.global_step, "seconds": training["train_runtime"]}
         found |= {"discarded": fmean(logs) if logs else 0.0, "fidelity": training["fidelity"]}
         return found | {"adapter_mb": sum(tensor.numel() * tensor.element_size() for tensor in adapter) / 1e6}
 
     rows = {"before": evaluate(load())}
-    for rank in track((None, *options.ranks), "Unlearning"):
-        rows["weights" if rank is None else f"adapter of rank {rank}"] = unlearn(rank)
+    for rank in track(options.ranks, "Unlearning"):
+        rows[f"adapter of rank {rank}" if rank else "weights"] = unlearn(rank)
         write_json(options.output, rows)
     print_table(f"SmolLM2-135M forgets TOFU {options.forget}, seed {options.seed}", rows, COLUMNS)
     print(f"The report is {options.output}.")
