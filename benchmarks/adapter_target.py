@@ -4,8 +4,9 @@ Updates into the weights or into an adapter: SmolLM2-135M forgets TOFU authors e
     python benchmarks/adapter_target.py --data DIR [--ranks 0 16 64 256] [--seed 0]
 
 The model and the data are those of tofu_smollm2.py, and so are losses, batches, step budget and stopping rule; what
-differs is where the decoded gradients go; a rank of 0 means the weights themselves. Probabilities are of the answers, length-normalised. `discarded` is the part
-of a step's squared norm that the adapter's rank cut off, mean over steps; `adapter_mb` is what would be saved, in MB.
+differs is where the decoded gradients go: into an adapter, or (rank 0) the weights themselves. Probabilities are of
+the answers, length-normalised. `discarded` is the part of a step's squared norm that the adapter's rank cut off, mean
+over steps; `adapter_mb` is what would be saved, in MB.
 Writes outputs/adapter_target.json.
 """
 
