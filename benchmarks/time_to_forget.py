@@ -12,9 +12,9 @@ not arrive counts as its whole budget. `--tune` makes the model forget the first
 is chosen on these.
 
 Utility is that of at most `--utility_rows` rows a split. Seconds are steps times the median seconds of a step,
-measured at the end on the same batches, without checks. Finished runs are read back, so that the command goes on where
-it was interrupted, and several shares of the runs can be made at once (`--share 0/4`). Writes
-outputs/time_to_forget.json.
+measured at the end on the same batches, without checks. Finished runs are kept in outputs/time_to_forget and read
+back, so that the command goes on where it was interrupted (delete them when the code has changed), and several shares
+of the runs can be made at once (`--share 0/4`). Writes outputs/time_to_forget.json.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pypi_models import smollm2_folder
 from r2f_hf import R2FConfig
 from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
-from r2f_hf.data.rows import Row, load_rows
+from r2f_hf.data.rows import Row, content_hash, load_rows
 from r2f_hf.evaluation import summarise
 from r2f_hf.evaluation.runner import split_statistics
 from r2f_hf.report import print_table, write_json
@@ -64,9 +64,10 @@ class Arrival(TrainerCallback):
         self.arrived: int | None = None
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if state.global_step % self.every:
+        last = state.global_step == state.max_steps
+        if state.global_step % self.every and not last:
             return
-        metrics, arrived = self.check()
+        metrics, arrived = self.check(last)
         self.seen.append({"step": state.global_step, **metrics})
         if arrived:
             self.arrived = state.global_step
@@ -129,7 +130,9 @@ class Benchmark:
         splits = self.data["splits"]
         self.others = {name: spread(rows, options.utility_rows) for name, rows in splits.items() if name != "forget"}
         self.forget = {"forget": splits["forget"]}
-        self.folder = options.output.with_suffix("") / f"{options.forget}-{options.authors}{'-tune' * options.tune}"
+        # Of everything that a run depends on, this package's code aside.
+        settings = [self.recipe.to_sanitized_dict(), self.data, options.passes, options.every, options.utility_rows]
+        self.folder = options.output.with_suffix("") / content_hash([SWEEP, *settings])
 
     def load(self, name: str) -> torch.nn.Module:
         return AutoModelForCausalLM.from_pretrained(self.folders[name]).to(self.device)
@@ -153,16 +156,20 @@ class Benchmark:
         before = self.load("before")
         self.before = summarise(self.measure(before, self.forget | self.others), self.gold)
 
-    def check(self, model: torch.nn.Module) -> tuple[dict[str, float], bool]:
-        """Where a run is, and whether it has arrived."""
+    def check(self, model: torch.nn.Module, last: bool) -> tuple[dict[str, float], bool]:
+        """Where a run is, and whether it has arrived. Utility is measured where that depends on it, and at the end."""
         statistics = self.measure(model, self.forget)
         metrics = summarise(statistics, self.gold)
-        arrived = False
-        if metrics["forget_quality"] >= FORGOTTEN:
+        forgotten = metrics["forget_quality"] >= FORGOTTEN
+        if forgotten or last:
             metrics = summarise(statistics | self.measure(model, self.others), self.gold)
-            arrived = metrics["model_utility"] >= KEPT * self.before["model_utility"]
+        arrived = forgotten and self.kept(metrics)
         names = ("forget_quality", "forget_probability", "truth_ratio", "model_utility", "retain_probability")
         return {name: metrics[name] for name in names if name in metrics}, arrived
+
+    def kept(self, metrics: dict[str, float]) -> bool:
+        """Whether a model is still as useful as it has to be."""
+        return metrics["model_utility"] >= KEPT * self.before["model_utility"]
 
     def trainer(self, run: str, rate: float, seed: int, steps: int, scratch: str, callback: Any) -> Any:
         args = replace(
@@ -188,7 +195,7 @@ class Benchmark:
         if file.is_file():
             return json.loads(file.read_text())
         with tempfile.TemporaryDirectory() as scratch:
-            arrival = Arrival(lambda: self.check(trainer.model), self.options.every)
+            arrival = Arrival(lambda last: self.check(trainer.model, last), self.options.every)
             trainer = self.trainer(run, rate, seed, self.budget, scratch, arrival)
             trainer.train()
         last = arrival.seen[-1]
@@ -198,6 +205,7 @@ class Benchmark:
             "seed": seed,
             "arrived": arrival.arrived is not None,
             "steps": arrival.arrived or self.budget,
+            "kept": self.kept(last),
             **{name: last[name] for name in ("forget_quality", "forget_probability", "truth_ratio")},
             "way": arrival.seen,
         }
@@ -215,8 +223,9 @@ MODELS = {"before": "train", "gold": "retain"}
 
 
 def best(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run that arrived first, or else the one that forgot the most."""
-    return min(results, key=lambda found: (not found["arrived"], found["steps"], -found["forget_quality"]))
+    """The run that arrived first, or else the one that forgot the most of those that kept utility."""
+    order = ("arrived", "kept", "forget_quality")
+    return min(results, key=lambda found: (not found["arrived"], found["steps"], *(-found[name] for name in order)))
 
 
 def main() -> None:

@@ -112,8 +112,9 @@ def run(
         sent = SentBytes()
         trainer = R2FTrainer(model, args, **data, callbacks=[sent])
         sent.trainer = trainer
-        # As the command does. accelerate then takes the model for one that has been prepared for training too.
-        trainer.evaluate()
+        if checkpoint is None:
+            # As the command does. accelerate then takes the model for one that has been prepared for training too.
+            trainer.evaluate()
         trainer.train(resume_from_checkpoint=checkpoint)
         logs = [logs for logs in trainer.state.log_history if "loss" in logs]
         metrics = trainer.evaluate()

@@ -61,6 +61,7 @@ CASES = [
     Case(4, "llama", sharded=True),
     Case(2, "llama", zero=2),
     Case(2, "tied llama", zero=3),
+    Case(4, "llama", zero=3),
 ]
 
 

@@ -380,6 +380,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     again = build_trainer(resumed, **CHECKPOINTS, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "output" / f"checkpoint-{step}"))
     assert not changed(weights(whole), weights(resumed))
+    assert again.r2f_callback.adaptive == settings.get("adaptive", False)
     assert again.r2f_callback.fidelities == trainer.r2f_callback.fidelities
     names = ("step", "loss", "forget_loss", "retain_loss", "learning_rate", "r2f/gradient_norm", "r2f/fidelity")
     told = [[[logs[name] for name in names] for logs in training_logs(one)] for one in (trainer, again)]

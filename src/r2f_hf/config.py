@@ -77,10 +77,11 @@ class R2FConfig(TrainingArguments):
             context is refused.
         adaptive (`bool`, *optional*, defaults to `False`):
             Whether rows and columns of the reconstructed gradients are evened out by their running mean squares, as
-            in Adafactor. It takes a learning rate of about four times the default.
+            in Adafactor. It takes a larger learning rate.
         normalize_update (`bool`, *optional*, defaults to `True`):
             Whether the whole update of a step has Frobenius norm `learning_rate` (times the schedule). If `False` it
-            is the learning rate times the reconstructed gradient, clipped to `max_grad_norm`.
+            is the learning rate times the reconstructed gradient, evened out if it is `adaptive`, clipped to
+            `max_grad_norm`.
         stop_check_steps (`int`, *optional*, defaults to `5`):
             With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it and
             the retain set is kept.

@@ -125,7 +125,8 @@ class ForgetRetainTrainer(Trainer):
         if compute_metrics is None:
             compute_metrics = mean_probability
             preprocess_logits_for_metrics = row_log_probs
-            # A mean knows no order, and rows of like length need little padding.
+            # The mean of probabilities knows no order, and rows of like length need little padding. (Trainer's own
+            # `eval_loss` is a mean of batches' means, and depends on which rows share one.)
             several = isinstance(eval_dataset, dict)
             eval_dataset = (
                 {name: by_length(rows) for name, rows in eval_dataset.items()} if several else by_length(eval_dataset)

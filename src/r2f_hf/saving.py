@@ -101,10 +101,13 @@ def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
         found.update(tensor.flatten().view(torch.uint8).numpy())
         return found.digest()
 
-    # hashlib lets other threads work meanwhile. Processes have to gather the same tensors in the same order.
-    sharded = any(is_sharded(tensor) for tensor in state_dict.values())
-    with ThreadPoolExecutor(max_workers=1 if sharded else None) as pool:
-        return hashlib.sha256(b"".join(pool.map(digest, sorted(state_dict)))).hexdigest()
+    names = sorted(state_dict)
+    if any(is_sharded(tensor) for tensor in state_dict.values()):
+        # Processes have to gather the same tensors in the same order, and a thread would do so on the first GPU.
+        return hashlib.sha256(b"".join(map(digest, names))).hexdigest()
+    # hashlib lets other threads work meanwhile.
+    with ThreadPoolExecutor() as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, names))).hexdigest()
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from .gradients import is_partitioned
 # What of DeepSpeed's configuration is refused, and why.
 _PIECES = "under which weights do not lie in one piece a process, each written where it is"
 _PRECISION = (
-    "which rounds probes and weights to half precision. A model that is loaded in bf16 computes in it without "
-    "(`dtype=torch.bfloat16`)"
+    "which rounds probes and weights to half precision; it may come from `bf16` or `fp16` in a recipe or R2FConfig, "
+    "or from accelerate's `mixed_precision`. A model that is loaded in bf16 computes in it without (`dtype: bfloat16`)"
 )
 REFUSED = {
     "optimizer": "but the probes have their own (`optim`), and are drawn anew after each step",
@@ -32,6 +32,10 @@ REFUSED = {
     "zero_optimization.zero_quantized_nontrainable_weights": _PIECES,
     "zero_optimization.zero_quantized_gradients": "which adds an error that is taken for the gradient",
 }
+
+
+# What says where a model and its configuration are.
+WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
 
 def check_zero(config: Mapping[str, Any], to_adapter: bool) -> None:
@@ -98,12 +102,18 @@ def from_pretrained(name: str, dtype: str | None = "auto", **kwargs: Any) -> Pre
 
     Returns:
         [`~transformers.PreTrainedModel`]
+
+    Raises:
+        `ValueError`: If under ZeRO-3 neither `dtype` nor the model's configuration says the precision.
     """
     config, before = {}, {}
     if is_deepspeed_zero3_enabled():
         config = deepspeed_config()
         if dtype in (None, "auto"):
-            dtype = AutoConfig.from_pretrained(name, revision=kwargs.get("revision", "main")).dtype
+            known = {key: kwargs[key] for key in WHERE if key in kwargs}
+            dtype = (kwargs.get("config") or AutoConfig.from_pretrained(name, **known)).dtype
+        if dtype is None:
+            raise ValueError(f"The configuration of {name} does not say its precision: give it as `dtype`.")
         found = str(dtype).removeprefix("torch.")
         before = {key: config.get(key, {}) for key in ("bf16", "fp16")}
         config |= {"bf16": {"enabled": found == "bfloat16"}, "fp16": {"enabled": found == "float16"}}

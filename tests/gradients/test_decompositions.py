@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from r2f_hf.gradients import eigh, svd
+from r2f_hf.gradients.decompositions import one_thread
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_they_are_torchs_own_and_leave_the_threads_as_they_were() -> None:
     matrices = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    threads = torch.get_num_threads()
     U, S, Vh = svd(matrices)
     torch.testing.assert_close(U * S.unsqueeze(-2) @ Vh, matrices)
     values, vectors = eigh(matrices.mT @ matrices)
@@ -18,4 +29,10 @@ def test_they_are_torchs_own_and_leave_the_threads_as_they_were() -> None:
     torch.testing.assert_close(vectors * values.unsqueeze(-2) @ vectors.mT, matrices.mT @ matrices)
     with pytest.raises(RuntimeError):
         eigh(matrices)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_one_thread_is_one() -> None:
+    with one_thread():
+        assert torch.get_num_threads() == 1

@@ -25,11 +25,11 @@ def evened_out(G: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def test_the_moments_are_those_of_the_dense_gradients() -> None:
     first, second = gradient(0), gradient(1)
     moments = SecondMoments.after(first, None)
-    torch.testing.assert_close(moments.rows, dense(first).square().sum(1))
+    torch.testing.assert_close(moments.rows, dense(first).square().mean(1))
     moments = SecondMoments.after(second, moments)
     squares = 0.9 * dense(first).square() + 0.1 * dense(second).square()
-    torch.testing.assert_close(moments.rows, squares.sum(1))
-    torch.testing.assert_close(moments.columns, squares.sum(0))
+    torch.testing.assert_close(moments.rows, squares.mean(1))
+    torch.testing.assert_close(moments.columns, squares.mean(0))
     torch.testing.assert_close(
         dense(moments.scale(second)), evened_out(dense(second), moments.rows, moments.columns), rtol=1e-4, atol=1e-5
     )

@@ -23,8 +23,8 @@ class SecondMoments:
 
     Adafactor (Shazeer & Stern 2018, arXiv 1804.04235, algorithm 4) keeps the running means `R` and `C` of the squares
     of each row and of each column in place of those of every entry, and divides by the root of `R Cᵀ / mean(R)`. Of a
-    factored gradient both are there without the dense matrix, `diag(U (VᵀV) Uᵀ)` and `diag(V (UᵀU) Vᵀ)`, and so is
-    what is scaled by them:
+    factored gradient both are there without the dense matrix, `diag(U (VᵀV) Uᵀ) / in_features` and `diag(V (UᵀU) Vᵀ) /
+    out_features`, and so is what is scaled by them:
 
         Ĝ_ij / √(R_i / mean(R) · C_j / mean(C)) = (D_R U) (D_C V)ᵀ
 
@@ -46,7 +46,7 @@ class SecondMoments:
         """The moments once a step's gradient is known."""
         U, V = gradient.U, gradient.V
         # Rounding can bring a row of zeros a little below.
-        rows, columns = ((a @ (b.mT @ b) * a).sum(-1).clamp_min(0) for a, b in ((U, V), (V, U)))
+        rows, columns = ((a @ (b.mT @ b) * a).sum(-1).clamp_min(0) / b.shape[-2] for a, b in ((U, V), (V, U)))
         if previous is None:
             return cls(rows, columns)
         return cls(torch.lerp(rows, previous.rows, DECAY), torch.lerp(columns, previous.columns, DECAY))

@@ -143,7 +143,7 @@ def is_sharded(tensor: Tensor) -> bool:
 @torch.no_grad()
 def copy_(weight: Tensor, source: Tensor) -> None:
     """
-    Copy a tensor into a weight, shared out or not. Nothing is sent.
+    Copy a tensor into a weight, shared out or not. Nothing is sent, unless the source alone is shared out.
 
     Args:
         weight (`torch.Tensor`):
@@ -152,7 +152,8 @@ def copy_(weight: Tensor, source: Tensor) -> None:
             A whole tensor, the same on all processes, or one that is shared out as the weight is.
     """
     own = local(weight)
-    own.copy_(local(source) if is_partitioned(source) else own_part(weight, source.to(own.device)))
+    alike = is_partitioned(source) and is_partitioned(weight)
+    own.copy_(local(source) if alike else own_part(weight, gathered(source).to(own.device)))
     if is_partitioned(weight):
         # Or a copy that is there would be used on.
         weight.partition()
