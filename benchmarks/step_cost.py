@@ -5,9 +5,8 @@ What a step costs, in time and memory: R2F, LoRA and full AdamW, exact-gradient 
 
 The contenders take the same batches of random tokens in turns, in one process; their ratios are medians over rounds,
 with a 95% bootstrap interval. (On a GPU they take them one after the other.) Peak memory is measured in a process
-each, on Linux, or by a GPU's allocator. On a CPU the model is
-SmolLM2-135M, in fp32 and, where the CPU computes in it, bf16; on a GPU it has the shape of Llama-3.2-1B and of
-Llama-3.1-8B, with random weights.
+each, on Linux, or by a GPU's allocator. On a CPU the model is SmolLM2-135M, in fp32 and, where the CPU computes in it,
+bf16; on a GPU, in bf16, SmolLM2-135M and the shapes of Llama-3.2-1B and of Llama-3.1-8B with random weights.
 
 - `floor`: forward, and backward through activations alone: no method with gradients can do without.
 - `r2f`: the default decoder at rank 16, on all linear layers but the head; its probes are read, decoded, measured,
