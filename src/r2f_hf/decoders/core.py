@@ -80,9 +80,8 @@ class SketchCore:
     @property
     def terms(self) -> tuple[Tensor, Tensor]:
         """`Y = G21 Q` of shape `(..., out_features, k)` and `Z = G12ᵀ P` of shape `(..., in_features, k)`."""
-        core = self.P * self.sigma.unsqueeze(-2)
         return (
-            self.right @ self.Q - self.left_basis @ core,
+            self.right @ self.Q - self.left_basis @ self._core_left,
             self.left @ self.P - self.right_basis @ (self.Q * self.sigma.unsqueeze(-2)),
         )
 
@@ -97,14 +96,18 @@ class SketchCore:
         Returns:
             [`LowRankGradient`]: Of rank at most `a + b`.
         """
-        Y, _ = self.terms
-        missing = (Y * phi.unsqueeze(-2)) @ self.P.mT
+        # The columns are scaled before they are mixed: where `φ` is huge they are tiny.
+        missing = (self.right @ self.Q - self.left_basis @ self._core_left) * phi.unsqueeze(-2) @ self.P.mT
         # The left sketch without what the right one says already; all of it, where `P` has fewer columns than `left`.
-        rest = self.left - self.right_basis @ (self.right.mT @ self.left_basis)
+        rest = self.left - self.right_basis @ (self.Q @ self._core_left.mT)
         return LowRankGradient(
             U=torch.cat([self.right, self.left_basis + missing], dim=-1),
             V=torch.cat([self.right_basis, rest], dim=-1),
         )
+
+    @property
+    def _core_left(self) -> Tensor:
+        return self.P * self.sigma.unsqueeze(-2)
 
 
 def orthonormalizer(basis: Tensor) -> Tensor:

@@ -75,14 +75,14 @@ def spectral_features(core: SketchCore) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(..., k, features)`, fp32, finite.
     """
-    sigma, k = core.sigma, core.sigma.shape[-1]
-    Y, Z = core.terms
-    tiny = torch.finfo(sigma.dtype).tiny
-    # In units of the largest singular value, so that no square over- or underflows.
+    # In fp64 no square of an fp32 number over- or underflows.
+    sigma, k = core.sigma.double(), core.sigma.shape[-1]
+    tiny = torch.finfo(torch.float32).tiny
+    length_y, right = lengths(core.right, core.Q, sigma)
+    length_z, left = lengths(core.left, core.P, sigma)
+    # In units of the largest singular value.
     unit = 1 / sigma[..., :1].clamp_min(tiny)
-    sigma = sigma * unit
-    length_y, length_z = (torch.linalg.vector_norm(x * unit.unsqueeze(-2), dim=-2) for x in (Y, Z))
-    right, left = (torch.linalg.matrix_norm(x * unit.unsqueeze(-2)).unsqueeze(-1) for x in (core.right, core.left))
+    sigma, length_y, length_z, right, left = (x * unit for x in (sigma, length_y, length_z, right, left))
     energy = sigma.square().sum(-1, keepdim=True)
     following = torch.cat([sigma[..., 1:], sigma[..., -1:]], dim=-1)
     place = torch.arange(k, device=sigma.device, dtype=sigma.dtype) / k
@@ -104,4 +104,27 @@ def spectral_features(core: SketchCore) -> Tensor:
         log(energy.sqrt(), right),
         log(energy.sqrt(), left),
     )
-    return torch.stack(features, dim=-1)
+    return torch.stack(features, dim=-1).float()
+
+
+def lengths(columns: Tensor, rotation: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    How long the terms of a core are, without computing them: a rotated column is a term and, at a right angle, `σ`.
+
+    Args:
+        columns (`torch.Tensor` of shape `(..., n, a)`):
+            One side of the core, `right` or `left`.
+        rotation (`torch.Tensor` of shape `(..., a, k)`):
+            Its singular vectors, `Q` or `P`.
+        sigma (`torch.Tensor` of shape `(..., k)`):
+            The singular values, fp64.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: The lengths, of shape `(..., k)`, and the Frobenius norm of the side, of
+        shape `(..., 1)`; fp64.
+    """
+    columns, rotation = columns.double(), rotation.double()
+    gram = columns.mT @ columns
+    squares = (rotation * (gram @ rotation)).sum(-2) - sigma.square()
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True).sqrt()
+    return squares.clamp_min(0).sqrt(), norm

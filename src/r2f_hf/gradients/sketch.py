@@ -102,7 +102,8 @@ class LoraSketch:
 
     def isfinite(self) -> Tensor:
         """Whether both sketches are finite, booleans of shape `(...)`."""
-        return torch.isfinite(self.Y).all(-1).all(-1) & torch.isfinite(self.Z).all(-1).all(-1)
+        largest = (torch.linalg.vector_norm(side, ord=torch.inf, dim=(-2, -1)) for side in (self.Y, self.Z))
+        return torch.isfinite(sum(largest))
 
 
 def named_generator(
