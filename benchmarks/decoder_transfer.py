@@ -51,7 +51,7 @@ MODULES = 24
 MLP_STEPS = 400
 RUN_STEPS = 20
 # So small that neither model breaks: the retain loss stays near where it was.
-RUN_LEARNING_RATE = 0.1
+RUN_LEARNING_RATE = 0.007
 HELD_OUT = 2
 
 

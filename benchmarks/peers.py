@@ -14,7 +14,7 @@ from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
 
 
 class NormalizedSGD(torch.optim.Optimizer):
-    """Steps of Frobenius norm `lr` over all parameters together: the rule that [`R2FTrainer`] follows by default."""
+    """Steps of Frobenius norm `lr` in a parameter, root mean square over all: the default rule of [`R2FTrainer`]."""
 
     def __init__(self, params: list[torch.nn.Parameter], lr: float):
         super().__init__(params, {"lr": lr})
@@ -22,9 +22,9 @@ class NormalizedSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
         params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
-        norm = torch.nn.utils.get_total_norm([param.grad for param in params])
+        norm = torch.nn.utils.get_total_norm([param.grad for param in params]).item()
         for param in params:
-            param.sub_(param.grad, alpha=self.param_groups[0]["lr"] / norm.item())
+            param.sub_(param.grad, alpha=self.param_groups[0]["lr"] * len(params) ** 0.5 / norm)
 
 
 def r2f(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:

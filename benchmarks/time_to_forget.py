@@ -48,7 +48,7 @@ from tofu_smollm2 import RECIPE, load_data
 SWEEP = {
     "lora": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     "full": (1.5e-5, 3e-5, 6e-5, 1.2e-4),
-    "exact": (0.35, 0.7, 1.4, 2.8),
+    "exact": (0.025, 0.05, 0.1, 0.2),
 }
 FORGOTTEN, KEPT = 0.05, 0.95
 # What rows each is fine-tuned on.

@@ -64,7 +64,7 @@ def test_every_objective_lowers_the_forget_probability(
 ) -> None:
     data = {"retain_dataset": None} if retain == "none" else {}
     trainer = build_trainer(
-        memorised_model, data=data, forget_objective=forget, retain_objective=retain, max_steps=6, learning_rate=0.5
+        memorised_model, data=data, forget_objective=forget, retain_objective=retain, max_steps=6, learning_rate=0.13
     )
     assert trainer.evaluate()["eval_forget_probability"] > 0.9
     trainer.train()
@@ -136,19 +136,20 @@ def test_accumulated_micro_batches_are_one_batch(objective: str, build_trainer: 
 
 
 @pytest.mark.parametrize(("settings", "steps"), [({"max_steps": 4}, 4), ({"max_steps": -1, "num_train_epochs": 2}, 6)])
-def test_a_normalised_step_has_the_length_of_the_scheduled_learning_rate(
+def test_a_normalised_step_has_the_scheduled_learning_rate_as_its_length_in_a_module(
     settings: dict[str, Any], steps: int, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
     watch = Watch()
-    schedule = {"lr_scheduler_type": "cosine", "warmup_steps": 2, "learning_rate": 0.3}
+    schedule = {"lr_scheduler_type": "cosine", "warmup_steps": 2, "learning_rate": 0.1}
     trainer = build_trainer(model, data={"callbacks": [watch]}, **schedule, **settings)
     output = trainer.train()
     assert output.metrics["steps"] == trainer.state.global_step == steps
     lengths = [distance(*pair) for pair in itertools.pairwise([*watch.weights, weights(model)])]
     rates = [logs["learning_rate"] for logs in training_logs(trainer)]
-    assert lengths == pytest.approx(rates, rel=1e-3, abs=1e-7)
+    # Root mean square over the 14 modules.
+    assert lengths == pytest.approx([14**0.5 * rate for rate in rates], rel=1e-3, abs=1e-7)
     # The warm-up begins at zero: a step of no length.
-    assert (rates[0], rates[2]) == (0, 0.3)
+    assert (rates[0], rates[2]) == (0, 0.1)
 
 
 @pytest.mark.parametrize("max_grad_norm", [0, 1e-3, 1e6])
@@ -392,7 +393,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     [
         ({"rank": 4}, "rank was 8, is 4"),
         ({"forget_objective": "simnpo"}, "forget_objective was 'npo', is 'simnpo'"),
-        ({"learning_rate": 0.2}, "learning_rate was 0.1, is 0.2"),
+        ({"learning_rate": 0.2}, "learning_rate was 0.03, is 0.2"),
         ({"target_modules": ["q_proj"]}, r"target_modules was 'all-linear', is \['q_proj'\]"),
         ({"views_column": "paraphrased_question"}, "data was"),
     ],

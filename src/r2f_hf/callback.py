@@ -50,12 +50,13 @@ class R2FCallback(TrainerCallback):
     probe: its pairs are drawn anew for every step, and its own optimizer step is overwritten. The weights behind it
     take
 
-        W ← W - lr · D / ‖D‖
+        W ← W - lr · √M · D / ‖D‖
 
-    where `D` is the reconstruction over all modules, `‖D‖` its Frobenius norm over all modules together and `lr` the
-    learning rate that the Trainer's scheduler has set. Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so
-    that the probes leave the forward pass as it is. After training the adapter is empty and the result is the model
-    behind it: `trainer.model.unload().save_pretrained(folder)`. (Where weights are sharded, call
+    where `D` is the reconstruction over all `M` modules, `‖D‖` its Frobenius norm over all of them together and `lr`
+    the learning rate that the Trainer's scheduler has set: the root mean square, over the modules, of the norm of a
+    step. Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so that the probes leave the forward pass as it is.
+    After training the adapter is empty and the result is the model behind it:
+    `trainer.model.unload().save_pretrained(folder)`. (Where weights are sharded, call
     [`~r2f_hf.saving.save_full_model`] on all processes.)
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
@@ -87,7 +88,7 @@ class R2FCallback(TrainerCallback):
             Whether rows and columns of the reconstructions are evened out by their running mean squares, as in
             Adafactor (see [`SecondMoments`]), before they become `D`. It takes a larger learning rate.
         normalize (`bool`, *optional*, defaults to `True`):
-            Whether the whole update has Frobenius norm `lr`. If `False` the update is `lr · D`, and `max_grad_norm`
+            Whether the norm of a step is set by `lr` alone. If `False` the update is `lr · D`, and `max_grad_norm`
             clips `‖D‖`.
         on_nonfinite (`str`, *optional*, defaults to `"skip"`):
             What to do when a gradient is NaN or infinite: `"skip"` leaves the weights as they are for this step,
@@ -291,7 +292,7 @@ class R2FCallback(TrainerCallback):
     def _scale(self, norm: float) -> float:
         """Factor from an update of norm `norm` to the direction that the learning rate multiplies."""
         if self.normalize:
-            return 1 / norm
+            return len(self.probes) ** 0.5 / norm
         max_norm = self._args.max_grad_norm
         return min(1.0, max_norm / norm) if max_norm else 1.0
 

@@ -79,8 +79,8 @@ class R2FConfig(TrainingArguments):
             Whether rows and columns of the reconstructed gradients are evened out by their running mean squares, as
             in Adafactor. It takes a larger learning rate.
         normalize_update (`bool`, *optional*, defaults to `True`):
-            Whether the whole update of a step has Frobenius norm `learning_rate` (times the schedule). If `False` it
-            is the learning rate times the reconstructed gradient, evened out if it is `adaptive`, clipped to
+            Whether the norm of a step is set by `learning_rate` (times the schedule) alone. If `False` a step is the
+            learning rate times the reconstructed gradient, evened out if it is `adaptive`, clipped to
             `max_grad_norm`.
         stop_check_steps (`int`, *optional*, defaults to `5`):
             With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it and
@@ -95,12 +95,13 @@ class R2FConfig(TrainingArguments):
             Whether to begin in an output folder that holds another run's result or checkpoints. One run's folder can
             always be resumed, or begun anew with the same settings.
 
-    The parameters below have other defaults than in [`~transformers.TrainingArguments`]: `learning_rate` is the norm
-    of an update, `optim="sgd"` keeps no state for probes that are drawn anew each step, `remove_unused_columns` is off
-    because the trainer builds its own batches, and `logging_steps` is 1.
+    The parameters below have other defaults than in [`~transformers.TrainingArguments`]: `learning_rate` is the
+    root mean square, over the modules, of the Frobenius norm of a step, `optim="sgd"` keeps no state for probes that
+    are drawn anew each step, `remove_unused_columns` is off because the trainer builds its own batches, and
+    `logging_steps` is 1.
     """
 
-    learning_rate: float = field(default=0.7, metadata={"help": "Frobenius norm of a step's whole update."})
+    learning_rate: float = field(default=0.05, metadata={"help": "Norm of a step, root mean square over the modules."})
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the probes; SGD keeps no state."})
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Off: the trainer builds its own batches."}
@@ -144,7 +145,7 @@ class R2FConfig(TrainingArguments):
         default=False, metadata={"help": "Whether rows and columns of an update are evened out, as in Adafactor."}
     )
     normalize_update: bool = field(
-        default=True, metadata={"help": "Whether a step's whole update has norm learning_rate."}
+        default=True, metadata={"help": "Whether a step's norm is set by learning_rate alone."}
     )
     stop_check_steps: int = field(
         default=5, metadata={"help": "Steps between checks against the holdout set, if there is one."}

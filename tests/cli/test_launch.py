@@ -51,7 +51,7 @@ def inputs(
 def unlearn(config: str, inputs: Path, folder: Path, size: int, *flags: str) -> subprocess.CompletedProcess:
     """Launch `r2f unlearn`."""
     data = [f"--{name}_data={inputs / name}.jsonl" for name in ("forget", "retain")]
-    settings = ["--max_steps", "4", "--rank", "8", "--learning_rate", "0.5", "--report_to", "none"]
+    settings = ["--max_steps", "4", "--rank", "8", "--learning_rate", "0.13", "--report_to", "none"]
     settings += ["--per_device_train_batch_size", str(size), "--save_strategy", "no"]
     # Told that it is on a CPU, accelerate would leave DeepSpeed out.
     settings += ["--ddp_backend", "gloo"] if config == "zero3.yaml" else ["--use_cpu"]
