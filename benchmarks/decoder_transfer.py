@@ -245,7 +245,8 @@ class WatchedCallback(R2FCallback):
 
     def _measure(self, sketches: list[LoraSketch], gradients: list[LowRankGradient]) -> Tensor:
         faithful = super()._measure(sketches, gradients)
-        for probe, gradient in zip(self.probes, gradients, strict=True):
+        apart = [gradient for group in gradients for gradient in group.unbind()]
+        for probe, gradient in zip(self.probes, apart, strict=True):
             if probe.name in self.truth:
                 G = self.truth[probe.name]
                 self.measured.append(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -31,6 +32,7 @@ from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.data.collator import ForgetRetainCollator
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
+from r2f_hf.gradients import LoraSketch, find_probes, group_probes
 
 
 # More threads than one only wait for each other on models this small, for minutes where the cores are busy.
@@ -78,6 +80,15 @@ MORE_CONFIGS = {
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test may reach for the Hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def read_sketches(model: PeftModel, held_out: int) -> dict[str, LoraSketch]:
+    """The sketches that the gradients of a model's probes are, by module."""
+    found = {}
+    for probe in find_probes(model):
+        stack = group_probes([probe])[0].read(held_out)
+        found[probe.name] = LoraSketch(stack.Y[0], stack.Z[0], stack.A[0], stack.B[0], held_out)
+    return found
 
 
 def rows(prefix: str, count: int) -> list[dict[str, object]]:

@@ -26,7 +26,7 @@ from trl import SFTConfig, SFTTrainer
 
 from r2f_hf import R2FCallback
 from r2f_hf.decoders import MlpDecoder, load_decoder
-from r2f_hf.gradients import LoraSketch, SecondMoments, draw_all, draw_probes, find_probes
+from r2f_hf.gradients import LoraSketch, SecondMoments, draw_probes, find_probes, group_probes
 
 
 # Norm of a step, of which 8 modules have their part.
@@ -234,8 +234,8 @@ def test_the_adapter_leaves_the_forward_pass_as_it_is(
     wrapped = wrap(model)
     trainer = plain_trainer(wrapped, R2FCallback())
     trainer.train()
-    for probe in find_probes(wrapped):
-        draw_all([probe], seed=0, step=1)
+    for group in group_probes(find_probes(wrapped)):
+        group.draw(seed=0, step=1)
     batch = next(iter(trainer.get_train_dataloader()))
     pairs = torch.cat([parameter.flatten() for name, parameter in wrapped.named_parameters() if "lora_B" in name])
     assert pairs.abs().max() > 0.1

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.data.rows import load_rows
-from r2f_hf.gradients import draw_all, find_probes
+from r2f_hf.gradients import find_probes, group_probes
 
 
 # Small enough that the model does not notice the probes.
@@ -36,7 +36,8 @@ def main() -> None:
         r=args.rank, lora_alpha=SCALING * args.rank, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     model = get_peft_model(base, config)
-    draw_all(find_probes(model), args.seed, step=0)
+    for group in group_probes(find_probes(model)):
+        group.draw(args.seed, step=0)
     model.save_pretrained(args.output_dir / "before")
 
     examples = [encode_example(tokenizer, row["question"], row["answer"]) for row in load_rows(args.data)]

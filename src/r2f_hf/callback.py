@@ -23,13 +23,12 @@ from .gradients import (
     LoraProbe,
     LoraSketch,
     LowRankGradient,
+    ProbeGroup,
     SecondMoments,
     check_min_fidelity,
-    draw_all,
     estimate_fidelity,
     find_probes,
-    follow_all,
-    scale_all,
+    group_probes,
 )
 from .lookup import lookup
 from .saving import load_full_model_, save_full_model
@@ -153,7 +152,7 @@ class R2FCallback(TrainerCallback):
         # What a run that ended in an error has left.
         self._remove_hooks()
         self._pending_logs, self.module_fidelity = [], {}
-        self.probes = find_probes(model, self.delta)
+        self.groups = group_probes(find_probes(model, self.delta))
         if self.delta is not None:
             check_delta(model, self.delta)
         check_ranks(self.probes, self.held_out)
@@ -171,7 +170,7 @@ class R2FCallback(TrainerCallback):
         self._args, self._state, self._stop = args, state, False
         if state.global_step == 0:
             self.skipped_steps, self.fidelities = 0, []
-        draw_all(self.probes, self.seed, state.global_step, self.held_out)
+        self._draw(state.global_step)
         # accelerate's wrapper calls the step of the optimizer that it wraps.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         if isinstance(optimizer, torch.optim.Optimizer):
@@ -185,7 +184,7 @@ class R2FCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         with record_function("r2f/draw"):
-            draw_all(self.probes, self.seed, state.global_step, self.held_out)
+            self._draw(state.global_step)
         if self._stop:
             control.should_training_stop = True
 
@@ -218,9 +217,18 @@ class R2FCallback(TrainerCallback):
 
     # The step
 
+    @property
+    def probes(self) -> list[LoraProbe]:
+        """All probes, group by group: the order of everything that has an entry a module."""
+        return [probe for group in self.groups for probe in group.probes]
+
+    def _draw(self, step: int) -> None:
+        for group in self.groups:
+            group.draw(self.seed, step, self.held_out)
+
     def _read(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         with record_function("r2f/read"):
-            self._sketches = [probe.read(self.held_out) for probe in self.probes]
+            self._sketches = [group.read(self.held_out) for group in self.groups]
 
     def _whole_step(self, optimizer: Any) -> None:
         # Before the step, at whose end DeepSpeed gathers small weights anew.
@@ -233,22 +241,16 @@ class R2FCallback(TrainerCallback):
         if not sketches:
             # An optimizer that extends another's `step` runs the hooks twice; the inner step has done the work.
             return
-        # By shape, so that an accelerator is not waited for module by module.
-        finite = {
-            index: each
-            for indices, sketch in LoraSketch.by_shape(sketches)
-            for index, each in zip(indices, sketch.isfinite().tolist(), strict=True)
-        }
-        bad = [probe.name for index, probe in enumerate(self.probes) if not finite[index]]
-        if bad:
-            self._skip(bad)
+        probes = self.probes
+        finite = [each for sketch in sketches for each in sketch.isfinite().tolist()]
+        if not all(finite):
+            self._skip([probe.name for probe, each in zip(probes, finite, strict=True) if not each])
             return
         with record_function("r2f/decode"):
-            gradients = self.decoder.decode_all(sketches)
-        # Modules may lie on several devices.
-        norms = torch.stack([gradient.norm().to(gradients[0].U.device) for gradient in gradients])
+            gradients = [self.decoder.decode(sketch) for sketch in sketches]
+            norms = all_norms(gradients)
         if not norms.isfinite().all():
-            self._skip([probe.name for probe, finite in zip(self.probes, norms.isfinite(), strict=True) if not finite])
+            self._skip([probe.name for probe, each in zip(probes, norms.isfinite(), strict=True) if not each])
             return
         with record_function("r2f/measure"):
             faithful = self._measure(sketches, gradients)
@@ -256,10 +258,8 @@ class R2FCallback(TrainerCallback):
         metrics["r2f/gradient_norm"] = norms.norm().item()
         if self.adaptive:
             with record_function("r2f/scale"):
-                gradients, moments = scale_all(gradients, [probe.moments for probe in self.probes])
-                for probe, moment in zip(self.probes, moments, strict=True):
-                    probe.moments = moment
-                norms = torch.stack([gradient.norm().to(norms.device) for gradient in gradients])
+                gradients = [group.even_out(found) for group, found in zip(self.groups, gradients, strict=True)]
+                norms = all_norms(gradients)
         # Over all modules, so that what one does not take is not handed to the others.
         norm = norms.norm().item()
         if not faithful.any():
@@ -275,24 +275,24 @@ class R2FCallback(TrainerCallback):
             lr = optimizer.param_groups[0]["lr"]
             alpha = -lr * self._scale(norm)
             with record_function("r2f/write"):
+                apart = [gradient for group in gradients for gradient in group.unbind()]
                 discarded = [
-                    self.probes[index].write(gradients[index], alpha, self.seed, self._state.global_step)
+                    probes[index].write(apart[index], alpha, self.seed, self._state.global_step)
                     for index in faithful.nonzero().flatten().tolist()
                 ]
-            step = (alpha * norms[faithful.to(norms.device)]).square().sum().item()
+            step = (alpha * norms[faithful]).square().sum().item()
             if self.delta is not None and step > 0:
                 cut_off = sum(energy.item() for energy in discarded)
                 metrics["r2f/discarded_energy"] = cut_off / step
         if self.warm_probes:
             with record_function("r2f/follow"):
-                followed = follow_all(sketches, [probe.subspace for probe in self.probes])
-                for probe, subspace in zip(self.probes, followed, strict=True):
-                    probe.subspace = subspace
+                for group, sketch in zip(self.groups, sketches, strict=True):
+                    group.follow(sketch)
 
     def _scale(self, norm: float) -> float:
         """Factor from an update of norm `norm` to the direction that the learning rate multiplies."""
         if self.normalize:
-            return len(self.probes) ** 0.5 / norm
+            return sum(len(group.probes) for group in self.groups) ** 0.5 / norm
         max_norm = self._args.max_grad_norm
         return min(1.0, max_norm / norm) if max_norm else 1.0
 
@@ -312,7 +312,7 @@ class R2FCallback(TrainerCallback):
         """Log how faithful the reconstructions are, and say which of them may be written, `(modules,)` booleans."""
         if not self.held_out:
             self._pending_logs.append({})
-            return torch.ones(len(gradients), dtype=torch.bool)
+            return torch.ones(len(self.probes), dtype=torch.bool)
         estimates = estimate_fidelity(sketches, gradients)
         self.module_fidelity = {probe.name: found for probe, found in zip(self.probes, estimates, strict=True)}
         cosines = torch.tensor([estimate.cosine for estimate in estimates])
@@ -325,7 +325,7 @@ class R2FCallback(TrainerCallback):
         self.fidelities.append(metrics["r2f/fidelity"])
         self._pending_logs.append(metrics)
         if self.min_fidelity is None:
-            return torch.ones(len(gradients), dtype=torch.bool)
+            return torch.ones(len(estimates), dtype=torch.bool)
         faithful = cosines >= self.min_fidelity
         metrics["r2f/low_fidelity_modules"] = float((~faithful).sum())
         if self.stop_on_low_fidelity and not faithful.all():
@@ -333,7 +333,7 @@ class R2FCallback(TrainerCallback):
             named = ", ".join(f"{name} ({found.cosine:.2f})" for name, found in low[:5])
             self._remove_hooks()
             raise RuntimeError(
-                f"Step {self._state.global_step}: the reconstructions of {len(low)} of {len(gradients)} modules have "
+                f"Step {self._state.global_step}: the reconstructions of {len(low)} of {len(estimates)} modules have "
                 f"an estimated cosine to the full gradient below min_fidelity={self.min_fidelity:g}: {named}. The "
                 "weights were left as they were before this step. Raise `rank`, take more examples in a step "
                 "(`per_device_train_batch_size`, `gradient_accumulation_steps`), leave these modules out "
@@ -346,11 +346,12 @@ class R2FCallback(TrainerCallback):
     def save_subspaces(self, folder: Path) -> None:
         """Write what the next probes and updates follow into a checkpoint: the subspaces and the moments."""
         sides = {
-            f"{probe.name}.{side}": getattr(state, side).contiguous()
-            for probe in self.probes
-            for state, names in ((probe.subspace, ("left", "right")), (probe.moments, ("rows", "columns")))
+            f"{probe.name}.{side}": value.contiguous()
+            for group in self.groups
+            for state, names in ((group.subspace, ("left", "right")), (group.moments, ("rows", "columns")))
             if state is not None
             for side in names
+            for probe, value in zip(group.probes, getattr(state, side), strict=True)
         }
         if sides:
             save_file(sides, folder / SUBSPACES_FILE)
@@ -359,22 +360,25 @@ class R2FCallback(TrainerCallback):
         """Read the subspaces and the moments back. A checkpoint that was written before the first step has none."""
         file = folder / SUBSPACES_FILE
         sides = load_file(file) if file.is_file() else {}
+
+        def stacked(group: ProbeGroup, side: str) -> torch.Tensor:
+            return torch.stack([sides[f"{probe.name}.{side}"] for probe in group.probes]).to(group.probes[0].A.device)
+
+        # Of other modules, or of none: they begin together.
         if self.adaptive and all(f"{probe.name}.rows" in sides for probe in self.probes):
-            for probe in self.probes:
-                rows, columns = (sides[f"{probe.name}.{side}"].to(probe.A.device) for side in ("rows", "columns"))
-                probe.moments = SecondMoments(rows, columns)
+            for group in self.groups:
+                group.moments = SecondMoments(stacked(group, "rows"), stacked(group, "columns"))
         if not self.warm_probes or not all(f"{probe.name}.left" in sides for probe in self.probes):
-            # Of other modules, or of none: they begin together.
-            sides = {}
+            return
         for probe in self.probes:
-            if sides:
-                left, right = (sides[f"{probe.name}.{side}"].to(probe.A.device) for side in ("left", "right"))
-                if left.shape != (probe.layer.out_features, probe.rank):
-                    raise ValueError(
-                        f"{file} is of probes of rank {left.shape[1]}, {probe.name} has rank {probe.rank}. Resume "
-                        "with the old rank, or start a new run."
-                    )
-                probe.subspace = GradientSubspace(left, right)
+            rank = sides[f"{probe.name}.left"].shape[1]
+            if rank != probe.rank:
+                raise ValueError(
+                    f"{file} is of probes of rank {rank}, {probe.name} has rank {probe.rank}. Resume with the old "
+                    "rank, or start a new run."
+                )
+        for group in self.groups:
+            group.subspace = GradientSubspace(stacked(group, "left"), stacked(group, "right"))
 
     def pop_logs(self) -> dict[str, float]:
         """
@@ -404,6 +408,11 @@ class R2FCallback(TrainerCallback):
         if self.fidelities:
             summary["fidelity"] = sum(self.fidelities) / len(self.fidelities)
         return summary
+
+
+def all_norms(gradients: list[LowRankGradient]) -> torch.Tensor:
+    """Frobenius norms of all modules, which may lie on several devices: `(modules,)`, on the CPU."""
+    return torch.cat([gradient.norm().cpu() for gradient in gradients])
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

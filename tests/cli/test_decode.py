@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import build_model, linear_gradients
+from conftest import build_model, linear_gradients, read_sketches
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -23,7 +23,7 @@ from r2f_hf.data.collator import ForgetRetainCollator
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.decoders import load_decoder
 from r2f_hf.evaluation.scoring import score_completions
-from r2f_hf.gradients import LoraSketch, LowRankGradient, draw_all, find_probes
+from r2f_hf.gradients import LoraSketch, LowRankGradient, find_probes, group_probes
 
 
 MODULES = {"llama": ["q_proj", "o_proj", "up_proj", "down_proj"], "gpt2": ["c_attn", "c_proj", "c_fc"]}
@@ -59,8 +59,8 @@ def wrap(model: PreTrainedModel, random_B: bool = True, **settings: Any) -> Peft
     common = {"r": RANK, "lora_alpha": 1e-3 * RANK, "target_modules": MODULES[model.config.model_type]}
     wrapped = get_peft_model(base, LoraConfig(**common | settings))
     if random_B:
-        for probe in find_probes(wrapped):
-            draw_all([probe], seed=0, step=0)
+        for group in group_probes(find_probes(wrapped)):
+            group.draw(seed=0, step=0)
     return wrapped
 
 
@@ -70,7 +70,7 @@ def sgd_step(
     """One step of SGD between the folders `before` and `after`; returns the sketches that autograd's gradients are."""
     model.save_pretrained("before")
     (sign * model(**batch).loss).backward()
-    sketches = {probe.name: probe.read(held_out) for probe in find_probes(model)}
+    sketches = read_sketches(model, held_out)
     torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=lr).step()
     model.save_pretrained("after")
     return sketches

@@ -10,7 +10,7 @@ from conftest import CONFIGS, build_model, changed, weights
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from r2f_hf.gradients import GradientSubspace, LowRankGradient, draw_all, draw_probes, find_probes
+from r2f_hf.gradients import LowRankGradient, find_probes
 
 
 def wrap(model: PreTrainedModel, **settings: Any) -> PeftModel:
@@ -39,27 +39,6 @@ def test_probes_come_in_the_models_order_under_the_names_of_the_plain_model(mode
     probes = find_probes(wrap(model))
     assert [probe.name for probe in probes] == names
     assert all(probe.rank == 4 and probe.A.shape[0] == probe.B.shape[1] == 4 for probe in probes)
-
-
-@pytest.mark.parametrize(("held_out", "random_rows"), [(0, 2), (2, 2), (3, 3)])
-def test_warm_probes_keep_random_rows_even_if_none_is_held_out(
-    held_out: int, random_rows: int, model: PreTrainedModel
-) -> None:
-    probe = find_probes(wrap(model))[0]
-    out_features, in_features = probe.layer.out_features, probe.layer.in_features
-    A, _ = draw_probes(0, 1, probe.name, out_features, in_features, 4)
-    probe.subspace = GradientSubspace(torch.eye(out_features, 4), torch.eye(in_features, 4))
-    draw_all([probe], seed=0, step=1, held_out=held_out)
-    warm = 4 - random_rows
-    assert torch.equal(probe.A[warm:], A[warm:])
-    assert torch.equal(probe.A[:warm], torch.eye(in_features, 4).T[:warm])
-    assert torch.equal(probe.B, torch.eye(out_features, 4))
-
-
-def test_reading_without_a_gradient_is_an_error(model: PreTrainedModel) -> None:
-    probe = find_probes(wrap(model))[0]
-    with pytest.raises(RuntimeError, match=f"LoRA pair of {probe.name} has no gradient"):
-        probe.read(held_out=0)
 
 
 @pytest.mark.parametrize(
@@ -91,17 +70,3 @@ def test_refuses_a_head_that_is_tied_to_the_embeddings() -> None:
     )
     with pytest.raises(ValueError, match="lm_head shares its weight with the input embeddings"):
         find_probes(wrap(tied, target_modules=["q_proj", "lm_head"]))
-
-
-def test_probes_of_one_shape_are_drawn_together_as_each_is_alone(model: PreTrainedModel) -> None:
-    probes = find_probes(wrap(model))
-    for index, probe in enumerate(probes):
-        sides = (probe.layer.out_features, probe.layer.in_features)
-        probe.subspace = GradientSubspace(*(torch.randn(side, 4) + index for side in sides))
-    draw_all(probes, seed=3, step=5, held_out=2)
-    together = [(probe.A.clone(), probe.B.clone()) for probe in probes]
-    for probe, (A, B) in zip(probes, together, strict=True):
-        draw_all([probe], seed=3, step=5, held_out=2)
-        torch.testing.assert_close((probe.A.data, probe.B.data), (A, B))
-    shapes = {(probe.A.shape, probe.B.shape) for probe in probes}
-    assert 1 < len(shapes) < len(probes)

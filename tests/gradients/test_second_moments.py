@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
-from r2f_hf.gradients import LowRankGradient, SecondMoments, scale_all
+from r2f_hf.gradients import LowRankGradient, SecondMoments
 
 
 def gradient(seed: int, out: int = 12, into: int = 9, rank: int = 3) -> LowRankGradient:
@@ -52,17 +51,3 @@ def test_a_gradient_of_zero_stays_zero() -> None:
     zero = LowRankGradient(torch.zeros(4, 2), torch.zeros(5, 2))
     moments = SecondMoments.after(zero, SecondMoments.after(zero, None))
     assert not dense(moments.scale(zero)).any() and dense(moments.scale(zero)).isfinite().all()
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_many_modules_at_once_are_as_one_by_one(steps: int) -> None:
-    shapes = [(12, 9), (7, 9), (12, 9)]
-    together: list[SecondMoments | None] = [None] * 3
-    apart: list[SecondMoments | None] = [None] * 3
-    for step in range(steps):
-        gradients = [gradient(10 * step + index, *shape) for index, shape in enumerate(shapes)]
-        found, together = scale_all(gradients, together)
-        for index, one in enumerate(gradients):
-            apart[index] = SecondMoments.after(one, apart[index])
-            torch.testing.assert_close(dense(found[index]), dense(apart[index].scale(one)))
-            torch.testing.assert_close(together[index].rows, apart[index].rows)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS, build_model, linear_gradients
+from conftest import CONFIGS, build_model, linear_gradients, read_sketches
 from torch import Tensor
 
 from r2f_hf import R2FConfig
-from r2f_hf.gradients import LoraSketch, draw_all, draw_probes, find_probes, named_generator
+from r2f_hf.gradients import LoraSketch, draw_probes, find_probes, group_probes, named_generator
 from r2f_hf.wrapping import wrap
 
 
@@ -22,15 +22,15 @@ def test_lora_gradients_are_both_sketches_of_autograds_gradient(
     original = build_model(kind)
     truth = linear_gradients(original, batch)
     model = wrap(copy.deepcopy(original), R2FConfig(str(tmp_path), rank=8, use_cpu=True)).eval()
-    probes = find_probes(model)
-    for probe in probes:
-        draw_all([probe], seed=3, step=7)
+    for group in group_probes(find_probes(model)):
+        group.draw(seed=3, step=7)
     model(**batch).loss.backward()
 
-    assert {probe.name for probe in probes} == truth.keys()
-    for probe in probes:
-        G, sketch = truth[probe.name], probe.read(held_out=2)
-        A, B = draw_probes(3, 7, probe.name, *G.shape, rank=8)
+    sketches = read_sketches(model, held_out=2)
+    assert sketches.keys() == truth.keys()
+    for name, sketch in sketches.items():
+        G = truth[name]
+        A, B = draw_probes(3, 7, name, *G.shape, rank=8)
         assert torch.equal(sketch.A, A) and torch.equal(sketch.B, B)
         close = {"atol": 1e-4 * G.norm().item(), "rtol": 0}
         torch.testing.assert_close(sketch.Y, G @ A.T, **close)
@@ -47,8 +47,9 @@ def test_probes_do_not_disturb_the_forward_pass(kind: str, batch: dict[str, Tens
     with torch.no_grad():
         expected = model(**batch).logits
     wrapped = wrap(model, R2FConfig(str(tmp_path), rank=8, use_cpu=True)).eval()
+    for group in group_probes(find_probes(wrapped)):
+        group.draw(seed=0, step=0)
     for probe in find_probes(wrapped):
-        draw_all([probe], seed=0, step=0)
         assert probe.A.norm() > 1 and probe.B.norm() > 1
     with torch.no_grad():
         torch.testing.assert_close(wrapped(**batch).logits, expected, atol=1e-4, rtol=0)
@@ -74,8 +75,8 @@ def test_draws_depend_on_seed_step_and_name_alone() -> None:
 def test_draws_do_not_depend_on_the_order_of_modules(dtype: torch.dtype, tmp_path: Path) -> None:
     model = wrap(build_model(dtype=dtype), R2FConfig(str(tmp_path), rank=8, use_cpu=True))
     probes = find_probes(model)
-    for probe in reversed(probes):
-        draw_all([probe], seed=5, step=0)
+    for group in group_probes(probes[::-1]):
+        group.draw(seed=5, step=0)
     for probe in probes:
         A, B = draw_probes(5, 0, probe.name, probe.layer.out_features, probe.layer.in_features, 8)
         assert torch.equal(probe.A, A.to(probe.A.dtype)) and torch.equal(probe.B, B.to(probe.B.dtype))

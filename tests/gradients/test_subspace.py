@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from r2f_hf.gradients import GradientSubspace, LoraSketch, draw_probes, follow_all
+from r2f_hf.gradients import GradientSubspace, LoraSketch, draw_probes
 
 
 RANK = 8
@@ -71,17 +71,3 @@ def test_gradients_that_vanish_or_lack_rank_leave_usable_probes() -> None:
         for probe in subspace.probes(A, B, random_rows=2):
             assert probe.isfinite().all()
             assert torch.linalg.matrix_rank(probe) == RANK
-
-
-def test_modules_are_followed_together_as_each_is_alone() -> None:
-    Gs = [G[: 60 - 20 * (index % 2)] for index, G in enumerate(gradients(5))]
-    alone: list[GradientSubspace | None] = [None] * len(Gs)
-    together = alone
-    for step in range(2):
-        sketches = [sketch_of(G, step, None) for G in Gs]
-        alone = [GradientSubspace.after(*pair) for pair in zip(sketches, alone, strict=True)]
-        together = follow_all(sketches, together)
-    for one, other in zip(alone, together, strict=True):
-        for side in ("left", "right"):
-            mine, theirs = getattr(one, side), getattr(other, side)
-            torch.testing.assert_close(mine @ mine.T, theirs @ theirs.T, atol=1e-5, rtol=1e-4)

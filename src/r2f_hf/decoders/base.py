@@ -94,8 +94,7 @@ class GradientDecoder(
         """
         decoded: dict[int, LowRankGradient] = {}
         for indices, stack in LoraSketch.by_shape(sketches):
-            found = self.decode(stack)
-            decoded |= {i: LowRankGradient(U, V) for i, U, V in zip(indices, found.U, found.V, strict=True)}
+            decoded |= dict(zip(indices, self.decode(stack).unbind(), strict=True))
         return [decoded[index] for index in range(len(sketches))]
 
     def _save_pretrained(self, save_directory: Path) -> None:

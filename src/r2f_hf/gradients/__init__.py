@@ -3,12 +3,13 @@
 from .decompositions import eigh, svd
 from .delta import add_to_pair_
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
+from .groups import ProbeGroup, group_probes
 from .low_rank import LowRankGradient
-from .probes import LoraProbe, draw_all, find_probes
-from .second_moments import SecondMoments, scale_all
+from .probes import LoraProbe, find_probes
+from .second_moments import SecondMoments
 from .sharding import copy_, gather, is_partitioned, is_row_sharded, is_sharded, own_blocks, whole_shape
 from .sketch import LoraSketch, draw_probes, named_generator
-from .subspace import GradientSubspace, follow_all
+from .subspace import GradientSubspace
 from .update import add_low_rank_, stochastic_round
 
 
@@ -18,24 +19,23 @@ __all__ = [
     "LoraProbe",
     "LoraSketch",
     "LowRankGradient",
+    "ProbeGroup",
     "SecondMoments",
     "add_low_rank_",
     "add_to_pair_",
     "check_min_fidelity",
     "copy_",
-    "draw_all",
     "draw_probes",
     "eigh",
     "estimate_fidelity",
     "find_probes",
-    "follow_all",
     "gather",
+    "group_probes",
     "is_partitioned",
     "is_row_sharded",
     "is_sharded",
     "named_generator",
     "own_blocks",
-    "scale_all",
     "stochastic_round",
     "svd",
     "whole_shape",

@@ -63,19 +63,16 @@ def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[
 
     Args:
         sketches (`Sequence[LoraSketch]`):
-            One a module, with `held_out >= 2`, random rows that no decoder has used.
+            Each of a module or of several, with `held_out >= 2`, random rows that no decoder has used.
         reconstructions (`Sequence[LowRankGradient]`):
             What a decoder made of each.
 
     Returns:
-        `list[Fidelity]`: One a module. A zero gradient that was decoded to zero counts as exact.
+        `list[Fidelity]`: One a module, in their order. A zero gradient that was decoded to zero counts as exact.
     """
     count = sketches[0].held_out
-    moments = np.empty((len(sketches), 6))
-    for indices, sketch in LoraSketch.by_shape(sketches):
-        factors = (torch.stack([getattr(reconstructions[index], name) for index in indices]) for name in ("U", "V"))
-        moments[indices] = error_moments(sketch, LowRankGradient(*factors)).detach().cpu()
-    guess, error, inner, *spreads = moments.T
+    found = [error_moments(*pair).reshape(-1, 6).cpu() for pair in zip(sketches, reconstructions, strict=True)]
+    guess, error, inner, *spreads = torch.cat(found).detach().numpy().T
     known, whole = guess**2, squared_norm(guess, error, inner)
 
     # 1 - cos, with its derivatives in ‖E‖² and <E, Ĝ>.

@@ -24,6 +24,10 @@ class LowRankGradient:
     U: Tensor
     V: Tensor
 
+    def unbind(self) -> list[LowRankGradient]:
+        """Those of the modules in the first dimension, one by one."""
+        return [LowRankGradient(*factors) for factors in zip(self.U, self.V, strict=True)]
+
     def inner(self, other: LowRankGradient) -> Tensor:
         """
         Frobenius inner product with another factored gradient, `<U1 V1ᵀ, U2 V2ᵀ> = sum((U1ᵀU2) * (V1ᵀV2))`.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -15,18 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from .delta import add_to_pair_
 from .low_rank import LowRankGradient
-from .second_moments import SecondMoments
-from .sharding import copy_, gathered, is_row_sharded
-from .sketch import LoraSketch, draw_probes, named_generator
-from .subspace import GradientSubspace, stack
+from .sharding import copy_, is_row_sharded
+from .sketch import named_generator
 from .update import add_low_rank_
 
 
 # Probes with a larger scaling `lora_alpha / r` would disturb the forward pass.
 MAX_SCALING = 1e-3
-
-# Rows of a warm probe that are random in any case: by them new directions are found.
-RANDOM_ROWS = 2
 
 
 @dataclass
@@ -43,18 +36,12 @@ class LoraProbe:
             Name of the adapter.
         delta (`str`, *optional*):
             Name of the adapter that takes the updates in place of the module's own weight.
-        subspace ([`GradientSubspace`], *optional*):
-            What the module's gradients have been like so far; the next probes are drawn from it.
-        moments ([`SecondMoments`], *optional*):
-            Mean squares of their rows and columns so far, by which updates are evened out.
     """
 
     name: str
     layer: LoraLayer
     adapter: str
     delta: str | None = None
-    subspace: GradientSubspace | None = None
-    moments: SecondMoments | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -81,11 +68,9 @@ class LoraProbe:
         """Make the pair add nothing to the module, as PEFT's own initialisation does."""
         copy_(self.B, torch.zeros(self.layer.out_features, self.rank))
 
-    def read(self, held_out: int) -> LoraSketch:
+    def gradients(self) -> tuple[Tensor, Tensor]:
         """
-        The sketch that the pair's gradients hold now.
-
-        The probes are copied: the optimizer is about to move them. All processes have to call it.
+        What the pair's gradients are now, in `A` and in `B`. All processes have to call it.
 
         Raises:
             `RuntimeError`: If the pair has no gradient.
@@ -96,8 +81,7 @@ class LoraProbe:
                 f"The LoRA pair of {self.name} has no gradient at the optimizer's step, so nothing can be "
                 "reconstructed. Is the adapter trainable, and is the module used in the forward pass?"
             )
-        A, B = gathered(self.A).clone(), gathered(self.B).clone()
-        return LoraSketch.from_lora_gradients(grad_A, grad_B, A, B, self.layer.scaling[self.adapter], held_out)
+        return grad_A, grad_B
 
     def write(self, gradient: LowRankGradient, alpha: float, seed: int, step: int) -> Tensor | None:
         """
@@ -122,39 +106,6 @@ def full_gradient(parameter: nn.Parameter) -> Tensor | None:
 
         return safe_get_full_grad(parameter)
     return parameter.grad
-
-
-@torch.no_grad()
-def draw_all(probes: Sequence[LoraProbe], seed: int, step: int, held_out: int = 0) -> None:
-    """
-    Overwrite the pairs with the probes of a step: random, or along the subspace where there is one.
-
-    Args:
-        probes (`Sequence[LoraProbe]`):
-            The probes.
-        seed (`int`):
-            Seed of the run.
-        step (`int`):
-            Optimizer step.
-        held_out (`int`, *optional*, defaults to `0`):
-            Last rows of `A` that are random in any case.
-    """
-    groups: dict[Any, list[LoraProbe]] = {}
-    for probe in probes:
-        shape = (probe.layer.out_features, probe.layer.in_features, probe.rank)
-        groups.setdefault((shape, probe.A.device), []).append(probe)
-    for (_, device), group in groups.items():
-        drawn = [
-            draw_probes(seed, step, probe.name, probe.layer.out_features, probe.layer.in_features, probe.rank, device)
-            for probe in group
-        ]
-        A, B = (torch.stack(side) for side in zip(*drawn, strict=True))
-        subspace = stack([probe.subspace for probe in group])
-        if subspace is not None:
-            A, B = subspace.probes(A, B, max(held_out, RANDOM_ROWS))
-        for probe, right, left in zip(group, A, B, strict=True):
-            copy_(probe.A, right)
-            copy_(probe.B, left)
 
 
 def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -64,37 +62,3 @@ def inverse_root(moments: Tensor) -> Tensor:
     mean = moments.mean(-1, keepdim=True)
     relative = torch.where(mean > 0, moments / mean.clamp_min(torch.finfo(moments.dtype).tiny), 1.0)
     return relative.clamp_min(SMALLEST).rsqrt()
-
-
-def scale_all(
-    gradients: Sequence[LowRankGradient], previous: Sequence[SecondMoments | None]
-) -> tuple[list[LowRankGradient], list[SecondMoments]]:
-    """
-    Move the moments on and scale the gradients of many modules; those of one shape at once.
-
-    Args:
-        gradients (`Sequence[LowRankGradient]`):
-            One a module.
-        previous (`Sequence[SecondMoments]`, *optional* each):
-            Their moments so far.
-
-    Returns:
-        `tuple[list[LowRankGradient], list[SecondMoments]]`: In the same order.
-    """
-    groups: dict[tuple, list[int]] = {}
-    for index, gradient in enumerate(gradients):
-        groups.setdefault((gradient.U.shape, gradient.V.shape, gradient.U.device), []).append(index)
-    scaled: dict[int, LowRankGradient] = {}
-    moments: dict[int, SecondMoments] = {}
-    for indices in groups.values():
-        gradient = LowRankGradient(*(torch.stack([getattr(gradients[i], side) for i in indices]) for side in "UV"))
-        known = [previous[i] for i in indices]
-        past = None
-        if known[0] is not None:
-            past = SecondMoments(*(torch.stack([getattr(one, name) for one in known]) for name in ("rows", "columns")))
-        now = SecondMoments.after(gradient, past)
-        found = now.scale(gradient)
-        scaled |= {i: LowRankGradient(*sides) for i, *sides in zip(indices, found.U, found.V, strict=True)}
-        moments |= {i: SecondMoments(*sides) for i, *sides in zip(indices, now.rows, now.columns, strict=True)}
-    places = range(len(gradients))
-    return [scaled[i] for i in places], [moments[i] for i in places]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -71,27 +69,24 @@ class GradientSubspace:
 def follow(state: Tensor | None, sketch: Tensor) -> Tensor:
     """The `r` leading left singular vectors, times their singular values, of the state and the new sketch together."""
     rank = sketch.shape[-1]
-    norm = torch.linalg.matrix_norm(sketch, keepdim=True).clamp_min(torch.finfo(sketch.dtype).tiny)
-    columns = sketch / norm if state is None else torch.cat([DECAY**0.5 * state, sketch / norm], dim=-1)
-    # Through the small Gram matrix; eigenvalues come in ascending order.
-    _, vectors = eigh((columns.mT @ columns).double())
-    return columns @ vectors[..., -rank:].flip(-1).to(columns.dtype)
+    gram = (sketch.mT @ sketch).double()
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].sqrt().clamp_min(torch.finfo(sketch.dtype).tiny)
+    new = gram / norm.square()
+    if state is None:
+        return sketch @ (leading(new, rank) / norm).to(sketch.dtype)
+    # Gram matrix of the columns [√decay · state, sketch / norm], which are not put beside each other.
+    weight = DECAY**0.5
+    cross = weight * (state.mT @ sketch).double() / norm
+    old = DECAY * (state.mT @ state).double()
+    whole = torch.cat([torch.cat([old, cross], dim=-1), torch.cat([cross.mT, new], dim=-1)], dim=-2)
+    of_state, of_sketch = leading(whole, rank).split(rank, dim=-2)
+    return state @ (weight * of_state).to(sketch.dtype) + sketch @ (of_sketch / norm).to(sketch.dtype)
 
 
-def follow_all(sketches: Sequence[LoraSketch], previous: Sequence[GradientSubspace | None]) -> list[GradientSubspace]:
-    """[`GradientSubspace.after`] for many modules; those of one shape at once."""
-    followed: dict[int, GradientSubspace] = {}
-    for indices, sketch in LoraSketch.by_shape(sketches):
-        new = GradientSubspace.after(sketch, stack([previous[index] for index in indices]))
-        followed |= {i: GradientSubspace(*sides) for i, *sides in zip(indices, new.left, new.right, strict=True)}
-    return [followed[index] for index in range(len(sketches))]
-
-
-def stack(subspaces: Sequence[GradientSubspace | None]) -> GradientSubspace | None:
-    """Those of modules of one shape as one, with a leading dimension. They begin together, or have not begun."""
-    if subspaces[0] is None:
-        return None
-    return GradientSubspace(*(torch.stack([getattr(one, side) for one in subspaces]) for side in ("left", "right")))
+def leading(gram: Tensor, count: int) -> Tensor:
+    """The leading eigenvectors, in descending order."""
+    _, vectors = eigh(gram)
+    return vectors[..., -count:].flip(-1)
 
 
 def along(state: Tensor, random: Tensor) -> Tensor:

@@ -1,0 +1,128 @@
+"""Probes of one shape, which are read, followed and drawn in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .low_rank import LowRankGradient
+from .probes import LoraProbe
+from .second_moments import SecondMoments
+from .sharding import copy_, gathered
+from .sketch import LoraSketch, draw_probes, named_generator
+from .subspace import GradientSubspace
+
+
+# Rows of a warm probe that are random in any case: by them new directions are found.
+RANDOM_ROWS = 2
+
+
+class ProbeGroup:
+    """
+    Probes of one shape, and what is remembered of their modules' gradients.
+
+    A model has hundreds of modules of a few shapes; on a GPU, and on a CPU too, hundreds of small operations take
+    longer than a few larger ones. All tensors of a group have its modules as their first dimension.
+
+    Args:
+        probes (`Sequence[LoraProbe]`):
+            Probes of modules of one shape, with one rank, scaling and device.
+
+    Attributes:
+        subspace ([`GradientSubspace`], *optional*):
+            What the modules' gradients have been like so far; the next probes are drawn from it.
+        moments ([`SecondMoments`], *optional*):
+            Mean squares of their rows and columns so far, by which updates are evened out.
+    """
+
+    def __init__(self, probes: Sequence[LoraProbe]):
+        self.probes = probes
+        self.subspace: GradientSubspace | None = None
+        self.moments: SecondMoments | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)` of the modules."""
+        layer = self.probes[0].layer
+        return layer.out_features, layer.in_features
+
+    @torch.no_grad()
+    def read(self, held_out: int) -> LoraSketch:
+        """
+        The sketches that the pairs' gradients hold now.
+
+        The probes are copied: the optimizer is about to move them. All processes have to call it.
+
+        Raises:
+            `RuntimeError`: If a pair has no gradient.
+        """
+        grad_A, grad_B = zip(*(probe.gradients() for probe in self.probes), strict=True)
+        A, B = ([gathered(getattr(probe, side)) for probe in self.probes] for side in "AB")
+        scaling = self.probes[0].layer.scaling[self.probes[0].adapter]
+        return LoraSketch.from_lora_gradients(*map(torch.stack, (grad_A, grad_B, A, B)), scaling, held_out)
+
+    @torch.no_grad()
+    def draw(self, seed: int, step: int, held_out: int = 0) -> None:
+        """
+        Overwrite the pairs with the probes of a step: random, or along the subspace where there is one.
+
+        Args:
+            seed (`int`):
+                Seed of the run.
+            step (`int`):
+                Optimizer step.
+            held_out (`int`, *optional*, defaults to `0`):
+                Last rows of `A` that are random in any case.
+        """
+        rank, device = self.probes[0].rank, self.probes[0].A.device
+        if self.subspace is None:
+            pairs = [draw_probes(seed, step, probe.name, *self.shape, rank, device) for probe in self.probes]
+            A, B = map(torch.stack, zip(*pairs, strict=True))
+        else:
+            A, B = self._draw_warm(seed, step, min(rank, max(held_out, RANDOM_ROWS)), rank, device)
+        for probe, right, left in zip(self.probes, A, B, strict=True):
+            copy_(probe.A, right)
+            copy_(probe.B, left)
+
+    def _draw_warm(
+        self, seed: int, step: int, random_rows: int, rank: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        # What takes the place of directions that are only rounding need not differ from module to module.
+        A, B = draw_probes(seed, step, "x".join(map(str, self.shape)), *self.shape, rank, device)
+        count, (_, columns) = len(self.probes), self.shape
+        A, B = self.subspace.probes(A.expand(count, -1, -1), B.expand(count, -1, -1), random_rows)
+        for rows, probe in zip(A[:, rank - random_rows :], self.probes, strict=True):
+            generator = named_generator(seed, step, probe.name, "random rows", device)
+            rows.normal_(std=columns**-0.5, generator=generator)
+        return A, B
+
+    def even_out(self, gradient: LowRankGradient) -> LowRankGradient:
+        """Move the moments on by a step's gradients, and scale these by them."""
+        self.moments = SecondMoments.after(gradient, self.moments)
+        return self.moments.scale(gradient)
+
+    def follow(self, sketch: LoraSketch) -> None:
+        """Move the subspace on by a step's sketches."""
+        self.subspace = GradientSubspace.after(sketch, self.subspace)
+
+
+def group_probes(probes: Sequence[LoraProbe]) -> list[ProbeGroup]:
+    """
+    Probes by shape.
+
+    Args:
+        probes (`Sequence[LoraProbe]`):
+            Any probes.
+
+    Returns:
+        `list[ProbeGroup]`: In the order of their first probes.
+    """
+    groups: dict[Any, list[LoraProbe]] = {}
+    for probe in probes:
+        layer = probe.layer
+        key = (layer.out_features, layer.in_features, probe.rank, layer.scaling[probe.adapter], probe.A.device)
+        groups.setdefault(key, []).append(probe)
+    return [ProbeGroup(group) for group in groups.values()]
