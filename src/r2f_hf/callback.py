@@ -292,7 +292,7 @@ class R2FCallback(TrainerCallback):
     def _scale(self, norm: float) -> float:
         """Factor from an update of norm `norm` to the direction that the learning rate multiplies."""
         if self.normalize:
-            return sum(len(group.probes) for group in self.groups) ** 0.5 / norm
+            return len(self.probes) ** 0.5 / norm
         max_norm = self._args.max_grad_norm
         return min(1.0, max_norm / norm) if max_norm else 1.0
 
