@@ -11,20 +11,24 @@ from transformers import PreTrainedModel
 
 from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
+from r2f_hf.gradients.second_moments import DECAY, inverse_root
 
 
-class NormalizedSGD(torch.optim.Optimizer):
-    """Steps of Frobenius norm `lr` in a parameter, root mean square over all: the default rule of [`R2FTrainer`]."""
+class EvenedSGD(torch.optim.Optimizer):
+    """The default rule of [`R2FTrainer`] on dense gradients: rows and columns evened out, Frobenius norm `lr`."""
 
     def __init__(self, params: list[torch.nn.Parameter], lr: float):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
-        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
-        norm = torch.nn.utils.get_total_norm([param.grad for param in params]).item()
-        for param in params:
-            param.sub_(param.grad, alpha=self.param_groups[0]["lr"] * len(params) ** 0.5 / norm)
+        for param in (param for group in self.param_groups for param in group["params"] if param.grad is not None):
+            squares, state = param.grad.float().square(), self.state[param]
+            rows, columns = squares.mean(1), squares.mean(0)
+            state["rows"] = torch.lerp(rows, state.get("rows", rows), DECAY)
+            state["columns"] = torch.lerp(columns, state.get("columns", columns), DECAY)
+            update = param.grad * inverse_root(state["rows"])[:, None] * inverse_root(state["columns"])
+            param.sub_(update, alpha=self.param_groups[0]["lr"] / update.norm().item())
 
 
 def r2f(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:
@@ -52,7 +56,7 @@ def exact(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTraine
     for weight in weights:
         weight.requires_grad_(True)
     return ForgetRetainTrainer(
-        model=model, args=args, optimizers=(NormalizedSGD(weights, lr=args.learning_rate), None), **data
+        model=model, args=args, optimizers=(EvenedSGD(weights, lr=args.learning_rate), None), **data
     )
 
 

@@ -4,12 +4,14 @@ How long it takes to forget: steps and seconds until TOFU authors are forgotten,
     python benchmarks/time_to_forget.py --data DIR [--forget forget01] [--authors 20] [--seeds 0 1 2]
 
 SmolLM2-135M, fine-tuned on the last `--authors` authors of TOFU, forgets the last of them. A run has arrived at the
-first check at which forget quality is .05 or more and model utility at least 95% of what it was; checks are every
-`--every` steps. All have the losses, batches and schedule of recipes/tofu/unlearn.yaml, and passes over the forget set
-as their budget (`--passes`). R2F takes its own default learning rate; each peer's is swept on the first seed, and the
-one that arrives first, or else ends with the highest forget quality at that utility, is used on all. A run that does
-not arrive counts as its whole budget. `--tune` makes the model forget the first of its authors instead: what is chosen
-is chosen on these.
+first check at which forget quality is .05 or more, and P(retain) and utility are at least 95% of what they were;
+checks are every `--every` steps. Utility is here the plain mean of the nine numbers whose harmonic mean TOFU calls so:
+this model answers next to no question about real authors, before as after, which makes the harmonic mean zero
+throughout, and of zero 95% are always kept. All have the losses, batches and schedule of recipes/tofu/unlearn.yaml,
+and passes over the forget set as their budget (`--passes`). R2F takes its own default learning rate; each peer's is
+swept on the first seed, and the one that arrives first, or else ends with the highest forget quality at that utility,
+is used on all. A run that does not arrive counts as its whole budget. `--tune` makes the model forget the first of its
+authors instead: what is chosen is chosen on these.
 
 Utility is that of at most `--utility_rows` rows a split. Seconds are steps times the median seconds of a step,
 measured at the end on the same batches, without checks. Finished runs are kept in outputs/time_to_forget and read
@@ -24,6 +26,7 @@ import json
 import tempfile
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -48,9 +51,11 @@ from tofu_smollm2 import RECIPE, load_data
 SWEEP = {
     "lora": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     "full": (1.5e-5, 3e-5, 6e-5, 1.2e-4),
-    "exact": (0.025, 0.05, 0.1, 0.2),
+    "exact": (0.05, 0.1, 0.2, 0.4),
 }
 FORGOTTEN, KEPT = 0.05, 0.95
+KEPT_METRICS = ("retain_probability", "utility")
+UTILITY = ("probability", "rouge_l_recall", "truth_ratio")
 # What rows each is fine-tuned on.
 MODELS = {"before": "train", "gold": "retain"}
 # Steps of each that are timed, after two that are not.
@@ -60,14 +65,14 @@ TIMED_STEPS = 10
 class Arrival(TrainerCallback):
     """Ends a run once it has arrived, and keeps what was seen on the way."""
 
-    def __init__(self, check: Any, every: int):
+    def __init__(self, check: Any, every: int | None):
         self.check, self.every = check, every
         self.seen: list[dict[str, float]] = []
         self.arrived: int | None = None
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         last = state.global_step == state.max_steps
-        if state.global_step % self.every and not last:
+        if not last and (self.every is None or state.global_step % self.every):
             return
         metrics, arrived = self.check(last)
         self.seen.append({"step": state.global_step, **metrics})
@@ -117,23 +122,39 @@ def spread(rows: list[Row], count: int) -> list[Row]:
 
 
 class Benchmark:
-    """Models, data and runs of one setting."""
+    """
+    Models, data and runs of one setting.
 
-    def __init__(self, options: argparse.Namespace):
-        self.options = options
-        self.data = (tuning_data if options.tune else load_data)(options.data, options.forget, options.authors)
-        base = smollm2_folder()
+    Args:
+        base (`Path`):
+            The model that is fine-tuned.
+        data (`dict[str, Any]`):
+            See [`load_data`].
+        options (`argparse.Namespace`):
+            See [`add_arguments`].
+        passes (`int`, *optional*):
+            Passes over the forget set that a run may take; without them its steps are the recipe's.
+        every (`int`, *optional*):
+            Steps between checks; without them there is one, at the end.
+    """
+
+    def __init__(
+        self, base: Path, data: dict[str, Any], options: argparse.Namespace, passes: int | None, every: int | None
+    ):
+        self.options, self.data, self.passes, self.every = options, data, passes, every
         self.folders = {name: finetuned_folder(base, self.data[rows]) for name, rows in MODELS.items()}
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         flags = ["--config", str(RECIPE), "--bf16", str(computes_bf16())]
-        flags += ["--use_cpu"] * (self.device == "cpu") + options.set
+        flags += ["--use_cpu"] * (self.device == "cpu")
+        flags += [f"--{option}" for option in options.set]
         _, self.recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), flags)
         splits = self.data["splits"]
         self.others = {name: spread(rows, options.utility_rows) for name, rows in splits.items() if name != "forget"}
         self.forget = {"forget": splits["forget"]}
         # Of everything that a run depends on, this package's code aside.
-        settings = [self.recipe.to_sanitized_dict(), self.data, options.passes, options.every, options.utility_rows]
+        models = [folder.name for folder in self.folders.values()]
+        settings = [self.recipe.to_sanitized_dict(), self.data, models, passes, every, options.utility_rows]
         self.folder = options.output.with_suffix("") / content_hash([SWEEP, *settings])
 
     def load(self, name: str) -> torch.nn.Module:
@@ -152,26 +173,37 @@ class Benchmark:
         model.train(training)
         return found
 
-    def prepare(self) -> None:
-        """What runs are compared with: the gold model's forget set, and the utility of the model before."""
-        self.gold = self.measure(self.load("gold"), self.forget)
-        before = self.load("before")
-        self.before = summarise(self.measure(before, self.forget | self.others), self.gold)
+    @cached_property
+    def gold(self) -> dict[str, Any]:
+        """What forget quality compares with: the gold model's statistics of the forget set."""
+        return self.measure(self.load("gold"), self.forget)
+
+    @cached_property
+    def before(self) -> dict[str, float]:
+        """Metrics of the model before."""
+        return self.summarise(self.measure(self.load("before"), self.forget | self.others))
+
+    def summarise(self, statistics: dict[str, Any]) -> dict[str, float]:
+        """Metrics of the splits that were measured, with `utility` where all were."""
+        metrics = summarise(statistics, self.gold)
+        if self.others.keys() <= statistics.keys():
+            metrics["utility"] = fmean(metrics[f"{split}_{name}"] for split in self.others for name in UTILITY)
+        return metrics
 
     def check(self, model: torch.nn.Module, last: bool) -> tuple[dict[str, float], bool]:
         """Where a run is, and whether it has arrived. Utility is measured where that depends on it, and at the end."""
         statistics = self.measure(model, self.forget)
-        metrics = summarise(statistics, self.gold)
+        metrics = self.summarise(statistics)
         forgotten = metrics["forget_quality"] >= FORGOTTEN
         if forgotten or last:
-            metrics = summarise(statistics | self.measure(model, self.others), self.gold)
+            metrics = self.summarise(statistics | self.measure(model, self.others))
         arrived = forgotten and self.kept(metrics)
-        names = ("forget_quality", "forget_probability", "truth_ratio", "model_utility", "retain_probability")
+        names = ("forget_quality", "forget_probability", "truth_ratio", *KEPT_METRICS)
         return {name: metrics[name] for name in names if name in metrics}, arrived
 
     def kept(self, metrics: dict[str, float]) -> bool:
         """Whether a model is still as useful as it has to be."""
-        return metrics["model_utility"] >= KEPT * self.before["model_utility"]
+        return all(metrics[name] >= KEPT * self.before[name] for name in KEPT_METRICS)
 
     def trainer(self, run: str, rate: float, seed: int, steps: int, scratch: str, callback: Any) -> Any:
         args = replace(
@@ -189,7 +221,9 @@ class Benchmark:
     @property
     def budget(self) -> int:
         """Steps of a run."""
-        return -(-self.options.passes * len(self.data["forget"]) // self.recipe.per_device_train_batch_size)
+        if self.passes is None:
+            return self.recipe.max_steps
+        return -(-self.passes * len(self.data["forget"]) // self.recipe.per_device_train_batch_size)
 
     def run(self, run: str, rate: float, seed: int) -> dict[str, Any]:
         """One run, or what is known of it."""
@@ -197,7 +231,7 @@ class Benchmark:
         if file.is_file():
             return json.loads(file.read_text())
         with tempfile.TemporaryDirectory() as scratch:
-            arrival = Arrival(lambda last: self.check(trainer.model, last), self.options.every)
+            arrival = Arrival(lambda last: self.check(trainer.model, last), self.every)
             trainer = self.trainer(run, rate, seed, self.budget, scratch, arrival)
             trainer.train()
         last = arrival.seen[-1]
@@ -208,7 +242,7 @@ class Benchmark:
             "arrived": arrival.arrived is not None,
             "steps": arrival.arrived or self.budget,
             "kept": self.kept(last),
-            **{name: last[name] for name in ("forget_quality", "forget_probability", "truth_ratio")},
+            **{name: last[name] for name in ("forget_quality", "forget_probability", "truth_ratio", *KEPT_METRICS)},
             "way": arrival.seen,
         }
         write_json(file, found)
@@ -228,31 +262,35 @@ def best(results: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a [`Benchmark`] asks for."""
     parser.add_argument("--data", type=Path, required=True, help="folder with TOFU's JSON-lines files")
-    parser.add_argument("--forget", default="forget01", choices=("forget01", "forget05", "forget10"))
-    parser.add_argument("--authors", type=int, default=20, help="authors that the model is fine-tuned on")
-    parser.add_argument("--tune", action="store_true", help="forget the model's first authors instead of its last")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--passes", type=int, default=4, help="passes over the forget set")
-    parser.add_argument("--every", type=int, default=2, help="steps between checks")
     parser.add_argument("--utility_rows", type=int, default=30)
     parser.add_argument("--eval_batch_size", type=int, default=64)
     parser.add_argument(
-        "--share", default="0/1", help="make every n-th run alone, without a report: 2/4 is the third of four"
-    )
-    parser.add_argument(
         "--set", nargs="+", default=[], help="options of the recipe to set otherwise, without dashes: beta=0.2"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--forget", default="forget01", choices=("forget01", "forget05", "forget10"))
+    parser.add_argument("--authors", type=int, default=20, help="authors that the model is fine-tuned on")
+    parser.add_argument("--tune", action="store_true", help="forget the model's first authors instead of its last")
+    parser.add_argument("--passes", type=int, default=4, help="passes over the forget set")
+    parser.add_argument("--every", type=int, default=2, help="steps between checks")
+    parser.add_argument(
+        "--share", default="0/1", help="make every n-th run alone, without a report: 2/4 is the third of four"
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/time_to_forget.json"))
     options = parser.parse_args()
-    options.set = [f"--{option}" for option in options.set]
     first = options.seeds[0]
     part, parts = map(int, options.share.split("/"))
 
-    benchmark = Benchmark(options)
-    benchmark.prepare()
+    data = (tuning_data if options.tune else load_data)(options.data, options.forget, options.authors)
+    benchmark = Benchmark(smollm2_folder(), data, options, options.passes, options.every)
     own = benchmark.recipe.learning_rate
     swept = [(run, rate, first) for run, rates in SWEEP.items() for rate in rates]
     runs = swept + [("r2f", own, seed) for seed in options.seeds]
@@ -289,7 +327,8 @@ def main() -> None:
     write_json(options.output, report)
     # What was swept on the first seed is among both.
     table = {f"{f['run']} lr {f['learning_rate']:g} seed {f['seed']}": f for f in made + rows}
-    print_table("Runs", table, ("arrived", "steps", "seconds", "forget_quality", "forget_probability", "truth_ratio"))
+    columns = ("arrived", "steps", "seconds", "forget_quality", "forget_probability", "truth_ratio", *KEPT_METRICS)
+    print_table("Runs", table, columns)
     print_table(f"Until forgotten, of {benchmark.budget} steps", means, list(means["r2f"]))
     print(*(f"{name} {value:.2f}" for name, value in ratios.items()))
     print(f"The report is {options.output}.")

@@ -46,7 +46,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "tofu" / "unlearn.yaml"
 QUESTIONS_PER_AUTHOR = 20
 # Rows of the retain set that are evaluated, spread evenly over its authors.
 RETAIN_ROWS = 60
-SWEEP = {"lora": (1e-3, 2e-3, 4e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.018, 0.035, 0.07)}
+SWEEP = {"lora": (1e-3, 2e-3, 4e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.075, 0.15, 0.3)}
 KEPT = 0.95
 # What R2F alone uses.
 R2F_SOURCE = ("callback.py", "cli/", "config.py", "decoders/", "gradients/", "trainer.py")

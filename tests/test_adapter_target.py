@@ -146,7 +146,7 @@ def test_trains_as_any_trainer_does(settings: dict[str, Any], tmp_path: Path, bu
     loaded = PeftModel.from_pretrained(build_model(dtype=dtype), tmp_path / "output")
     assert not torch.equal(logits(loaded), before)
     moved = (logits(loaded) - before).norm()
-    assert (logits(loaded) - logits(trainer.model)).norm() < (0.05 if dtype == torch.bfloat16 else 1e-3) * moved
+    assert (logits(loaded) - logits(trainer.model)).norm() < (0.1 if dtype == torch.bfloat16 else 1e-3) * moved
     with loaded.disable_adapter():
         assert torch.equal(logits(loaded), before)
 
@@ -218,6 +218,6 @@ def test_a_quantised_model_forgets(bits: int, tmp_path: Path, build_trainer: Bui
     loaded = PeftModel.from_pretrained(load(), tmp_path / "output")
     # Four bits are computed with in bf16.
     moved = (logits(trainer.model) - before).norm()
-    assert (logits(loaded) - logits(trainer.model)).norm() < 0.05 * moved
+    assert (logits(loaded) - logits(trainer.model)).norm() < 0.1 * moved
     with trainer.model.disable_adapter():
         assert (logits(trainer.model) - before).norm() < 0.05 * moved

@@ -112,15 +112,20 @@ def test_one_step_follows_the_gradient_that_autograd_computes(
         if adaptive:
             gradient = SecondMoments.after(gradient, None).scale(gradient)
         decoded[f"{name}.weight"] = gradient.U @ gradient.V.T
-    norm = torch.stack([gradient.norm() for gradient in decoded.values()]).norm()
     before, after = weights(original), weights(model)
     assert changed(before, after) == decoded.keys()
     assert distance(before, after) == pytest.approx(STEP, rel=1e-4)
     for name, gradient in decoded.items():
-        torch.testing.assert_close(after[name], before[name] - STEP * gradient / norm, atol=2e-5 * STEP, rtol=1e-5)
-    step = torch.cat([(before[name] - after[name]).flatten() for name in decoded])
-    gradient = torch.cat([truth[name.removesuffix(".weight")].flatten() for name in decoded])
-    assert torch.cosine_similarity(step, gradient, dim=0) > (0.5 if adaptive else 0.8)
+        torch.testing.assert_close(
+            after[name], before[name] - LR * gradient / gradient.norm(), atol=2e-5 * STEP, rtol=1e-5
+        )
+    cosines = [
+        torch.cosine_similarity(
+            (before[name] - after[name]).flatten(), truth[name.removesuffix(".weight")].flatten(), dim=0
+        )
+        for name in decoded
+    ]
+    assert torch.stack(cosines).mean() > (0.4 if adaptive else 0.7)
 
 
 class Watch(TrainerCallback):

@@ -49,14 +49,13 @@ class R2FCallback(TrainerCallback):
     probe: its pairs are drawn anew for every step, and its own optimizer step is overwritten. The weights behind it
     take
 
-        W ← W - lr · √M · D / ‖D‖
+        W ← W - lr · D / ‖D‖
 
-    where `D` is the reconstruction over all `M` modules, `‖D‖` its Frobenius norm over all of them together and `lr`
-    the learning rate that the Trainer's scheduler has set: the root mean square, over the modules, of the norm of a
-    step. Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so that the probes leave the forward pass as it is.
-    After training the adapter is empty and the result is the model behind it:
-    `trainer.model.unload().save_pretrained(folder)`. (Where weights are sharded, call
-    [`~r2f_hf.saving.save_full_model`] on all processes.)
+    where `D` is the module's reconstruction with its rows and columns evened out, `‖D‖` its Frobenius norm, and `lr`
+    the learning rate that the Trainer's scheduler has set: the norm of a step in each module. Give the adapter a small
+    scaling (`lora_alpha=1e-6 * r`), so that the probes leave the forward pass as it is. After training the adapter is
+    empty and the result is the model behind it: `trainer.model.unload().save_pretrained(folder)`. (Where weights are
+    sharded, call [`~r2f_hf.saving.save_full_model`] on all processes.)
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
     there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler
@@ -83,12 +82,12 @@ class R2FCallback(TrainerCallback):
         on_low_fidelity (`str`, *optional*, defaults to `"skip"`):
             `"skip"` leaves the weights of the module as they are for this step, while all others take what they would
             have taken beside it; `"stop"` raises an error.
-        adaptive (`bool`, *optional*, defaults to `False`):
+        adaptive (`bool`, *optional*, defaults to `True`):
             Whether rows and columns of the reconstructions are evened out by their running mean squares, as in
-            Adafactor (see [`SecondMoments`]), before they become `D`. It takes a larger learning rate.
+            Adafactor (see [`SecondMoments`]), before they become `D`. Without it, take a smaller learning rate.
         normalize (`bool`, *optional*, defaults to `True`):
             Whether the norm of a step is set by `lr` alone. If `False` the update is `lr · D`, and `max_grad_norm`
-            clips `‖D‖`.
+            clips the norm of `D` over all modules.
         on_nonfinite (`str`, *optional*, defaults to `"skip"`):
             What to do when a gradient is NaN or infinite: `"skip"` leaves the weights as they are for this step,
             `"stop"` also ends the training.
@@ -108,7 +107,7 @@ class R2FCallback(TrainerCallback):
         warm_probes: bool = True,
         min_fidelity: float | None = None,
         on_low_fidelity: str = "skip",
-        adaptive: bool = False,
+        adaptive: bool = True,
         normalize: bool = True,
         on_nonfinite: str = "skip",
         delta: str | None = None,
@@ -260,8 +259,6 @@ class R2FCallback(TrainerCallback):
             with record_function("r2f/scale"):
                 gradients = [group.even_out(found) for group, found in zip(self.groups, gradients, strict=True)]
                 norms = all_norms(gradients)
-        # Over all modules, so that what one does not take is not handed to the others.
-        norm = norms.norm().item()
         if not faithful.any():
             self.skipped_steps += 1
             metrics["r2f/skipped_steps"] = 1.0
@@ -271,16 +268,16 @@ class R2FCallback(TrainerCallback):
                 self._state.global_step,
                 self.min_fidelity,
             )
-        if norm > 0:
-            lr = optimizer.param_groups[0]["lr"]
-            alpha = -lr * self._scale(norm)
+        written = (faithful & (norms > 0)).nonzero().flatten()
+        if len(written):
+            alphas = -optimizer.param_groups[0]["lr"] * self._scales(norms)
             with record_function("r2f/write"):
                 apart = [gradient for group in gradients for gradient in group.unbind()]
                 discarded = [
-                    probes[index].write(apart[index], alpha, self.seed, self._state.global_step)
-                    for index in faithful.nonzero().flatten().tolist()
+                    probes[index].write(apart[index], alphas[index].item(), self.seed, self._state.global_step)
+                    for index in written.tolist()
                 ]
-            step = (alpha * norms[faithful]).square().sum().item()
+            step = (alphas * norms)[written].square().sum().item()
             if self.delta is not None and step > 0:
                 cut_off = sum(energy.item() for energy in discarded)
                 metrics["r2f/discarded_energy"] = cut_off / step
@@ -289,12 +286,12 @@ class R2FCallback(TrainerCallback):
                 for group, sketch in zip(self.groups, sketches, strict=True):
                     group.follow(sketch)
 
-    def _scale(self, norm: float) -> float:
-        """Factor from an update of norm `norm` to the direction that the learning rate multiplies."""
+    def _scales(self, norms: torch.Tensor) -> torch.Tensor:
+        """Factors `(modules,)` from updates of these norms to the directions that the learning rate multiplies."""
         if self.normalize:
-            return len(self.probes) ** 0.5 / norm
+            return 1 / norms
         max_norm = self._args.max_grad_norm
-        return min(1.0, max_norm / norm) if max_norm else 1.0
+        return torch.full_like(norms, min(1.0, max_norm / norms.norm().item()) if max_norm else 1.0)
 
     def _skip(self, names: list[str]) -> None:
         self.skipped_steps += 1

@@ -75,12 +75,12 @@ class R2FConfig(TrainingArguments):
         max_length (`int`, *optional*):
             Tokens of an example; longer ones are cut on the right. Without it an example longer than the model's
             context is refused.
-        adaptive (`bool`, *optional*, defaults to `False`):
+        adaptive (`bool`, *optional*, defaults to `True`):
             Whether rows and columns of the reconstructed gradients are evened out by their running mean squares, as
-            in Adafactor. It takes a larger learning rate.
+            in Adafactor. Without it, take a smaller learning rate.
         normalize_update (`bool`, *optional*, defaults to `True`):
-            Whether the norm of a step is set by `learning_rate` (times the schedule) alone. If `False` a step is the
-            learning rate times the reconstructed gradient, evened out if it is `adaptive`, clipped to
+            Whether the norm of a step in each module is set by `learning_rate` (times the schedule) alone. If `False`
+            a step is the learning rate times the reconstructed gradient, evened out if it is `adaptive`, clipped to
             `max_grad_norm`.
         stop_check_steps (`int`, *optional*, defaults to `5`):
             With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it and
@@ -96,12 +96,11 @@ class R2FConfig(TrainingArguments):
             always be resumed, or begun anew with the same settings.
 
     The parameters below have other defaults than in [`~transformers.TrainingArguments`]: `learning_rate` is the
-    root mean square, over the modules, of the Frobenius norm of a step, `optim="sgd"` keeps no state for probes that
-    are drawn anew each step, `remove_unused_columns` is off because the trainer builds its own batches, and
-    `logging_steps` is 1.
+    Frobenius norm of a step in each module, `optim="sgd"` keeps no state for probes that are drawn anew each step,
+    `remove_unused_columns` is off because the trainer builds its own batches, and `logging_steps` is 1.
     """
 
-    learning_rate: float = field(default=0.05, metadata={"help": "Norm of a step, root mean square over the modules."})
+    learning_rate: float = field(default=0.15, metadata={"help": "Frobenius norm of a step in each module."})
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the probes; SGD keeps no state."})
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Off: the trainer builds its own batches."}
@@ -142,7 +141,7 @@ class R2FConfig(TrainingArguments):
     completion_column: str = field(default="answer", metadata={"help": "Column that the loss is taken on."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of an example; longer ones are cut."})
     adaptive: bool = field(
-        default=False, metadata={"help": "Whether rows and columns of an update are evened out, as in Adafactor."}
+        default=True, metadata={"help": "Whether rows and columns of an update are evened out, as in Adafactor."}
     )
     normalize_update: bool = field(
         default=True, metadata={"help": "Whether a step's norm is set by learning_rate alone."}
