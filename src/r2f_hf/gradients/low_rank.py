@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -12,7 +13,8 @@ class LowRankGradient:
     """
     A full-model gradient of one module in factored form, `U @ V.T`. The dense matrix is never formed.
 
-    Both factors may carry the same leading dimensions; every operation is then one a module.
+    Both factors may carry the same leading dimensions; every operation is then one a module. They must not
+    be changed in place.
 
     Args:
         U (`torch.Tensor` of shape `(..., out_features, k)`):
@@ -23,6 +25,11 @@ class LowRankGradient:
 
     U: Tensor
     V: Tensor
+
+    @cached_property
+    def grams(self) -> tuple[Tensor, Tensor]:
+        """Gram matrices of the factors, `UᵀU` and `VᵀV`, each of shape `(..., k, k)`: several steps need them."""
+        return self.U.mT @ self.U, self.V.mT @ self.V
 
     def unbind(self) -> list[LowRankGradient]:
         """Those of the modules in the first dimension, one by one."""
@@ -45,7 +52,8 @@ class LowRankGradient:
             `torch.Tensor` of shape `(...)`, fp32.
         """
         # The sum of squares of a factored matrix can come out a rounding error below zero.
-        return self.inner(self).clamp_min(0).sqrt()
+        left, right = self.grams
+        return (left * right).sum((-2, -1)).clamp_min(0).sqrt()
 
     def matmul(self, x: Tensor) -> Tensor:
         """

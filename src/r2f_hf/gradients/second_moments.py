@@ -43,8 +43,10 @@ class SecondMoments:
     def after(cls, gradient: LowRankGradient, previous: SecondMoments | None) -> SecondMoments:
         """The moments once a step's gradient is known."""
         U, V = gradient.U, gradient.V
+        of_U, of_V = gradient.grams
         # Rounding can bring a row of zeros a little below.
-        rows, columns = ((a @ (b.mT @ b) * a).sum(-1).clamp_min(0) / b.shape[-2] for a, b in ((U, V), (V, U)))
+        rows = (U @ of_V * U).sum(-1).clamp_min(0) / V.shape[-2]
+        columns = (V @ of_U * V).sum(-1).clamp_min(0) / U.shape[-2]
         if previous is None:
             return cls(rows, columns)
         return cls(torch.lerp(rows, previous.rows, DECAY), torch.lerp(columns, previous.columns, DECAY))
