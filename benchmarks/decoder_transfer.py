@@ -278,7 +278,7 @@ def run_row(
         )
         trainer.remove_callback(trainer.r2f_callback)
         trainer.r2f_callback = WatchedCallback(
-            bench.names, decoder=decoder, seed=args.seed, warm_probes=warm, save_full_model=False
+            bench.names, decoder=decoder, seed=args.seed, warm_probes=warm, adaptive=False, save_full_model=False
         )
         trainer.add_callback(trainer.r2f_callback)
         trainer.train()

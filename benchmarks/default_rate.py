@@ -4,10 +4,11 @@ The default learning rate on models and forget sets of several sizes, with nothi
     python benchmarks/default_rate.py --data DIR [--settings smollm2-1 gemma-2] [--seeds 0 1 2]
 
 SmolLM2-135M and Gemma 3 270M, fine-tuned on the last twenty authors of TOFU, forget the last one, two or ten of them,
-by recipes/tofu/unlearn.yaml as it is but for the precision. What is asked for is a forget quality of .05 with
-P(retain) and utility at 95% of what they were (see time_to_forget.py). The quickstart's model is that of
-quickstart_seeds.py. Finished runs are kept in outputs/default_rate and read back, so that the command goes on where it
-was interrupted (delete them when the code has changed). Writes outputs/default_rate.json.
+by recipes/tofu/unlearn.yaml without its stopping rule: 40 steps, which are eight, four and less than one passes over
+the forget set. What is asked for is a forget quality of .05 with P(retain) and utility at 95% of what they were (see
+time_to_forget.py). The quickstart's table is that of quickstart_seeds.py. Finished runs are kept in
+outputs/default_rate and read back, so that the command goes on where it was interrupted (delete them when the code has
+changed). Writes outputs/default_rate.json.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> None:
     for setting in options.settings:
         base, authors = setting.split("-")
         data = few_authors(options.data, int(authors))
-        # Checked at the end alone: what the recipe makes of it, not the best moment on the way.
+        # Checked at the end alone: what the steps make of it, not the best moment on the way.
         benchmark = Benchmark(BASES[base](), data, options, passes=None, every=None)
         for seed in options.seeds:
             found = benchmark.run("r2f", benchmark.recipe.learning_rate, seed)

@@ -28,7 +28,9 @@ class EvenedSGD(torch.optim.Optimizer):
             state["rows"] = torch.lerp(rows, state.get("rows", rows), DECAY)
             state["columns"] = torch.lerp(columns, state.get("columns", columns), DECAY)
             update = param.grad * inverse_root(state["rows"])[:, None] * inverse_root(state["columns"])
-            param.sub_(update, alpha=self.param_groups[0]["lr"] / update.norm().item())
+            norm = update.norm().item()
+            if norm > 0:
+                param.sub_(update, alpha=self.param_groups[0]["lr"] / norm)
 
 
 def r2f(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:
@@ -55,6 +57,8 @@ def exact(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTraine
     weights = [weight for weight in linear if weight is not model.get_input_embeddings().weight]
     for weight in weights:
         weight.requires_grad_(True)
+    # Clipped gradients would weigh otherwise in the running moments; the probes' are too small to be clipped.
+    args = replace(args, max_grad_norm=0.0)
     return ForgetRetainTrainer(
         model=model, args=args, optimizers=(EvenedSGD(weights, lr=args.learning_rate), None), **data
     )

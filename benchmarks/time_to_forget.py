@@ -230,6 +230,8 @@ class Benchmark:
         file = self.folder / f"{run}-{rate:g}-{seed}.json"
         if file.is_file():
             return json.loads(file.read_text())
+        # Measured before there is a second model in memory.
+        _ = self.gold, self.before
         with tempfile.TemporaryDirectory() as scratch:
             arrival = Arrival(lambda last: self.check(trainer.model, last), self.every)
             trainer = self.trainer(run, rate, seed, self.budget, scratch, arrival)

@@ -50,7 +50,18 @@ SWEEP = {"lora": (1e-3, 2e-3, 4e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.0
 KEPT = 0.95
 # What R2F alone uses.
 R2F_SOURCE = ("callback.py", "cli/", "config.py", "decoders/", "gradients/", "trainer.py")
-R2F_OPTIONS = ("learning_rate", "decoder", "held_out", "warm_probes", "min_fidelity", "on_low_fidelity")
+# What is not R2F's alone: the exact gradient's rule is made of it.
+SHARED_SOURCE = "gradients/second_moments.py"
+R2F_OPTIONS = (
+    "adaptive",
+    "decoder",
+    "held_out",
+    "learning_rate",
+    "min_fidelity",
+    "normalize_update",
+    "on_low_fidelity",
+    "warm_probes",
+)
 
 
 def load_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
@@ -170,7 +181,7 @@ def main() -> None:
     source = {str(path.relative_to(package)): path.read_text() for path in sorted(package.rglob("*.py"))}
     source["peers"] = Path(peers.__file__).read_text()
     everything = [recipe.to_sanitized_dict(), source, data, [f.name for f in folders.values()]]
-    shared = {name: text for name, text in source.items() if not name.startswith(R2F_SOURCE)}
+    shared = {name: text for name, text in source.items() if name == SHARED_SOURCE or not name.startswith(R2F_SOURCE)}
     options_shared = {key: value for key, value in everything[0].items() if key not in R2F_OPTIONS}
     settings = {True: content_hash(everything), False: content_hash([options_shared, SWEEP, shared, *everything[2:]])}
     _, gold = evaluate(load("gold"), "gold", None)

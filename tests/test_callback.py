@@ -128,6 +128,26 @@ def test_one_step_follows_the_gradient_that_autograd_computes(
     assert torch.stack(cosines).mean() > (0.4 if adaptive else 0.7)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_module_without_a_gradient_is_left_alone(normalize: bool, plain_trainer: BuildPlainTrainer) -> None:
+    original = build_model()
+    model = wrap(copy.deepcopy(original))
+    alone = "model.layers.0.self_attn.q_proj"
+    for name, parameter in model.named_parameters():
+        if f"{alone}.lora" in name:
+            parameter.register_hook(torch.zeros_like)
+    callback = R2FCallback(normalize=normalize)
+    plain_trainer(model, callback).train()
+    before, after = weights(original), weights(model)
+    others = callback.module_fidelity.keys() - {alone}
+    assert len(others) == len(callback.module_fidelity) - 1
+    assert changed(before, after) == {f"{name}.weight" for name in others}
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    if normalize:
+        lengths = [(after[f"{name}.weight"] - before[f"{name}.weight"]).norm().item() for name in others]
+        assert lengths == pytest.approx([LR] * len(others), rel=1e-3)
+
+
 class Watch(TrainerCallback):
     """Keeps the probes and the weights that each step begins with, and the logs."""
 

@@ -51,8 +51,9 @@ class R2FCallback(TrainerCallback):
 
         W ← W - lr · D / ‖D‖
 
-    where `D` is the module's reconstruction with its rows and columns evened out, `‖D‖` its Frobenius norm, and `lr`
-    the learning rate that the Trainer's scheduler has set: the norm of a step in each module. Give the adapter a small
+    where `D` is the module's reconstruction, its rows and columns evened out if it is `adaptive`, `‖D‖` its Frobenius
+    norm, and `lr` the learning rate that the Trainer's scheduler has set: the norm of a step in each module. A module
+    whose gradient is zero is left alone. Give the adapter a small
     scaling (`lora_alpha=1e-6 * r`), so that the probes leave the forward pass as it is. After training the adapter is
     empty and the result is the model behind it: `trainer.model.unload().save_pretrained(folder)`. (Where weights are
     sharded, call [`~r2f_hf.saving.save_full_model`] on all processes.)

@@ -26,7 +26,7 @@ class SecondMoments:
 
         Ĝ_ij / √(R_i / mean(R) · C_j / mean(C)) = (D_R U) (D_C V)ᵀ
 
-    The scale of the module as a whole stays, so that modules keep their weight beside each other. Both may carry the
+    The scale of the module as a whole stays, which counts where steps are not normalised. Both may carry the
     same leading dimensions, for modules of one shape.
 
     Args:
