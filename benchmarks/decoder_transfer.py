@@ -6,9 +6,9 @@ How near decoded gradients come to the true ones, on a model that the decoder wa
 SmolLM2-135M and Gemma 3 270M, both from PyPI, are proxy and target in turn (with `--quick` only in this order, at
 ranks 8 and 16). Gradients are of invented text that no training used, in batches of 1, 4 and 16 rows, in modules drawn
 at random. Every probe is blind and all its rows are decoded, but for the rows `spectral, run`: there the decoder is
-used as R2FTrainer does, along an unlearning run of 20 steps with warm probes of which 2 rows are held out. Estimated
-cosines are from 2 held-out rows. Seconds are for decoding all modules of the model once, one by one, extrapolated from
-those drawn. Writes outputs/decoder_transfer.json.
+used along an unlearning run of R2FTrainer's, 20 steps with warm probes of which 2 rows are held out, not evened out.
+Estimated cosines are from 2 held-out rows. Seconds are for decoding all modules of the model once, one by one,
+extrapolated from those drawn. Writes outputs/decoder_transfer.json.
 """
 
 from __future__ import annotations

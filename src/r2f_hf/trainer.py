@@ -129,7 +129,7 @@ class R2FTrainer(ForgetRetainTrainer):
             Further callbacks.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             As in [`~transformers.Trainer`]. The optimizer moves the probes, which are drawn anew after each step; its
-            learning rate is the length of the update.
+            learning rate is the norm of a step in each module.
         preprocess_logits_for_metrics (`Callable`, *optional*):
             As in [`~transformers.Trainer`]; used with `compute_metrics`.
 

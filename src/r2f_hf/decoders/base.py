@@ -26,7 +26,7 @@ CARD = """---
 # A gradient decoder for Recover-to-Forget
 
 Turns the gradients of LoRA probes into an approximation of a model's full gradient, module by module, for
-[R2F](https://arxiv.org/abs/2512.07374) unlearning with [r2f-hf]({{ repo_url }}).
+[R2F](https://arxiv.org/abs/2512.07374) unlearning with r2f-hf.
 
 ```python
 from r2f_hf import R2FConfig
@@ -42,7 +42,6 @@ class GradientDecoder(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="r2f-hf",
-    repo_url="https://pypi.org/project/r2f-hf/",
     paper_url="https://arxiv.org/abs/2512.07374",
     tags=["machine-unlearning", "recover-to-forget"],
     model_card_template=CARD,
