@@ -37,6 +37,15 @@ def test_stop_criterion(forget: np.ndarray, criterion: str | None) -> None:
         assert re.match(criterion, found)
 
 
+@pytest.mark.parametrize(("forget_rows", "holdout_rows"), [(1, 30), (2, 7), (3, 4), (30, 1)])
+def test_sets_too_small_to_differ_significantly_are_told_apart_by_their_means(
+    forget_rows: int, holdout_rows: int
+) -> None:
+    unseen = np.linspace(0.1, 0.3, holdout_rows)
+    assert stop_criterion(np.full(forget_rows, 0.99), unseen) is None
+    assert str(stop_criterion(np.full(forget_rows, 0.05), unseen)).startswith("mean probability")
+
+
 def test_a_run_ends_when_the_forget_set_is_like_the_holdout_set_and_the_retain_set_is_back(
     memorised_model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
 ) -> None:

@@ -429,6 +429,13 @@ def test_refuses_weight_decay_which_would_not_reach_the_weights(
         build_trainer(model, weight_decay=0.1)
 
 
+def test_refuses_label_smoothing_which_would_not_reach_the_loss(
+    model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with pytest.raises(ValueError, match="`label_smoothing_factor` is no part of the forget and retain losses"):
+        build_trainer(model, label_smoothing_factor=0.1)
+
+
 def test_refuses_to_resume_on_another_model(build_trainer: BuildTrainer) -> None:
     build_trainer(build_model(), **CHECKPOINTS | {"max_steps": 1}).train()
     model = build_model(seed=1)
@@ -517,6 +524,20 @@ def test_the_end_of_a_run_is_not_gone_past(
     assert rerun.stop_reason == trainer.stop_reason and bool(trainer.stop_reason) == bool(stop)
     assert found.metrics["fidelity"] == output.metrics["fidelity"]
     assert rerun.evaluate()["eval_forget_loss"] == pytest.approx(trainer.evaluate()["eval_forget_loss"], rel=1e-6)
+
+
+def test_a_run_that_another_callback_has_ended_goes_on(tmp_path: Path, build_trainer: BuildTrainer) -> None:
+    class Deadline(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = control.should_save = state.global_step == 3
+
+    whole, resumed = build_model(), build_model()
+    build_trainer(whole, **CHECKPOINTS | {"output_dir": str(tmp_path / "whole")}).train()
+    trainer = build_trainer(build_model(), data={"callbacks": [Deadline()]}, **CHECKPOINTS)
+    assert trainer.train().global_step == 3
+    trainer.save_model()
+    assert build_trainer(resumed, **CHECKPOINTS).train(resume_from_checkpoint=True).global_step == 7
+    assert not changed(weights(whole), weights(resumed))
 
 
 def test_old_checkpoints_go_only_once_the_new_one_is_whole(

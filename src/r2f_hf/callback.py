@@ -133,6 +133,8 @@ class R2FCallback(TrainerCallback):
         # Where to resume from, if it is not a checkpoint in the output folder.
         self.resume_folder: Path | None = None
         self.skipped_steps = 0
+        # Whether gradients that are not finite have ended the training.
+        self.stopped = False
         self.fidelities: list[float] = []
         self.module_fidelity: dict[str, Fidelity] = {}
         self._pending_logs: list[dict[str, float]] = []
@@ -167,7 +169,7 @@ class R2FCallback(TrainerCallback):
             if self.save_full_model:
                 load_full_model_(model, folder / FULL_MODEL_FOLDER)
             self.load_subspaces(folder)
-        self._args, self._state, self._stop = args, state, False
+        self._args, self._state, self.stopped = args, state, False
         if state.global_step == 0:
             self.skipped_steps, self.fidelities = 0, []
         self._draw(state.global_step)
@@ -185,7 +187,7 @@ class R2FCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         with record_function("r2f/draw"):
             self._draw(state.global_step)
-        if self._stop:
+        if self.stopped:
             control.should_training_stop = True
 
     def on_log(
@@ -296,13 +298,13 @@ class R2FCallback(TrainerCallback):
 
     def _skip(self, names: list[str]) -> None:
         self.skipped_steps += 1
-        self._stop = self.stop_on_nonfinite
+        self.stopped = self.stop_on_nonfinite
         logger.warning(
             "Step %d: the gradients of %d modules are NaN or infinite (first: %s); the weights were left alone%s.",
             self._state.global_step,
             len(names),
             names[0],
-            ", and the training stops" if self._stop else "",
+            ", and the training stops" if self.stopped else "",
         )
         self._pending_logs.append({"r2f/skipped_steps": 1.0})
 

@@ -29,7 +29,7 @@ from .data.encoder import ExampleEncoder
 from .data.forget_retain import Encoded, ForgetRetainDataset
 from .data.formatting import IGNORE_INDEX
 from .data.rows import Row, check_overlap, check_rows
-from .evaluation.scoring import score_examples
+from .evaluation.scoring import context_length, score_examples
 from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, completion_logits, label_log_probs
 from .references import reference_log_probs, reference_top_tokens
 from .stopping import HoldoutStopping
@@ -94,7 +94,7 @@ class ForgetRetainTrainer(Trainer):
 
         # Data
         data_seed = args.seed if args.data_seed is None else args.data_seed
-        encoder = ExampleEncoder(processing_class, args, model.config.get_text_config().max_position_embeddings)
+        encoder = ExampleEncoder(processing_class, args, context_length(model))
         check_rows(forget_dataset, "forget", [*encoder.columns, args.views_column])
         if self.retain_objective is not None:
             check_rows(retain_dataset, "retain", encoder.columns)

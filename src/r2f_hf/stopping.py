@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from math import comb
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A two-sample test at the field's usual level: above it the two sets cannot be told apart.
+# A two-sample test at the field's usual level: from it on the two sets cannot be told apart.
 INDISTINGUISHABLE_P_VALUE = 0.05
 
 # The part of the retain set's mean probability that has to be there for a run to end. Forgetting is quick and takes
@@ -27,6 +28,9 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
     """
     Whether the forget set is indistinguishable from never-seen text, and by which criterion.
 
+    Sets so small that not even complete separation would be significant, such as one row and 30, are told apart by
+    their means alone.
+
     Args:
         forget (`np.ndarray` of shape `(rows,)`):
             Length-normalised probabilities of the forget set under the model now.
@@ -37,13 +41,15 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
     Returns:
         `str`, *optional*: The criterion that is met, in words, or `None`.
     """
-    p_value = scipy.stats.ks_2samp(forget, holdout).pvalue
     if forget.mean() <= holdout.mean():
         return (
             f"mean probability: the forget set's ({forget.mean():.3f}) has come down to the holdout set's "
             f"({holdout.mean():.3f})"
         )
-    if p_value >= INDISTINGUISHABLE_P_VALUE:
+    # That of complete separation, two of all equally likely orders.
+    smallest = 2 / comb(len(forget) + len(holdout), len(forget))
+    p_value = scipy.stats.ks_2samp(forget, holdout).pvalue
+    if p_value >= INDISTINGUISHABLE_P_VALUE > smallest:
         return (
             "Kolmogorov-Smirnov: the forget set's probabilities cannot be told from the holdout set's "
             f"(p = {p_value:.2f})"

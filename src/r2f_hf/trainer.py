@@ -162,6 +162,8 @@ class R2FTrainer(ForgetRetainTrainer):
                 "`weight_decay` would act on the probes, which are drawn anew after each step, and not on the model's "
                 "weights. Leave it at 0."
             )
+        if args.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` is no part of the forget and retain losses. Leave it at 0.")
         size = sum(whole_shape(parameter).numel() * parameter.element_size() for parameter in model.parameters())
         check_output_folder(args.output_dir, size * (1 + args.keep_original) if self._delta is None else 0)
         # Trainer refuses to save the optimizer of a model that is sharded; the probes' own is whole on every process.
@@ -432,9 +434,9 @@ class R2FTrainer(ForgetRetainTrainer):
             self.r2f_callback.save_subspaces(folder)
             if self._references:
                 save_file(self._references, folder / REFERENCES_FILE)
-            ended = self.control.should_training_stop and self.state.global_step < self.state.max_steps
             progress = {
-                "stopped": ended or self.stop_reason is not None,
+                # Not where another callback ends the training: it may be a deadline, after which the run goes on.
+                "stopped": self.stop_reason is not None or self.r2f_callback.stopped,
                 "stop_reason": self.stop_reason,
                 "max_steps": self.state.max_steps,
                 "num_train_epochs": self.args.num_train_epochs,

@@ -127,7 +127,9 @@ def test_a_recipe_that_cannot_be_read_is_refused(text: str, message: str, fails:
 def test_train_decoder_then_unlearn_with_it(
     saved: Path, tmp_path: Path, forget_rows: list[dict[str, Any]], retain_rows: list[dict[str, Any]]
 ) -> None:
-    text = write_rows(tmp_path / "text.jsonl", retain_rows)
+    # Rows of nothing to learn from are left out.
+    empty = [{"question": "", "answer": ""}, {"question": "Where does Bram1 live?" * 20, "answer": "There."}]
+    text = write_rows(tmp_path / "text.jsonl", [*retain_rows, *empty * 20])
     folder = tmp_path / "decoder"
     flags = ["--model_name_or_path", str(saved), "--data", text, "--output_dir", str(folder), "--steps", "20"]
     flags += ["--num_batches", "4", "--num_modules", "8", "--ranks", "4", "8", "--batch_sizes", "2"]
@@ -137,7 +139,10 @@ def test_train_decoder_then_unlearn_with_it(
     card = (folder / "README.md").read_text()
     assert "on gradients of model: 4 batches, 8 modules, probes of rank 4, 8, seed 0" in card and "| 8 |" in card
 
-    data = {"forget": write_rows(tmp_path / "forget.jsonl", forget_rows), "retain": text}
+    data = {
+        "forget": write_rows(tmp_path / "forget.jsonl", forget_rows),
+        "retain": write_rows(tmp_path / "retain.jsonl", retain_rows),
+    }
     flags = [part for name, file in data.items() for part in (f"--{name}_data", file)]
     flags += ["--model_name_or_path", str(saved), "--output_dir", "out", "--use_cpu", "--max_steps", "1"]
     cli.main(["unlearn", *flags, "--decoder", str(folder), "--rank", "8", "--report_to", "none"])
@@ -151,6 +156,7 @@ def test_train_decoder_then_unlearn_with_it(
         (("--data", "text.jsonl", "--ranks", "0"), "`ranks` must be positive numbers"),
         (("--data", "text.jsonl", "--num_batches", "3"), "`num_batches` must be at least 4, of which one validates"),
         (("--data", "text.jsonl", "--prompt_column", "prompt"), "'prompt'"),
+        (("--data", "text.jsonl", "--max_length", "2"), "No row of text.jsonl has a token to take the loss on"),
     ],
 )
 def test_mistakes_of_train_decoder_are_told_in_a_line(

@@ -63,3 +63,9 @@ def test_an_empty_prompt_is_refused_and_not_taken_for_plain_text(prompt: object,
 def test_a_completion_that_is_cut_off_whole_is_refused(encoder: Any) -> None:
     with pytest.raises(ValueError, match=r"retain\[2\] has no token left to take the loss on"):
         encoder(max_length=4).original(ROW, "retain[2]")
+
+
+@pytest.mark.parametrize("view", ["", " ", None, 7])
+def test_an_empty_view_is_refused_and_not_taken_for_plain_text(view: object, encoder: Any) -> None:
+    with pytest.raises(ValueError, match=r"forget\[2\] has an empty view in 'paraphrased_question', or one"):
+        encoder(views_column="paraphrased_question").views(ROW | {"paraphrased_question": ["Who?", view]}, "forget[2]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from torch.utils.data import DataLoader
 
 from r2f_hf.data.forget_retain import ForgetRetainDataset
 
@@ -68,3 +69,12 @@ def test_without_retain_rows_forget_rows_come_alone() -> None:
 def test_views_take_turns(views: int, num_views: int, expected: list[list[str]]) -> None:
     dataset = build(views=views, num_views=num_views)
     assert dealt(dataset, "forget", epochs=4)[::4] == expected
+
+
+def test_workers_that_outlive_an_epoch_are_told_of_the_next() -> None:
+    dataset = build(views=3, retain_per_forget=3)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        assert list(loader) == [dataset[index] for index in range(len(dataset))]
+        assert dataset[0]["forget"] == [{"id": f"f0.{epoch}"}]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from r2f_hf.data.formatting import encode_completion, encode_example, encode_prompt
+from r2f_hf.data.formatting import encode_completion, encode_example, encode_prompt, end_of_answer
 
 
 TEMPLATE = (
@@ -66,3 +67,39 @@ def test_without_an_end_of_sequence_token_nothing_is_appended(tokenizer: PreTrai
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = None
     assert encode_completion(tokenizer, "", "Orla1 lives.") == tokenizer("Orla1 lives.")["input_ids"]
+
+
+# A turn ends with a token of its own, as Gemma's and Phi's do.
+TURNS = (
+    "{% for message in messages %}<turn>{{ message.role }} {{ message.content }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant {% endif %}"
+)
+
+
+def with_turns(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<turn>", "<end>"], special_tokens=True)
+    tokenizer.chat_template = TURNS
+    return tokenizer
+
+
+def test_an_answer_ends_as_the_chat_template_ends_a_turn(tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = with_turns(tokenizer)
+    end = turns.convert_tokens_to_ids("<end>")
+    assert end_of_answer(turns) == end != turns.eos_token_id
+    assert encode_completion(turns, "Where?", "Orla1 lives.")[-1] == end
+    assert encode_completion(turns, "", "Orla1 lives.")[-1] == turns.eos_token_id
+    assert end_of_answer(tokenizer) == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("prompt", ["Where does Orla1 live?", ""])
+def test_a_tokenizer_that_closes_texts_does_not_close_a_prompt(
+    prompt: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    closing = copy.deepcopy(tokenizer)
+    closing.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    assert closing("Orla1")["input_ids"][-1] == tokenizer.eos_token_id
+    assert encode_prompt(closing, prompt) == encode_prompt(tokenizer, prompt)
+    assert encode_completion(closing, prompt, "Orla1.") == encode_completion(tokenizer, prompt, "Orla1.")

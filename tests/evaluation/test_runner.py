@@ -129,9 +129,15 @@ def test_a_second_run_computes_only_what_is_missing(
     assert json.loads(files["retain"].read_text()) == statistics["retain"]
 
 
-@pytest.mark.parametrize("change", ["weights", "rows", "settings"])
+@pytest.mark.parametrize("change", ["weights", "rows", "settings", "template"])
 def test_statistics_of_another_model_or_of_other_rows_are_not_reused(
-    change: str, model: PreTrainedModel, splits: Splits, evaluate: Callable[..., Any], tmp_path: Path
+    change: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    splits: Splits,
+    evaluate: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     evaluate(model)
     file = tmp_path / "statistics" / "forget.json"
@@ -143,6 +149,8 @@ def test_statistics_of_another_model_or_of_other_rows_are_not_reused(
             model.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
     elif change == "rows":
         settings["splits"] = splits | {"forget": [*splits["forget"][:2], splits["forget"][2] | {"answer": "Gone."}]}
+    elif change == "template":
+        monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}Question: {{ m.content }}{% endfor %}")
     else:
         settings["max_new_tokens"] = 5
     metrics, statistics = evaluate(model, **settings)
@@ -199,4 +207,23 @@ def test_splits_are_checked_before_anything_is_computed(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(model, splits=splits | {"retain": rows})
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_wrong_answer_need_not_be_in_a_list(
+    model: PreTrainedModel, splits: Splits, evaluate: Callable[..., Any]
+) -> None:
+    lists = [row | {"perturbed_answer": row["perturbed_answer"][:1]} for row in splits["retain"]]
+    alone = [row | {"perturbed_answer": row["perturbed_answer"][0]} for row in lists]
+    assert evaluate(model, splits={"retain": alone})[0] == evaluate(model, splits={"retain": lists})[0]
+
+
+@pytest.mark.parametrize("column", ["question", "answer", "perturbed_answer", "paraphrased_question"])
+@pytest.mark.parametrize("value", [None, "", [], ["Who?", None]])
+def test_what_is_not_text_is_refused_by_name(
+    column: str, value: object, model: PreTrainedModel, splits: Splits, evaluate: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = [splits["retain"][0], splits["retain"][1] | {column: value}]
+    with pytest.raises(ValueError, match=rf"retain\[1\] has no text in '{column}', or something that is not text"):
+        evaluate(model, splits={"retain": rows})
     assert not list(tmp_path.iterdir())

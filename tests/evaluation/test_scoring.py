@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import CONFIGS, SHAPE, build_model
 from peft import PeftModel, PromptTuningConfig, get_peft_model
+from tokenizers import AddedToken
 from transformers import (
     AutoModelForCausalLM,
     Lfm2Config,
@@ -19,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from r2f_hf.data.formatting import encode_example, encode_prompt
+from r2f_hf.data.formatting import encode_example, encode_prompt, end_of_answer
 from r2f_hf.evaluation.generation import generate_answers
 from r2f_hf.evaluation.scoring import can_continue, score_completions, score_examples
 
@@ -161,7 +162,6 @@ def test_a_model_that_cannot_continue_scores_whole_rows(
 ) -> None:
     torch.manual_seed(0)
     model = build().eval()
-    model.config.max_position_embeddings = 64
     assert not can_continue(model)
     scores = score_completions(model, tokenizer, [PROMPTS[0]] * 5, COMPLETIONS)
     assert scores.tolist() == pytest.approx(
@@ -215,3 +215,21 @@ def test_answers_end_at_the_end_of_sequence(
     answers = generate_answers(memorised, tokenizer, questions, max_new_tokens=30, batch_size=4)
     known = [tokenizer.decode(tokenizer(" " + row["answer"])["input_ids"]).strip() for row in forget_rows]
     assert answers == known == [naive_answer(memorised, tokenizer, question, 30) for question in questions]
+
+
+def test_answers_end_where_the_chat_template_ends_a_turn(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    whole = generate_answers(model.eval(), chat, ["Orla?"], max_new_tokens=8)[0]
+    # What the model says first, as if it meant the end.
+    with torch.no_grad():
+        end = int(model(input_ids=torch.tensor([encode_prompt(chat, "Orla?")])).logits[0, -1].argmax())
+    name = chat.convert_ids_to_tokens(end)
+    chat.add_tokens([AddedToken(name, special=True)])
+    chat.chat_template += "{% if messages[-1].role == 'assistant' %}" + name + "{% endif %}"
+    assert end_of_answer(chat) == end
+    answer = generate_answers(model, chat, ["Orla?"], max_new_tokens=8)[0]
+    assert len(answer) < len(whole)
+    assert answer in ("", chat.decode([end]).strip())

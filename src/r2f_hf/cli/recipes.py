@@ -121,7 +121,7 @@ def load_model(
     # Names on the Hub have at most one slash; anything else that is not there is a mistyped folder.
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"There is no model folder {name}.")
-    revision = {"revision": config.model_revision}
+    revision = {"revision": config.model_revision if name == config.model_name_or_path else "main"}
     sharding = {}
     if sharded and PartialState().num_processes > 1:
         # Not in all versions of Transformers that serve otherwise.

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .. import __version__
 from ..data.collator import ForgetRetainCollator, pad_token_id
-from ..data.formatting import encode_example
+from ..data.formatting import IGNORE_INDEX, encode_example
 from ..data.rows import check_rows, load_rows
 from ..decoders import SpectralDecoder
 from ..decoders.training import collect_pairs, fit, proxy_modules
+from ..evaluation.scoring import context_length
 from ..report import print_table
 from .recipes import PlainModelConfig, load_model, parse_recipe
 
@@ -96,10 +97,19 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             tokenizer,
             "" if args.prompt_column == "none" else row[args.prompt_column],
             row[args.completion_column],
-            args.max_length,
+            min(args.max_length, context_length(model)),
         )
         for row in rows
+        # Texts come with empty lines.
+        if all(row[column] for column in columns)
     ]
+    # The first token has nothing before it that could predict it.
+    examples = [example for example in examples if any(label != IGNORE_INDEX for label in example["labels"][1:])]
+    if not examples:
+        raise ValueError(
+            f"No row of {args.data} has a token to take the loss on: all are empty, or their prompts alone are longer "
+            f"than `max_length={args.max_length}`."
+        )
     shuffle = random.Random(args.seed)
     collate = ForgetRetainCollator(pad_token_id(tokenizer))
     batches = []

@@ -49,6 +49,8 @@ class ExampleEncoder:
         """The row in all its wordings, its own first."""
         self._check_text(row, name)
         prompts = example_prompts(row, self.args.prompt_column, self.args.views_column, self.args.view_templates)
+        if not all(isinstance(view, str) and view.strip() for view in prompts[1:]):
+            raise ValueError(f"{name} has an empty view in {self.args.views_column!r}, or one that is not text.")
         return [self._encode(prompt, row, name) for prompt in prompts]
 
     def _check_text(self, row: Row, name: str) -> None:

@@ -46,20 +46,21 @@ class ForgetRetainDataset(Dataset):
         self.num_views = num_views
         self.retain_per_forget = retain_per_forget if len(retain) else 0
         self.seed = seed
-        self.epoch = 0
+        # In shared memory: the loader's workers may have copies of the rest that outlive an epoch.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self._round, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def set_epoch(self, epoch: int) -> None:
         """Called at the start of an epoch."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.forget)
 
     def __getitem__(self, index: int) -> dict[str, list[Encoded]]:
-        views = self.forget[index]
-        first = self.epoch * self.num_views
-        start = (self.epoch * len(self) + index) * self.retain_per_forget
+        views, epoch = self.forget[index], int(self._epoch)
+        first = epoch * self.num_views
+        start = (epoch * len(self) + index) * self.retain_per_forget
         return {
             "forget": [views[(first + k) % len(views)] for k in range(min(self.num_views, len(views)))],
             "retain": [self._retain(position) for position in range(start, start + self.retain_per_forget)],

@@ -29,17 +29,40 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     Returns:
         `list[int]`: Token ids.
     """
-    if not prompt:
-        return tokenizer("")["input_ids"]
-    if tokenizer.chat_template is None:
-        return tokenizer(PLAIN_PROMPT.format(prompt=prompt))["input_ids"]
+    if not prompt or tokenizer.chat_template is None:
+        ids = tokenizer(prompt and PLAIN_PROMPT.format(prompt=prompt))["input_ids"]
+        # Some tokenizers close a text too.
+        closes = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+        return ids[:-1] if closes else ids
     messages = [{"role": "user", "content": prompt}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
+def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """
+    What closes an answer: the token by which the chat template ends a turn, which need not be the tokenizer's
+    end-of-sequence token (Gemma's is `<end_of_turn>`), or else that token.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+
+    Returns:
+        `int`, *optional*: Token id.
+    """
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("answer")[2]
+        added = set(tokenizer.get_added_vocab().values())
+        for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
+            if token in added:
+                return token
+    return tokenizer.eos_token_id
+
+
 def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
     """
-    Token ids of an answer, closed by the end-of-sequence token where the tokenizer has one.
+    Token ids of an answer, closed by [`end_of_answer`] where there is such a token.
 
     Without a chat template a space separates the answer from `Answer:`. The answer is tokenized on its own, so that
     the ids after a prompt are the same in training, in scoring and in generation.
@@ -57,7 +80,8 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completio
     """
     text = completion if not prompt or tokenizer.chat_template is not None else " " + completion
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+    end = end_of_answer(tokenizer) if prompt else tokenizer.eos_token_id
+    return ids if end is None else [*ids, end]
 
 
 def encode_example(

@@ -111,9 +111,9 @@ def check_overlap(
 
 def content_hash(value: Any) -> str:
     """
-    A short SHA-256 of anything that JSON can hold.
+    A short SHA-256 of anything that JSON can hold; of what it cannot, dates for one, by their text.
 
     Returns:
         `str`: 16 hexadecimal digits.
     """
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

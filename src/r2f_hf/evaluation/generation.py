@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.collator import pad_token_id
-from ..data.formatting import encode_prompt
-from .scoring import over_processes
+from ..data.formatting import encode_prompt, end_of_answer
+from .scoring import context_length, over_processes
 
 
 @torch.inference_mode()
@@ -46,7 +46,7 @@ def generate_answers(
         `ValueError`: If a prompt and its answer might not fit the model's context.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    context = model.config.get_text_config().max_position_embeddings
+    context = context_length(model)
     for index, ids in enumerate(encoded):
         if len(ids) + max_new_tokens > context:
             raise ValueError(
@@ -54,6 +54,7 @@ def generate_answers(
                 f"`max_new_tokens={max_new_tokens}`: the model reads at most {context}."
             )
     padding = pad_token_id(tokenizer)
+    ends = {end for end in (tokenizer.eos_token_id, end_of_answer(tokenizer)) if end is not None}
 
     def generate(batch: list[int]) -> list[str]:
         width = max(len(encoded[index]) for index in batch)
@@ -67,7 +68,7 @@ def generate_answers(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=padding,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=sorted(ends) or None,
         )
         return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
 

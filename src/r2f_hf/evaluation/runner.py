@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import metrics
+from ..data.formatting import encode_example
 from ..data.rows import check_rows, content_hash
 from ..files import write_json
 from ..saving import weights_hash
@@ -70,15 +71,18 @@ def run_suite(
         `tuple[dict[str, float], dict[str, dict]]`: The metrics (see [`summarise`]), and the statistics of each split.
 
     Raises:
-        `ValueError`: If a split is empty or lacks a column.
+        `ValueError`: If a split is empty or lacks a column, or a row holds something else than text.
     """
     for split, rows in splits.items():
         check_rows(rows, split, ["question", "answer", "perturbed_answer"])
+        check_texts(rows, split)
     training, _ = model.training, model.eval()
     weights = weights_hash(model.state_dict())
     statistics = {}
     for split, rows in splits.items():
-        key = content_hash([weights, list(rows), max_new_tokens])
+        # What the tokenizer makes of a row depends on more than the row, its chat template above all.
+        encoded = [encode_example(tokenizer, row["question"], row["answer"]) for row in rows]
+        key = content_hash([weights, list(rows), encoded, max_new_tokens])
         file = None if output_dir is None else Path(output_dir) / f"{split}.json"
         known = json.loads(file.read_text()) if file is not None and file.is_file() else {}
         if known.get("key") != key:
@@ -88,6 +92,28 @@ def run_suite(
         statistics[split] = known
     model.train(training)
     return summarise(statistics, gold), statistics
+
+
+def texts(value: str | Sequence[str] | None) -> list[str]:
+    """What a column holds that may have one text or several."""
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def check_texts(rows: Rows, split: str) -> None:
+    """
+    Refuse rows whose columns hold something else than text.
+
+    Raises:
+        `ValueError`: Naming the row and the column.
+    """
+    for index, row in enumerate(rows):
+        for column in ("question", "answer", "perturbed_answer", "paraphrased_answer", "paraphrased_question"):
+            # Without a paraphrased answer the answer itself is taken.
+            if column not in row or (column == "paraphrased_answer" and not row[column]):
+                continue
+            found = texts(row[column])
+            if not found or not all(isinstance(text, str) and text.strip() for text in found):
+                raise ValueError(f"{split}[{index}] has no text in {column!r}, or something that is not text.")
 
 
 def split_statistics(
@@ -109,18 +135,16 @@ def split_statistics(
     questions = [row["question"] for row in rows]
     answers = [row["answer"] for row in rows]
 
-    def views(row: Mapping[str, Any]) -> list[str]:
-        found = row["paraphrased_question"]
-        return [found] if isinstance(found, str) else list(found)
-
     # What is scored after what, a list a row.
     pairs = {
         "answer": [[(row["question"], row["answer"])] for row in rows],
         "paraphrase": [[(row["question"], row.get("paraphrased_answer") or row["answer"])] for row in rows],
-        "wrong": [[(row["question"], wrong) for wrong in row["perturbed_answer"]] for row in rows],
+        "wrong": [[(row["question"], wrong) for wrong in texts(row["perturbed_answer"])] for row in rows],
     }
     if "paraphrased_question" in rows[0]:
-        pairs["paraphrased_question"] = [[(view, row["answer"]) for view in views(row)] for row in rows]
+        pairs["paraphrased_question"] = [
+            [(view, row["answer"]) for view in texts(row["paraphrased_question"])] for row in rows
+        ]
     # In one call, which reads each question once, and each pair once.
     names = {
         pair: f"{split}[{index}]" for lists in pairs.values() for index, found in enumerate(lists) for pair in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,17 @@ from ..objectives.log_probs import forward_parameters
 
 # What models call the keys and values that they read on from, the newer name first.
 CACHE_NAMES = ("cache", "past_key_values")
+
+
+def context_length(model: nn.Module) -> int:
+    """
+    The longest text that a model reads, in tokens. Recurrent ones, and those with ALiBi, name no limit.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+    """
+    return getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
 
 
 def score_completions(
@@ -63,7 +75,7 @@ def score_completions(
         `ValueError`: If a row is longer than the model's context, or has nothing to score.
     """
     examples = [encode_example(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
-    context = model.config.get_text_config().max_position_embeddings
+    context = context_length(model)
     for index, example in enumerate(examples):
         name = f"Row {index}" if names is None else names[index]
         if all(label == IGNORE_INDEX for label in example["labels"][1:]):

@@ -79,7 +79,8 @@ class LoraProbe:
         if grad_A is None or grad_B is None:
             raise RuntimeError(
                 f"The LoRA pair of {self.name} has no gradient at the optimizer's step, so nothing can be "
-                "reconstructed. Is the adapter trainable, and is the module used in the forward pass?"
+                "reconstructed. Is the adapter trainable, and is the module used in the forward pass? What text does "
+                "not reach, such as a vision tower, is left out with `exclude_modules` (of R2FConfig or LoraConfig)."
             )
         return grad_A, grad_B
 
