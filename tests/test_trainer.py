@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    EarlyStoppingCallback,
     LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -538,6 +539,17 @@ def test_a_run_that_another_callback_has_ended_goes_on(tmp_path: Path, build_tra
     trainer.save_model()
     assert build_trainer(resumed, **CHECKPOINTS).train(resume_from_checkpoint=True).global_step == 7
     assert not changed(weights(whole), weights(resumed))
+
+
+def test_a_run_that_was_stopped_early_is_at_its_end(build_trainer: BuildTrainer) -> None:
+    settings = CHECKPOINTS | {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    # Unlearning raises the loss of the forget set from the first step on.
+    settings |= {"metric_for_best_model": "eval_forget_loss", "greater_is_better": False}
+    trainer = build_trainer(build_model(), data={"callbacks": [EarlyStoppingCallback(2)]}, **settings)
+    steps = trainer.train().global_step
+    assert steps < 7
+    again = build_trainer(build_model(), data={"callbacks": [EarlyStoppingCallback(2)]}, **settings)
+    assert again.train(resume_from_checkpoint=True).global_step == steps
 
 
 def test_old_checkpoints_go_only_once_the_new_one_is_whole(

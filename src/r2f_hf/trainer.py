@@ -19,6 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -434,9 +435,11 @@ class R2FTrainer(ForgetRetainTrainer):
             self.r2f_callback.save_subspaces(folder)
             if self._references:
                 save_file(self._references, folder / REFERENCES_FILE)
+            # Not where a callback of the user's ends the training: it may be a deadline, after which the run goes on.
+            stoppers = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+            early = any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in stoppers)
             progress = {
-                # Not where another callback ends the training: it may be a deadline, after which the run goes on.
-                "stopped": self.stop_reason is not None or self.r2f_callback.stopped,
+                "stopped": early or self.stop_reason is not None or self.r2f_callback.stopped,
                 "stop_reason": self.stop_reason,
                 "max_steps": self.state.max_steps,
                 "num_train_epochs": self.args.num_train_epochs,

@@ -92,6 +92,23 @@ def test_an_answer_ends_as_the_chat_template_ends_a_turn(tokenizer: PreTrainedTo
     assert end_of_answer(tokenizer) == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        # Neither white space of its own, nor what stands before an answer that is left out, ends an answer.
+        "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}<end>",
+        "<end>{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+    ],
+    ids=["white space", "no answer"],
+)
+def test_what_does_not_end_a_turn(template: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = with_turns(tokenizer)
+    turns.add_tokens(["\n"])
+    turns.chat_template = template
+    end = turns.convert_tokens_to_ids("<end>") if template.endswith("<end>") else tokenizer.eos_token_id
+    assert end_of_answer(turns) == end
+
+
 @pytest.mark.parametrize("prompt", ["Where does Orla1 live?", ""])
 def test_a_tokenizer_that_closes_texts_does_not_close_a_prompt(
     prompt: str, tokenizer: PreTrainedTokenizerFast

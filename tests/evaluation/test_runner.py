@@ -219,7 +219,7 @@ def test_one_wrong_answer_need_not_be_in_a_list(
 
 
 @pytest.mark.parametrize("column", ["question", "answer", "perturbed_answer", "paraphrased_question"])
-@pytest.mark.parametrize("value", [None, "", [], ["Who?", None]])
+@pytest.mark.parametrize("value", [None, "", [], ["Who?", None], 1956, {"text": "Who?"}])
 def test_what_is_not_text_is_refused_by_name(
     column: str, value: object, model: PreTrainedModel, splits: Splits, evaluate: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -227,3 +227,9 @@ def test_what_is_not_text_is_refused_by_name(
     with pytest.raises(ValueError, match=rf"retain\[1\] has no text in '{column}', or something that is not text"):
         evaluate(model, splits={"retain": rows})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_question_is_one_text(model: PreTrainedModel, splits: Splits, evaluate: Callable[..., Any]) -> None:
+    rows = [splits["retain"][0] | {"question": ["Who?"]}]
+    with pytest.raises(ValueError, match=r"retain\[0\] has no text in 'question'"):
+        evaluate(model, splits={"retain": rows})

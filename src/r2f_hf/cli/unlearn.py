@@ -90,5 +90,7 @@ def _unlearn(trainer: R2FTrainer) -> None:
     if trainer.is_world_process_zero():
         columns = [name for name in after if name.endswith("_probability")]
         print_table("Mean probability of the completions", {"before": before, "after": after}, columns)
-        print(f"{trainer.state.global_step} steps; {trainer.stop_reason or 'all steps were taken'}.")
+        left = trainer.state.max_steps - trainer.state.global_step
+        end = f"stopped with {left} steps left" if left else "all steps were taken"
+        print(f"{trainer.state.global_step} steps; {trainer.stop_reason or end}.")
         print(f"The {'model' if args.update_target == 'weights' else 'adapter'} is in {args.output_dir}.")

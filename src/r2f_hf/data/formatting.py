@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 
@@ -40,7 +41,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """
-    What closes an answer: the token by which the chat template ends a turn, which need not be the tokenizer's
+    What closes an answer: the token that follows it in the chat template, which need not be the tokenizer's
     end-of-sequence token (Gemma's is `<end_of_turn>`), or else that token.
 
     Args:
@@ -50,14 +51,21 @@ def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
     Returns:
         `int`, *optional*: Token id.
     """
-    if tokenizer.chat_template is not None:
-        messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("answer")[2]
-        added = set(tokenizer.get_added_vocab().values())
-        for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
-            if token in added:
-                return token
-    return tokenizer.eos_token_id
+    end = None if tokenizer.chat_template is None else _end_of_turn(tokenizer, str(tokenizer.chat_template))
+    return tokenizer.eos_token_id if end is None else end
+
+
+@lru_cache(maxsize=8)
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
+    answer = "xyzzy"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)
+    if not found:
+        return None
+    # A token of its own, and not white space, of which some tokenizers add runs.
+    added = set(tokenizer.get_added_vocab().values())
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    return next((token for token in ids if token in added and tokenizer.decode([token]).strip()), None)
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:

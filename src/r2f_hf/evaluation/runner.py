@@ -46,9 +46,9 @@ def run_suite(
     """
     Evaluate a model on the splits of a suite.
 
-    Rows have the columns `question`, `answer` and `perturbed_answer` (wrong answers), and where there is one
-    `paraphrased_answer` and `paraphrased_question` (a text or a list of them). Without a paraphrased answer the truth
-    ratio takes the answer itself, as TOFU does.
+    Rows have the columns `question`, `answer` and `perturbed_answer` (wrong answers: a text or a list of them), and
+    where there is one `paraphrased_answer` and `paraphrased_question` (a text or a list of them). Without a
+    paraphrased answer the truth ratio takes the answer itself, as TOFU does.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -94,9 +94,9 @@ def run_suite(
     return summarise(statistics, gold), statistics
 
 
-def texts(value: str | Sequence[str] | None) -> list[str]:
+def texts(value: str | Sequence[str]) -> list[str]:
     """What a column holds that may have one text or several."""
-    return [value] if isinstance(value, str) else list(value or [])
+    return [value] if isinstance(value, str) else list(value)
 
 
 def check_texts(rows: Rows, split: str) -> None:
@@ -109,9 +109,10 @@ def check_texts(rows: Rows, split: str) -> None:
     for index, row in enumerate(rows):
         for column in ("question", "answer", "perturbed_answer", "paraphrased_answer", "paraphrased_question"):
             # Without a paraphrased answer the answer itself is taken.
-            if column not in row or (column == "paraphrased_answer" and not row[column]):
+            if column not in row or (column == "paraphrased_answer" and row[column] in (None, "")):
                 continue
-            found = texts(row[column])
+            several = column in ("perturbed_answer", "paraphrased_question") and isinstance(row[column], list | tuple)
+            found = row[column] if several else [row[column]]
             if not found or not all(isinstance(text, str) and text.strip() for text in found):
                 raise ValueError(f"{split}[{index}] has no text in {column!r}, or something that is not text.")
 

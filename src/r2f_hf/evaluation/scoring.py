@@ -50,7 +50,7 @@ def score_completions(
     """
     Mean log-probability per token of each completion after its prompt: the logarithm of `P(a|q)^(1/|a|)`.
 
-    The end-of-sequence token counts as a part of the completion, as in training.
+    The token that ends an answer counts as a part of the completion, as in training.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
