@@ -14,6 +14,7 @@ from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -73,6 +74,22 @@ MORE_CONFIGS = {
     # Experts' weights in one parameter, which are left out.
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=4),
     "qwen3_moe": Qwen3MoeConfig(**SHAPE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+    # A vision tower, which text does not reach.
+    "multimodal gemma": Gemma3Config(
+        text_config={**SHAPE, "head_dim": 8, "sliding_window": 32, "query_pre_attn_scalar": 8},
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=157,
+        eoi_token_index=158,
+        image_token_index=159,
+    ),
 }
 
 

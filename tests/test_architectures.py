@@ -40,6 +40,7 @@ def test_forgets_changes_nothing_else_reloads_and_is_undone(
     targeted = {f"{probe.name}.weight" for probe in trainer.r2f_callback.probes}
     assert len(targeted) >= 8
     assert changed(before, weights(model)) == targeted
+    assert not any("vision" in name for name in targeted)
     assert min(trainer.r2f_callback.fidelities) > 0.3
 
     trainer.save_model()

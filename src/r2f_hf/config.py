@@ -25,7 +25,8 @@ class R2FConfig(TrainingArguments):
         rank (`int`, *optional*, defaults to `16`):
             Rank of the LoRA probes. Higher ranks reconstruct more of the gradient; cost and memory grow linearly.
         target_modules (`str` or `list[str]`, *optional*, defaults to `"all-linear"`):
-            Modules whose weights are changed, as in [`~peft.LoraConfig`].
+            Modules whose weights are changed, as in [`~peft.LoraConfig`]. Of a multimodal model `"all-linear"` is the
+            part that reads text.
         exclude_modules (`str` or `list[str]`, *optional*):
             Modules to leave as they are, as in [`~peft.LoraConfig`]. Modules that are frozen (`requires_grad=False`)
             or share their weight with the embeddings are left as they are anyway, unless an adapter takes the updates.

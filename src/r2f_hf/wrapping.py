@@ -131,9 +131,13 @@ def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
         outer = [name for name in linear if not any(part in name for part in inner)]
         linear = {name.removesuffix(".base_layer"): linear[name] for name in outer}
     targets = args.target_modules
-    if (has_experts(base, args) or own) and targets == "all-linear":
-        # PEFT's shorthand takes in the experts, excluded or not, and what an adapter has put beside a module.
-        targets = [name for name, module in linear.items() if module is not base.get_output_embeddings()]
+    reached = set(base.get_decoder().modules())
+    text = [name for name, module in linear.items() if module in reached]
+    head = [name for name, module in linear.items() if module is base.get_output_embeddings()]
+    if (has_experts(base, args) or own or len(text) + len(head) < len(linear)) and targets == "all-linear":
+        # PEFT's shorthand takes in the experts, excluded or not, what an adapter has put beside a module, and the
+        # parts of a model that text does not reach, such as a vision tower.
+        targets = text
     excluded = args.exclude_modules or []
     if isinstance(excluded, str):
         excluded = [name for name in linear if re.fullmatch(excluded, name)]
@@ -226,10 +230,14 @@ def has_experts(model: PreTrainedModel, args: R2FConfig) -> bool:
             return re.fullmatch(patterns, name) is not None
         return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns or [])
 
+    # Parts that text does not reach may have parameters of any shape.
+    reached = set(model.get_decoder().parameters())
     experts = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if len(whole_shape(parameter)) == 3 and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
+        if len(whole_shape(parameter)) == 3
+        and parameter in reached
+        and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
     }
     for name, parameter in experts.items():
         module, _, attribute = name.rpartition(".")
