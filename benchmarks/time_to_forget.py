@@ -1,7 +1,7 @@
 """
 How long it takes to forget: steps and seconds until TOFU authors are forgotten, by R2F and by its peers.
 
-    python benchmarks/time_to_forget.py --data DIR [--forget forget01] [--authors 20] [--seeds 0 1 2]
+    python benchmarks/time_to_forget.py --data DIR [--forget forget01] [--authors 20] [--passes 4] [--peers lora]
 
 SmolLM2-135M, fine-tuned on the last `--authors` authors of TOFU, forgets the last of them. A run has arrived at the
 first check at which forget quality is .05 or more, and P(retain) and utility are at least 95% of what they were;
@@ -297,6 +297,7 @@ def main() -> None:
     parser.add_argument("--forget", default="forget01", choices=("forget01", "forget05", "forget10"))
     parser.add_argument("--authors", type=int, default=20, help="authors that the model is fine-tuned on")
     parser.add_argument("--tune", action="store_true", help="forget the model's first authors instead of its last")
+    parser.add_argument("--peers", nargs="+", choices=list(SWEEP), default=list(SWEEP), help="what to compare with")
     parser.add_argument("--passes", type=int, default=4, help="passes over the forget set")
     parser.add_argument("--every", type=int, default=2, help="steps between checks")
     parser.add_argument(
@@ -310,14 +311,13 @@ def main() -> None:
     data = (tuning_data if options.tune else load_data)(options.data, options.forget, options.authors)
     benchmark = Benchmark(smollm2_folder(), data, options, options.passes, options.every)
     own = benchmark.recipe.learning_rate
-    swept = [(run, rate, first) for run, rates in SWEEP.items() for rate in rates]
+    swept = [(run, rate, first) for run in options.peers for rate in SWEEP[run]]
     runs = swept + [("r2f", own, seed) for seed in options.seeds]
     made = [benchmark.run(*each) for each in runs[part::parts]]
     if parts > 1:
         return
-    chosen = {run: best([found for found in made if found["run"] == run])["learning_rate"] for run in SWEEP} | {
-        "r2f": own
-    }
+    chosen = {run: best([found for found in made if found["run"] == run])["learning_rate"] for run in options.peers}
+    chosen["r2f"] = own
     rows = [benchmark.run(run, rate, seed) for run, rate in chosen.items() for seed in options.seeds]
 
     seconds = {run: benchmark.seconds_a_step(run, rate) for run, rate in chosen.items()}
@@ -332,7 +332,7 @@ def main() -> None:
         }
         for run in chosen
     }
-    peer = {name: min(means[run][name] for run in SWEEP) for name in ("steps", "seconds")}
+    peer = {name: min(means[run][name] for run in options.peers) for name in ("steps", "seconds")}
     ratios = {f"ratio_best_peer{'_steps' * (name == 'steps')}": means["r2f"][name] / peer[name] for name in peer}
     report = {
         "before": benchmark.before,
