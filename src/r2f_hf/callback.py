@@ -25,6 +25,7 @@ from .gradients import (
     LowRankGradient,
     ProbeGroup,
     SecondMoments,
+    align_,
     check_min_fidelity,
     estimate_fidelity,
     find_probes,
@@ -159,6 +160,8 @@ class R2FCallback(TrainerCallback):
             check_delta(model, self.delta)
         check_ranks(self.probes, self.held_out)
         check_min_fidelity(self.min_fidelity, self.held_out)
+        if self.delta is None:
+            align_(model)
         if self.save_full_model and args.load_best_model_at_end:
             raise ValueError(
                 "`load_best_model_at_end` reloads the adapter alone, not the weights that R2F changed. Use "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import build_model, changed, weights
 from torch import Tensor
 
-from r2f_hf.gradients import LowRankGradient, add_low_rank_, stochastic_round
+from r2f_hf.gradients import LowRankGradient, add_low_rank_, align_, stochastic_round
 
 
 def draw(out_features: int, in_features: int, rank: int = 3) -> tuple[Tensor, LowRankGradient]:
@@ -94,3 +95,16 @@ def test_the_generator_decides(dtype: torch.dtype) -> None:
 
     assert torch.equal(update(0), update(0))
     assert not torch.equal(update(0), update(1))
+
+
+def test_weights_are_moved_to_a_cache_lines_begin_and_stay_tied() -> None:
+    model = build_model("tied llama")
+    before = weights(model)
+    for parameter in model.parameters():
+        # One number off.
+        parameter.data = torch.empty(parameter.numel() + 1)[1:].view_as(parameter).copy_(parameter.data)
+    assert all(parameter.data_ptr() % 64 for parameter in model.parameters())
+    align_(model)
+    assert not any(parameter.data_ptr() % 64 for parameter in model.parameters())
+    assert not changed(before, weights(model))
+    assert model.lm_head.weight is model.get_input_embeddings().weight

@@ -10,7 +10,7 @@ from .second_moments import SecondMoments
 from .sharding import copy_, gather, is_partitioned, is_row_sharded, is_sharded, own_blocks, whole_shape
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace
-from .update import add_low_rank_, stochastic_round
+from .update import add_low_rank_, align_, stochastic_round
 
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SecondMoments",
     "add_low_rank_",
     "add_to_pair_",
+    "align_",
     "check_min_fidelity",
     "copy_",
     "draw_probes",
