@@ -161,7 +161,7 @@ class R2FCallback(TrainerCallback):
         check_ranks(self.probes, self.held_out)
         check_min_fidelity(self.min_fidelity, self.held_out)
         if self.delta is None:
-            align_(model)
+            align_(probe.weight for probe in self.probes)
         if self.save_full_model and args.load_best_model_at_end:
             raise ValueError(
                 "`load_best_model_at_end` reloads the adapter alone, not the weights that R2F changed. Use "

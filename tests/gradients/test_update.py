@@ -104,7 +104,7 @@ def test_weights_are_moved_to_a_cache_lines_begin_and_stay_tied() -> None:
         # One number off.
         parameter.data = torch.empty(parameter.numel() + 1)[1:].view_as(parameter).copy_(parameter.data)
     assert all(parameter.data_ptr() % 64 for parameter in model.parameters())
-    align_(model)
+    align_(model.parameters())
     assert not any(parameter.data_ptr() % 64 for parameter in model.parameters())
     assert not changed(before, weights(model))
     assert model.lm_head.weight is model.get_input_embeddings().weight

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from .low_rank import LowRankGradient
@@ -23,23 +25,22 @@ _ALIGNMENT = 64
 
 
 @torch.no_grad()
-def align_(model: nn.Module) -> None:
+def align_(weights: Iterable[Tensor]) -> None:
     """
-    Move a model's weights to where a CPU writes quickly.
+    Move weights to where a CPU writes quickly.
 
     Weights that were loaded begin where the reader left them, in the midst of a cache line, and adding to them takes
     twice as long. They are moved one by one, so that no more memory is needed than for one of them.
 
     Args:
-        model (`nn.Module`):
-            The model. Quantised, shared, sharded and partitioned weights, and those on an accelerator, stay where they
-            are.
+        weights (`Iterable[torch.Tensor]`):
+            What is going to be written. Shared, sharded and partitioned weights, and those on an accelerator, stay
+            where they are.
     """
-    for parameter in model.parameters():
-        apart = isinstance(parameter, DTensor) or is_partitioned(parameter) or parameter.is_shared()
-        plain = parameter.device.type == "cpu" and parameter.is_floating_point() and not apart
-        if plain and parameter.data_ptr() % _ALIGNMENT:
-            parameter.data = parameter.data.clone()
+    for weight in weights:
+        apart = isinstance(weight, DTensor) or is_partitioned(weight) or weight.is_shared()
+        if weight.device.type == "cpu" and not apart and weight.data_ptr() % _ALIGNMENT:
+            weight.data = weight.data.clone()
 
 
 def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
