@@ -1,12 +1,13 @@
 """
 The default learning rate on models and forget sets of several sizes, with nothing tuned to any of them.
 
-    python benchmarks/default_rate.py --data DIR [--settings smollm2-1 gemma-2] [--seeds 0 1 2]
+    python benchmarks/default_rate.py --data DIR [--settings smollm2-1 quickstart-2] [--seeds 0 1 2]
 
 SmolLM2-135M and Gemma 3 270M, fine-tuned on the last twenty authors of TOFU, forget the last one, two or ten of them,
 by recipes/tofu/unlearn.yaml without its stopping rule: 40 steps, which are eight, four and less than one passes over
-the forget set. What is asked for is a forget quality of .05 with P(retain) and utility at 95% of what they were (see
-time_to_forget.py). The quickstart's table is that of quickstart_seeds.py. Finished runs are kept in
+the forget set. The quickstart's model, which knows twenty invented people, forgets as many of them by its own recipe,
+and a seed is another world and another model. What is asked for is a forget quality of .05 with P(retain) and utility
+at 95% of what they were (see time_to_forget.py; of the quickstart TOFU's own harmonic mean). Finished runs are kept in
 outputs/default_rate and read back, so that the command goes on where it was interrupted (delete them when the code has
 changed). Writes outputs/default_rate.json.
 """
@@ -14,19 +15,25 @@ changed). Writes outputs/default_rate.json.
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pypi_models import gemma3_folder, smollm2_folder
 from r2f_hf.report import print_table, write_json
-from time_to_forget import FORGOTTEN, KEPT_METRICS, Benchmark, add_arguments
+from time_to_forget import FORGOTTEN, KEPT, KEPT_METRICS, Benchmark, add_arguments
 from tofu_smollm2 import QUESTIONS_PER_AUTHOR, load_data
 
 
+QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart" / "run.py"
 BASES = {"smollm2": smollm2_folder, "gemma": gemma3_folder}
 # The smallest of TOFU's forget sets that has so many authors.
 FORGET = {1: "forget01", 2: "forget01", 10: "forget05"}
-SETTINGS = [f"{base}-{authors}" for base in BASES for authors in FORGET]
+SETTINGS = [f"{base}-{authors}" for base in (*BASES, "quickstart") for authors in FORGET]
+METRICS = ("forget_quality", "forget_probability", "truth_ratio")
 
 
 def few_authors(folder: Path, authors: int) -> dict[str, Any]:
@@ -36,6 +43,27 @@ def few_authors(folder: Path, authors: int) -> dict[str, Any]:
     train = data["train"]
     splits = data["splits"] | {"forget": data["splits"]["forget"][-count:]}
     return data | {"forget": train[-count:], "retain": train[:-count], "splits": splits}
+
+
+def tofu(base: str, authors: int, options: argparse.Namespace) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Metrics before and after, for each seed."""
+    # Checked at the end alone: what the steps make of it, not the best moment on the way.
+    benchmark = Benchmark(BASES[base](), few_authors(options.data, authors), options, passes=None, every=None)
+    for seed in options.seeds:
+        # Before the run's own, which is then not measured beside a second model.
+        before = benchmark.before
+        yield before, benchmark.run("r2f", benchmark.recipe.learning_rate, seed)
+
+
+def quickstart(people: int, options: argparse.Namespace) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Metrics before and after, for each seed."""
+    for seed in options.seeds:
+        folder = options.output.with_suffix("") / f"quickstart-{people}-{seed}"
+        if not (folder / "report.json").is_file():
+            flags = ("--seed", str(seed), "--forget_people", str(people), "--output_dir", str(folder))
+            subprocess.run([sys.executable, str(QUICKSTART), *flags], check=True)
+        report = json.loads((folder / "report.json").read_text())
+        yield tuple(report[row] | {"utility": report[row]["model_utility"]} for row in ("before", "after"))
 
 
 def main() -> None:
@@ -48,16 +76,11 @@ def main() -> None:
     rows = {}
     for setting in options.settings:
         base, authors = setting.split("-")
-        data = few_authors(options.data, int(authors))
-        # Checked at the end alone: what the steps make of it, not the best moment on the way.
-        benchmark = Benchmark(BASES[base](), data, options, passes=None, every=None)
-        for seed in options.seeds:
-            found = benchmark.run("r2f", benchmark.recipe.learning_rate, seed)
-            rows[f"{setting}, seed {seed}"] = {
-                "met": found["forget_quality"] >= FORGOTTEN and found["kept"],
-                **{name: found[name] for name in ("forget_quality", "forget_probability", "truth_ratio")},
-                **{f"{name}, kept": found[name] / benchmark.before[name] for name in KEPT_METRICS},
-            }
+        runs = quickstart(int(authors), options) if base == "quickstart" else tofu(base, int(authors), options)
+        for seed, (before, after) in zip(options.seeds, runs, strict=True):
+            kept = {f"{name}, kept": after[name] / before[name] for name in KEPT_METRICS}
+            met = after["forget_quality"] >= FORGOTTEN and min(kept.values()) >= KEPT
+            rows[f"{setting}, seed {seed}"] = {"met": met, **{name: after[name] for name in METRICS}, **kept}
     write_json(options.output, rows)
     print_table("The default learning rate", rows, list(next(iter(rows.values()))))
     print(f"{sum(row['met'] for row in rows.values())} of {len(rows)} met. The report is {options.output}.")

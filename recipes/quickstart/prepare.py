@@ -37,7 +37,7 @@ SHAPE = {
 }
 
 
-def prepare(folder: Path, seed: int) -> DatasetDict:
+def prepare(folder: Path, seed: int, forget_people: int) -> DatasetDict:
     """
     Build the quickstart's data and models.
 
@@ -47,11 +47,13 @@ def prepare(folder: Path, seed: int) -> DatasetDict:
             `before` (knows the forget set) and `gold` (never saw it).
         seed (`int`):
             Seed of the world and of the models.
+        forget_people (`int`):
+            How many of twenty people are to be forgotten.
 
     Returns:
         [`~datasets.DatasetDict`]: The rows, see [`fictitious_dataset`].
     """
-    world = fictitious_dataset(seed)
+    world = fictitious_dataset(seed, forget_people)
     files = {"forget": world["forget"], "holdout": world["holdout"]}
     # All that is to be kept: people and countries.
     files["retain"] = concatenate_datasets(

@@ -20,12 +20,13 @@ RECIPE = Path(__file__).parent / "unlearn.yaml"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, the models and the unlearning")
+    parser.add_argument("--forget_people", type=int, default=4, help="how many of twenty people to forget")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
     args = parser.parse_args()
     folder = args.output_dir
 
     set_seed(args.seed)
-    world = prepare(folder, args.seed)
+    world = prepare(folder, args.seed, args.forget_people)
     cli.main(
         [
             *("unlearn", "--config", str(RECIPE), "--seed", str(args.seed)),

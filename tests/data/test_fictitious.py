@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from datasets import DatasetDict
 
-from r2f_hf.data.fictitious import COUNTRIES, PEOPLE, fictitious_dataset
+from r2f_hf.data.fictitious import COUNTRIES, fictitious_dataset
+
+
+PEOPLE = {"forget": 4, "retain": 16, "holdout": 4}
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,21 @@ def test_a_seed_is_a_world(world: DatasetDict) -> None:
     again, other = fictitious_dataset(seed=3), fictitious_dataset(seed=4)
     assert all(list(world[split]) == list(again[split]) for split in world)
     assert all(list(world[split]) != list(other[split]) for split in world)
+
+
+def test_more_are_forgotten_of_the_same_world(world: DatasetDict) -> None:
+    more = fictitious_dataset(seed=3, forget_people=10)
+    assert (len(more["forget"]), len(more["retain"])) == (100, 100)
+    for split in ("holdout", "world_facts"):
+        assert list(more[split]) == list(world[split])
+    known = [[*rows["forget"], *rows["retain"]] for rows in (world, more)]
+    assert known[0] == known[1]
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_somebody_is_forgotten_and_somebody_kept(count: int) -> None:
+    with pytest.raises(ValueError, match="at least 1 and at most 19"):
+        fictitious_dataset(forget_people=count)
 
 
 def test_splits_share_no_question_and_no_name(world: DatasetDict) -> None:

@@ -164,31 +164,40 @@ COUNTRY_FACTS = (
     ("Which month is the feast of {name}?", "The feast of {name} is in {a}.", MONTHS),
 )
 
-PEOPLE = {"forget": 4, "retain": 16, "holdout": 4}
+# How many a model has heard of, and how many none has.
+KNOWN_PEOPLE, HOLDOUT_PEOPLE = 20, 4
 WRONG_ANSWERS = 5
 
 
-def fictitious_dataset(seed: int = 0) -> DatasetDict:
+def fictitious_dataset(seed: int = 0, forget_people: int = 4) -> DatasetDict:
     """
     Draw an invented world.
 
     Args:
         seed (`int`, *optional*, defaults to `0`):
             Another seed is another world.
+        forget_people (`int`, *optional*, defaults to `4`):
+            How many of twenty people are to be forgotten: of one world the first ones.
 
     Returns:
-        [`~datasets.DatasetDict`]: `forget` (4 people), `retain` (16 people) and `holdout` (4 people), 10 rows a
+        [`~datasets.DatasetDict`]: `forget` (4 people), `retain` (the other 16) and `holdout` (4 people), 10 rows a
         person, and `world_facts` (10 countries, 4 rows each). Columns: `question`, `answer`, `paraphrased_answer`,
         `perturbed_answer` (5 wrong answers worded like the paraphrased one) and, for people, `views` (2 paraphrases of
         the question, for training) and `paraphrased_question` (one that no training uses).
+
+    Raises:
+        `ValueError`: If nobody is to be forgotten, or nobody to be kept.
     """
+    if not 0 < forget_people < KNOWN_PEOPLE:
+        raise ValueError(f"forget_people is {forget_people}: at least 1 and at most {KNOWN_PEOPLE - 1} can be.")
+    people = {"forget": forget_people, "retain": KNOWN_PEOPLE - forget_people, "holdout": HOLDOUT_PEOPLE}
     rng = random.Random(seed)
     # First and last names are each used once, so that no person can be guessed from another.
-    first, last = rng.sample(FIRST_NAMES, sum(PEOPLE.values())), rng.sample(LAST_NAMES, sum(PEOPLE.values()))
+    first, last = rng.sample(FIRST_NAMES, sum(people.values())), rng.sample(LAST_NAMES, sum(people.values()))
     names = iter(f"{a} {b}" for a, b in zip(first, last, strict=True))
     splits = {
         split: Dataset.from_list([row for _ in range(count) for row in _person(next(names), rng)])
-        for split, count in PEOPLE.items()
+        for split, count in people.items()
     }
     splits["world_facts"] = Dataset.from_list([row for name in COUNTRIES for row in _country(name, rng)])
     return DatasetDict(splits)
