@@ -166,6 +166,36 @@ def test_an_unnormalised_step_is_the_clipped_gradient(
     assert distance(before, weights(model)) == pytest.approx(lr * (1e-3 if max_grad_norm == 1e-3 else norm), rel=5e-3)
 
 
+@torch.no_grad()
+def hidden(model: PreTrainedModel, rows: list[dict[str, Any]]) -> Tensor:
+    """What the last block makes of each token of some rows."""
+    model.eval()
+    found = []
+    for row in rows:
+        states = model(input_ids=torch.tensor([row["input_ids"]]), output_hidden_states=True).hidden_states
+        found.append(states[-1][0].float())
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("target", ["weights", "adapter"])
+def test_a_step_that_spares_the_retain_set_changes_less_of_it(
+    kind: str, target: str, build_trainer: BuildTrainer
+) -> None:
+    moved = {}
+    for spare in (False, True):
+        model = build_model(kind)
+        settings = {"update_target": target, "adapter_rank": 32, "overwrite_output_dir": True}
+        if kind == "qwen3_moe":
+            settings["exclude_modules"] = ["experts"]
+        trainer = build_trainer(model, spare_retained=spare, max_steps=1, learning_rate=0.02, **settings)
+        retain = trainer.train_examples["retain"]
+        before = hidden(trainer.model, retain)
+        trainer.train()
+        moved[spare] = (hidden(trainer.model, retain) - before).norm().item()
+    assert 0 < moved[True] < 0.8 * moved[False]
+
+
 def test_a_model_can_be_named_and_all_else_left_to_the_defaults(
     tmp_path: Path,
     memorised_model: PreTrainedModel,
@@ -371,8 +401,9 @@ CHECKPOINTS: dict[str, Any] = {"max_steps": 7, "save_strategy": "steps", "save_s
         {"forget_objective": "npo", "retain_objective": "kl", "num_views": 2, "views_column": "paraphrased_question"},
         {"forget_objective": "grad_diff", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
         {"adaptive": False, "warm_probes": False},
+        {"spare_retained": True},
     ],
-    ids=["npo and kl", "grad_diff accumulated", "not adaptive"],
+    ids=["npo and kl", "grad_diff accumulated", "not adaptive", "sparing"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     settings: dict[str, Any], step: int, tmp_path: Path, build_trainer: BuildTrainer
@@ -384,6 +415,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     again.train(resume_from_checkpoint=str(tmp_path / "output" / f"checkpoint-{step}"))
     assert not changed(weights(whole), weights(resumed))
     assert again.r2f_callback.adaptive == settings.get("adaptive", True)
+    assert (again.r2f_callback.retained_inputs is not None) == settings.get("spare_retained", False)
     assert again.r2f_callback.fidelities == trainer.r2f_callback.fidelities
     names = ("step", "loss", "forget_loss", "retain_loss", "learning_rate", "r2f/gradient_norm", "r2f/fidelity")
     told = [[[logs[name] for name in names] for logs in training_logs(one)] for one in (trainer, again)]

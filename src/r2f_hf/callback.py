@@ -24,6 +24,7 @@ from .gradients import (
     LoraSketch,
     LowRankGradient,
     ProbeGroup,
+    RetainedInputs,
     SecondMoments,
     align_,
     check_min_fidelity,
@@ -52,19 +53,19 @@ class R2FCallback(TrainerCallback):
 
         W ← W - lr · D / ‖D‖
 
-    where `D` is the module's reconstruction, its rows and columns evened out if it is `adaptive`, `‖D‖` its Frobenius
-    norm, and `lr` the learning rate that the Trainer's scheduler has set: the norm of a step in each module. A module
-    whose gradient is zero is left alone. Give the adapter a small
-    scaling (`lora_alpha=1e-6 * r`), so that the probes leave the forward pass as it is. After training the adapter is
-    empty and the result is the model behind it: `trainer.model.unload().save_pretrained(folder)`. (Where weights are
-    sharded, call [`~r2f_hf.saving.save_full_model`] on all processes.)
+    where `D` is the module's reconstruction, its rows and columns evened out if it is `adaptive`, without what the
+    retain set would notice if there are `retained_inputs`, `‖D‖` its Frobenius norm, and `lr` the learning rate that
+    the Trainer's scheduler has set: the norm of a step in each module. A module whose gradient is zero is left alone.
+    Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so that the probes leave the forward pass as it is. After
+    training the adapter is empty and the result is the model behind it: `trainer.model.unload().save_pretrained(
+    folder)`. (Where weights are sharded, call [`~r2f_hf.saving.save_full_model`] on all processes.)
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
     there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler
     skips writes nothing. DeepSpeed's optimizer has no hooks, and is read from right before its step. (Trainer's
     callback events come at a time when DeepSpeed and FSDP have already released the gradients, transformers #31095.)
-    In `torch.profiler` the parts of a step are `r2f/read`, `r2f/decode`, `r2f/measure`, `r2f/scale`, `r2f/write`,
-    `r2f/follow` and `r2f/draw`.
+    In `torch.profiler` the parts of a step are `r2f/read`, `r2f/decode`, `r2f/measure`, `r2f/scale`, `r2f/spare`,
+    `r2f/write`, `r2f/follow` and `r2f/draw`.
 
     Args:
         decoder (`str` or [`GradientDecoder`], *optional*, defaults to `"spectral"`):
@@ -99,6 +100,11 @@ class R2FCallback(TrainerCallback):
         save_full_model (`bool`, *optional*, defaults to `True`):
             Whether to write the full model into a folder `full_model` of every checkpoint, and to read it when
             training resumes. A Trainer over a PEFT model saves the adapter alone.
+
+    Attributes:
+        retained_inputs (`dict[str, RetainedInputs]`, *optional*):
+            What the retain set puts into each module, by its name, which updates are to leave alone (see
+            [`RetainedInputs`]). To be set before training; [`R2FTrainer`] does so.
     """
 
     def __init__(
@@ -131,6 +137,7 @@ class R2FCallback(TrainerCallback):
         self.stop_on_nonfinite = lookup({"skip": False, "stop": True}, on_nonfinite, "on_nonfinite")
         self.delta = delta
         self.save_full_model = save_full_model and delta is None
+        self.retained_inputs: dict[str, RetainedInputs] | None = None
         # Where to resume from, if it is not a checkpoint in the output folder.
         self.resume_folder: Path | None = None
         self.skipped_steps = 0
@@ -156,6 +163,9 @@ class R2FCallback(TrainerCallback):
         self._remove_hooks()
         self._pending_logs, self.module_fidelity = [], {}
         self.groups = group_probes(find_probes(model, self.delta))
+        if self.retained_inputs is not None:
+            for group in self.groups:
+                group.retain(self.retained_inputs)
         if self.delta is not None:
             check_delta(model, self.delta)
         check_ranks(self.probes, self.held_out)
@@ -264,7 +274,10 @@ class R2FCallback(TrainerCallback):
         if self.adaptive:
             with record_function("r2f/scale"):
                 gradients = [group.even_out(found) for group, found in zip(self.groups, gradients, strict=True)]
-                norms = all_norms(gradients)
+        if self.retained_inputs is not None:
+            with record_function("r2f/spare"):
+                gradients = [group.spare(found) for group, found in zip(self.groups, gradients, strict=True)]
+        norms = all_norms(gradients)
         if not faithful.any():
             self.skipped_steps += 1
             metrics["r2f/skipped_steps"] = 1.0

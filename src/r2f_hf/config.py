@@ -79,6 +79,10 @@ class R2FConfig(TrainingArguments):
         adaptive (`bool`, *optional*, defaults to `True`):
             Whether rows and columns of the reconstructed gradients are evened out by their running mean squares, as
             in Adafactor. Without it, take a smaller learning rate.
+        spare_retained (`bool`, *optional*, defaults to `False`):
+            Whether updates leave alone what modules make of the retain set's inputs, as far as they can (see
+            [`~r2f_hf.gradients.RetainedInputs`]). It takes a larger learning rate, and pays where there are time for
+            few steps alone. Needs a `retain_objective`.
         normalize_update (`bool`, *optional*, defaults to `True`):
             Whether the norm of a step in each module is set by `learning_rate` (times the schedule) alone. If `False`
             a step is the learning rate times the reconstructed gradient, evened out if it is `adaptive`, clipped to
@@ -144,6 +148,9 @@ class R2FConfig(TrainingArguments):
     adaptive: bool = field(
         default=True, metadata={"help": "Whether rows and columns of an update are evened out, as in Adafactor."}
     )
+    spare_retained: bool = field(
+        default=False, metadata={"help": "Whether updates leave alone what modules make of the retain set's inputs."}
+    )
     normalize_update: bool = field(
         default=True, metadata={"help": "Whether a step's norm is set by learning_rate alone."}
     )
@@ -182,6 +189,8 @@ class R2FConfig(TrainingArguments):
             raise ValueError(
                 f"`num_views={self.num_views}` needs a `views_column` or `view_templates` to take views from."
             )
+        if self.spare_retained and self.retain_objective == "none":
+            raise ValueError('`spare_retained` needs a retain set, which `retain_objective="none"` does without.')
         if objective.needs_retain and self.retain_objective == "none":
             raise ValueError(
                 f"`forget_objective={self.forget_objective!r}` is a difference with a retain loss; choose a "

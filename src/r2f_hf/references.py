@@ -1,8 +1,11 @@
-"""What the model said before the first write: needed by NPO, KL and the stopping rule, and computed once."""
+"""
+What the model said before the first write, and what it was given to say it from: needed by NPO, KL, the stopping rule
+and the updates, and computed once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +15,13 @@ from tqdm.auto import tqdm
 from .data.collator import ForgetRetainCollator
 from .data.forget_retain import Encoded
 from .evaluation.scoring import score_examples
+from .gradients import RetainedInputs, watch_inputs
+from .objectives import completion_logits
 from .objectives.retain import top_log_probs
+
+
+# Examples whose inputs are looked at, spread over the retain set.
+INPUT_EXAMPLES = 256
 
 
 def reference_log_probs(
@@ -47,6 +56,30 @@ def reference_top_tokens(
         ids.append(batch_ids[mask].cpu())
         log_probs.append(batch_log_probs[mask].cpu())
     return torch.cat(ids), torch.cat(log_probs)
+
+
+@torch.no_grad()
+def reference_inputs(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    examples: Sequence[Encoded],
+    collator: ForgetRetainCollator,
+    seed: int,
+    **tqdm_kwargs: Any,
+) -> dict[str, RetainedInputs]:
+    """
+    What examples put into the modules: of at most [`INPUT_EXAMPLES`], on every process the same.
+
+    One after the other: padding would be an input too, and in routed experts nothing tells it from text.
+
+    Returns:
+        `dict[str, RetainedInputs]`: By the modules' names, on their devices.
+    """
+    few = examples[:: -(-len(examples) // INPUT_EXAMPLES)]
+    with watch_inputs(modules, seed) as sketches:
+        for batch in _batches(model, few, collator, 1, **tqdm_kwargs):
+            completion_logits(model, batch)
+    return {name: sketch.result() for name, sketch in sketches.items()}
 
 
 def _batches(

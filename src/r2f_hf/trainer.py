@@ -35,8 +35,9 @@ from .config import R2FConfig
 from .data.rows import Row, content_hash
 from .files import write_json, write_text
 from .forget_retain_trainer import ForgetRetainTrainer
-from .gradients import find_probes, gather, whole_shape
+from .gradients import RetainedInputs, find_probes, gather, whole_shape
 from .record import RunRecord, read_ledger_of
+from .references import reference_inputs
 from .run_folder import RUN_FILE, check_other_runs, check_output_folder, held, run_differences, run_folder_lock
 from .saving import load_result_, result_state, save_result, weights_hash
 from .undo import keep_original
@@ -47,6 +48,8 @@ from .zero import check_precision, check_zero, from_pretrained
 logger = logging.getLogger(__name__)
 
 REFERENCES_FILE = "r2f_references.safetensors"
+# What each module's retained inputs are called there.
+DIRECTIONS, SPARED = "retained_inputs.directions.", "retained_inputs.spared."
 PROGRESS_FILE = "r2f_progress.json"
 
 # What has to be the same for a checkpoint to be a part of the same run.
@@ -78,6 +81,7 @@ RUN_KEYS = (
     "retain_per_forget",
     "num_views",
     "adaptive",
+    "spare_retained",
     "normalize_update",
 )
 
@@ -281,6 +285,34 @@ class R2FTrainer(ForgetRetainTrainer):
         output.metrics.update(self.r2f_callback.summary(), steps=self.state.global_step)
         self.record.metrics |= {"train": output.metrics | {"stop_reason": self.stop_reason}, "after": {}}
         return output
+
+    def _compute_references(self) -> dict[str, Tensor]:
+        references = super()._compute_references()
+        if self.args.spare_retained:
+            probes = find_probes(self.accelerator.unwrap_model(self.model), self._delta)
+            with self.accelerator.autocast():
+                found = reference_inputs(
+                    self.model,
+                    {probe.name: probe.layer for probe in probes},
+                    self.train_examples["retain"],
+                    self.data_collator,
+                    self.args.seed,
+                    desc="Inputs of the retain set",
+                    disable=self.args.disable_tqdm or not self.is_world_process_zero(),
+                )
+            for name, inputs in found.items():
+                references |= {
+                    f"{DIRECTIONS}{name}": inputs.directions.contiguous(),
+                    f"{SPARED}{name}": inputs.spared,
+                }
+        return references
+
+    def _set_references(self, references: dict[str, Tensor]) -> None:
+        super()._set_references(references)
+        names = [key.removeprefix(DIRECTIONS) for key in references if key.startswith(DIRECTIONS)]
+        self.r2f_callback.retained_inputs = {
+            name: RetainedInputs(references[f"{DIRECTIONS}{name}"], references[f"{SPARED}{name}"]) for name in names
+        } or None
 
     def _begin(self) -> None:
         """What a run does before its first step, and not when it is resumed."""

@@ -6,6 +6,7 @@ from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .groups import ProbeGroup, group_probes
 from .low_rank import LowRankGradient
 from .probes import LoraProbe, find_probes
+from .retained_inputs import InputSketch, RetainedInputs, watch_inputs
 from .second_moments import SecondMoments
 from .sharding import copy_, gather, is_partitioned, is_row_sharded, is_sharded, own_blocks, whole_shape
 from .sketch import LoraSketch, draw_probes, named_generator
@@ -16,10 +17,12 @@ from .update import add_low_rank_, align_, stochastic_round
 __all__ = [
     "Fidelity",
     "GradientSubspace",
+    "InputSketch",
     "LoraProbe",
     "LoraSketch",
     "LowRankGradient",
     "ProbeGroup",
+    "RetainedInputs",
     "SecondMoments",
     "add_low_rank_",
     "add_to_pair_",
@@ -39,5 +42,6 @@ __all__ = [
     "own_blocks",
     "stochastic_round",
     "svd",
+    "watch_inputs",
     "whole_shape",
 ]

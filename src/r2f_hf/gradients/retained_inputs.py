@@ -1,0 +1,131 @@
+"""What the retain set puts into a module, and updates that leave alone what the module makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .decompositions import eigh
+from .low_rank import LowRankGradient
+from .sketch import named_generator
+
+
+# Directions that are known of a module's inputs, where it has so many.
+DIRECTIONS = 128
+
+# Inputs of this part of the mean square of a direction are spared half of an update.
+DAMPING = 0.03
+
+# Directions of less than this part of the strongest one's mean square are rounding.
+_SMALLEST = 1e-5
+
+
+class RetainedInputs:
+    r"""
+    The directions in which a module's inputs lie on the retain set, and how much of an update each of them is spared.
+
+    An update `ΔW` changes what a module makes of an input `x` by `ΔW x`: on the retain set by `tr(ΔW C ΔWᵀ)` in the
+    mean square, where `C` is the mean of `x xᵀ`. Of all updates that follow a gradient `Ĝ` as far for as little of
+    that, and of their own square, the direction is
+
+        D = Ĝ · (C / c + μ)⁻¹ · μ = Ĝ · (I − Q · diag(λ / (λ + μ)) · Qᵀ),    c = tr(C) / in_features
+
+    with the eigenvectors `Q` and eigenvalues `λ` of `C / c`: what lies along `Q` is damped, all else stays. That is
+    the input side of K-FAC (Martens and Grosse 2015, arXiv 1503.05671), taken on what is to be kept; with `μ = 0` it
+    is the projection onto the null space of those inputs, as in Adam-NSCL (Wang et al. 2021, arXiv 2103.07113). Both
+    may carry the same leading dimensions, for modules of one shape.
+
+    Args:
+        directions (`torch.Tensor` of shape `(..., in_features, k)`):
+            `Q`, orthonormal columns, fp32.
+        spared (`torch.Tensor` of shape `(..., k)`):
+            `λ / (λ + μ)`, from 0 to 1; 0 for columns that stand for nothing.
+    """
+
+    def __init__(self, directions: Tensor, spared: Tensor):
+        self.directions, self.spared = directions, spared
+
+    def spare(self, gradient: LowRankGradient) -> LowRankGradient:
+        """The gradient without what the retain set would notice."""
+        along = self.spared.unsqueeze(-1) * (self.directions.mT @ gradient.V)
+        return LowRankGradient(U=gradient.U, V=gradient.V - self.directions @ along)
+
+
+class InputSketch:
+    r"""
+    A sketch `C Ω` of the inputs' second moments, taken while a model reads.
+
+    `C` has as many entries as `in_features` squared; the sketch has `DIRECTIONS` columns, from which its leading
+    eigenvectors are estimated as `C Ω (Ωᵀ C Ω)⁻¹ Ωᵀ C` (Nyström, as the decoders do with gradients).
+
+    Args:
+        test (`torch.Tensor` of shape `(in_features, k)`):
+            `Ω`, orthonormal columns, fp32.
+    """
+
+    def __init__(self, test: Tensor):
+        self.test = test
+        self.sketch = torch.zeros_like(test)
+        self.squares = test.new_zeros(())
+
+    def see(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook."""
+        x = inputs[0].detach().flatten(end_dim=-2)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            self.sketch.addmm_(x.T, x @ self.test)
+            self.squares += x.square().sum()
+
+    def result(self) -> RetainedInputs:
+        """What was seen, of one module."""
+        width = len(self.sketch)
+        core = (self.test.T @ self.sketch).double()
+        values, vectors = eigh((core + core.T) / 2)
+        kept = values > _SMALLEST * values[-1].clamp_min(torch.finfo(torch.float32).tiny)
+        # The estimate is `root @ root.T`.
+        root = self.sketch.double() @ (vectors * torch.where(kept, values, torch.inf).rsqrt())
+        moments, vectors = eigh(root.T @ root)
+        known = moments > _SMALLEST * moments[-1].clamp_min(torch.finfo(torch.float32).tiny)
+        relative = torch.where(known, moments * width / self.squares.clamp_min(torch.finfo(torch.float32).tiny), 0)
+        directions = root @ (vectors * torch.where(known, moments, torch.inf).rsqrt())
+        return RetainedInputs(directions.float(), (relative / (relative + DAMPING)).float())
+
+
+@contextmanager
+def watch_inputs(modules: Mapping[str, nn.Module], seed: int) -> Iterator[dict[str, InputSketch]]:
+    """
+    Sketch the inputs of modules in all forward passes within.
+
+    Args:
+        modules (`dict[str, nn.Module]`):
+            Linear layers, or PEFT's layers around them.
+        seed (`int`):
+            Seed of the sketches. Every process must have the same, and see the same.
+
+    Returns:
+        `dict[str, InputSketch]`: By the same names.
+    """
+    tests: dict[Any, Tensor] = {}
+    sketches, handles = {}, []
+    for name, module in modules.items():
+        key = (module.in_features, next(module.parameters()).device)
+        if key not in tests:
+            tests[key] = draw_test(seed, *key)
+        sketches[name] = InputSketch(tests[key])
+        handles.append(module.register_forward_pre_hook(sketches[name].see))
+    try:
+        yield sketches
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def draw_test(seed: int, width: int, device: torch.device) -> Tensor:
+    """Orthonormal columns `(width, k)`, the same for all modules of a width."""
+    generator = named_generator(seed, 0, str(width), "retained inputs", device)
+    columns = torch.randn(width, min(width, DIRECTIONS), generator=generator, device=device)
+    return torch.linalg.qr(columns).Q

@@ -1,0 +1,106 @@
+"""Retained inputs: what a module is given on the retain set, and updates that it does not notice there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from r2f_hf.gradients import InputSketch, LowRankGradient, RetainedInputs, watch_inputs
+from r2f_hf.gradients.retained_inputs import DAMPING, DIRECTIONS
+
+
+OUT, INTO = 12, 160
+
+
+def inputs_of(count: int, seed: int = 0) -> Tensor:
+    """Rows with a few directions that are much longer than others, as a model's are."""
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(INTO, INTO, generator=generator)).Q
+    return torch.randn(count, INTO, generator=generator) * 0.8 ** torch.arange(INTO) @ turn
+
+
+def seen(*batches: Tensor) -> RetainedInputs:
+    module = nn.Linear(INTO, OUT)
+    with watch_inputs({"module": module}, seed=0) as sketches:
+        for batch in batches:
+            module(batch)
+    return sketches["module"].result()
+
+
+def gradient(rank: int = 3) -> LowRankGradient:
+    generator = torch.Generator().manual_seed(1)
+    return LowRankGradient(torch.randn(OUT, rank, generator=generator), torch.randn(INTO, rank, generator=generator))
+
+
+def dense(found: LowRankGradient) -> Tensor:
+    return found.U @ found.V.T
+
+
+def test_an_update_is_the_gradient_preconditioned_by_the_inputs_second_moments() -> None:
+    X = inputs_of(300)
+    moments = X.T @ X / (X.square().sum() / INTO)
+    expected = dense(gradient()) @ torch.linalg.inv(moments.double() + DAMPING * torch.eye(INTO)).float() * DAMPING
+    torch.testing.assert_close(dense(seen(X).spare(gradient())), expected, rtol=0.02, atol=0.02)
+
+
+def test_of_fewer_inputs_than_directions_all_is_known() -> None:
+    X = inputs_of(DIRECTIONS // 4)
+    moments = X.T @ X / (X.square().sum() / INTO)
+    expected = dense(gradient()) @ torch.linalg.inv(moments.double() + DAMPING * torch.eye(INTO)).float() * DAMPING
+    found = seen(X)
+    torch.testing.assert_close(dense(found.spare(gradient())), expected, rtol=0, atol=0.01)
+    kept = found.spared > 0
+    columns = found.directions[:, kept]
+    torch.testing.assert_close(columns.T @ columns, torch.eye(int(kept.sum())), rtol=0, atol=1e-4)
+
+
+def test_it_does_not_matter_how_the_inputs_come() -> None:
+    X = inputs_of(120)
+    together, apart = seen(X), seen(X[:50].reshape(2, 25, INTO), X[50:])
+    torch.testing.assert_close(dense(together.spare(gradient())), dense(apart.spare(gradient())), rtol=1e-3, atol=1e-4)
+
+
+def test_the_retain_set_notices_less_and_the_gradient_is_still_followed() -> None:
+    X, plain = inputs_of(300), gradient()
+    spared = seen(X).spare(plain)
+    # At the same length, and with the same gain, to first order, along the gradient.
+    for scale in (dense(plain).norm() / dense(spared).norm(), dense(plain).square().sum() / spared.inner(plain)):
+        noticed = (dense(spared) * scale @ X.T).norm() / (dense(plain) @ X.T).norm()
+        assert noticed < 0.4
+    assert (dense(spared) * dense(plain)).sum() > 0
+
+
+def test_a_module_that_was_given_nothing_spares_nothing() -> None:
+    for found in (seen(), seen(torch.zeros(5, INTO))):
+        torch.testing.assert_close(dense(found.spare(gradient())), dense(gradient()))
+
+
+def test_modules_of_one_shape_side_by_side() -> None:
+    found = [seen(inputs_of(60, seed)) for seed in range(2)]
+    stacked = RetainedInputs(
+        *(torch.stack([getattr(each, side) for each in found]) for side in ("directions", "spared"))
+    )
+    both = LowRankGradient(*(torch.stack([getattr(gradient(), side)] * 2) for side in "UV"))
+    for index, each in enumerate(found):
+        torch.testing.assert_close(dense(stacked.spare(both).unbind()[index]), dense(each.spare(gradient())))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sketches_are_taken_in_full_precision(dtype: torch.dtype) -> None:
+    X = inputs_of(50)
+    sketch, rounded = (InputSketch(torch.linalg.qr(torch.randn(INTO, 20)).Q) for _ in range(2))
+    rounded.test = sketch.test
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sketch.see(None, (X.to(dtype),))
+    rounded.see(None, (X.to(dtype).float(),))
+    torch.testing.assert_close(sketch.sketch, rounded.sketch, rtol=0, atol=0)
+
+
+def test_nothing_is_watched_afterwards() -> None:
+    module = nn.Linear(INTO, OUT)
+    with watch_inputs({"module": module}, seed=0) as sketches:
+        module(inputs_of(3))
+    before = sketches["module"].squares.clone()
+    module(inputs_of(3))
+    assert sketches["module"].squares == before > 0
