@@ -13,10 +13,11 @@ swept on the first seed, and the one that arrives first, or else ends with the h
 is used on all. A run that does not arrive counts as its whole budget. `--tune` makes the model forget the first of its
 authors instead: what is chosen is chosen on these.
 
-Utility is that of at most `--utility_rows` rows a split. Seconds are steps times the median seconds of a step,
-measured at the end on the same batches, without checks. Finished runs are kept in outputs/time_to_forget and read
-back, so that the command goes on where it was interrupted (delete them when the code has changed), and several shares
-of the runs can be made at once (`--share 0/4`). Writes outputs/time_to_forget.json.
+Utility is that of at most `--utility_rows` rows a split. Seconds are those until the first step, references and all,
+and steps times the median seconds of a step, measured at the end on the same batches, without checks. Finished runs
+are kept in outputs/time_to_forget and read back, so that the command goes on where it was interrupted (delete them
+when the code has changed), and several shares of the runs can be made at once (`--share 0/4`). Writes
+outputs/time_to_forget.json.
 """
 
 from __future__ import annotations
@@ -82,13 +83,17 @@ class Arrival(TrainerCallback):
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step."""
+    """Seconds until the first step, and of each step."""
 
     def __init__(self) -> None:
+        self.start = 0.0
+        self.until_first: float | None = None
         self.seconds: list[float] = []
 
     def on_step_begin(self, *args, **kwargs) -> None:
         self.begin = now()
+        if self.until_first is None:
+            self.until_first = self.begin - self.start
 
     def on_step_end(self, *args, **kwargs) -> None:
         self.seconds.append(now() - self.begin)
@@ -266,11 +271,14 @@ class Benchmark:
         write_json(file, found)
         return found
 
-    def seconds_a_step(self, run: str, rate: float) -> float:
-        clock = Clock()
+    def seconds_of(self, run: str, rate: float) -> tuple[float, float]:
+        """Until a run's first step, and of a step."""
         with tempfile.TemporaryDirectory() as scratch:
-            self.trainer(run, rate, 0, TIMED_STEPS + 2, scratch, clock).train()
-        return median(clock.seconds[2:])
+            clock = Clock()
+            trainer = self.trainer(run, rate, 0, TIMED_STEPS + 2, scratch, clock)
+            clock.start = now()
+            trainer.train()
+        return clock.until_first, median(clock.seconds[2:])
 
 
 def best(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -320,15 +328,16 @@ def main() -> None:
     chosen["r2f"] = own
     rows = [benchmark.run(run, rate, seed) for run, rate in chosen.items() for seed in options.seeds]
 
-    seconds = {run: benchmark.seconds_a_step(run, rate) for run, rate in chosen.items()}
+    seconds = {run: benchmark.seconds_of(run, rate) for run, rate in chosen.items()}
     for found in made + rows:
-        found["seconds"] = found["steps"] * seconds[found["run"]]
+        until_first, of_a_step = seconds[found["run"]]
+        found["seconds"] = until_first + found["steps"] * of_a_step
     means = {
         run: {
             "learning_rate": chosen[run],
             "arrived": sum(found["arrived"] for found in rows if found["run"] == run),
             **{name: fmean(found[name] for found in rows if found["run"] == run) for name in ("steps", "seconds")},
-            "seconds_a_step": seconds[run],
+            **dict(zip(("seconds_until_first", "seconds_a_step"), seconds[run], strict=True)),
         }
         for run in chosen
     }

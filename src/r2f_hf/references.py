@@ -21,7 +21,7 @@ from .objectives.retain import top_log_probs
 
 
 # Examples whose inputs are looked at, spread over the retain set.
-INPUT_EXAMPLES = 256
+INPUT_EXAMPLES = 96
 
 
 def reference_log_probs(
