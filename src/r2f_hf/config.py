@@ -81,8 +81,8 @@ class R2FConfig(TrainingArguments):
             in Adafactor. Without it, take a smaller learning rate.
         spare_retained (`bool`, *optional*, defaults to `False`):
             Whether updates leave alone what modules make of the retain set's inputs, as far as they can (see
-            [`~r2f_hf.gradients.RetainedInputs`]). It takes a larger learning rate, and pays where there are time for
-            few steps alone. Needs a `retain_objective`.
+            [`~r2f_hf.gradients.RetainedInputs`]). It bears a larger learning rate, and pays in short runs. Needs
+            a `retain_objective`.
         normalize_update (`bool`, *optional*, defaults to `True`):
             Whether the norm of a step in each module is set by `learning_rate` (times the schedule) alone. If `False`
             a step is the learning rate times the reconstructed gradient, evened out if it is `adaptive`, clipped to
