@@ -57,8 +57,9 @@ class R2FCallback(TrainerCallback):
     retain set would notice if there are `retained_inputs`, `‖D‖` its Frobenius norm, and `lr` the learning rate that
     the Trainer's scheduler has set: the norm of a step in each module. A module whose gradient is zero is left alone.
     Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so that the probes leave the forward pass as it is. After
-    training the adapter is empty and the result is the model behind it: `trainer.model.unload().save_pretrained(
-    folder)`. (Where weights are sharded, call [`~r2f_hf.saving.save_full_model`] on all processes.)
+    training the adapter is empty and the result is the model behind it:
+    `trainer.model.unload().save_pretrained(folder)`. (Where weights are sharded, call
+    [`~r2f_hf.saving.save_full_model`] on all processes.)
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
     there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler

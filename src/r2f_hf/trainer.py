@@ -302,8 +302,8 @@ class R2FTrainer(ForgetRetainTrainer):
                 )
             for name, inputs in found.items():
                 references |= {
-                    f"{DIRECTIONS}{name}": inputs.directions.contiguous(),
-                    f"{SPARED}{name}": inputs.spared,
+                    f"{DIRECTIONS}{name}": inputs.directions.contiguous().cpu(),
+                    f"{SPARED}{name}": inputs.spared.cpu(),
                 }
         return references
 

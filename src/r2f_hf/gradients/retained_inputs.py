@@ -17,7 +17,7 @@ from .sketch import named_generator
 # Directions that are known of a module's inputs, where it has so many.
 DIRECTIONS = 128
 
-# Inputs of this part of the mean square of a direction are spared half of an update.
+# Along a direction whose mean square is this part of the mean over directions, half of an update is left.
 DAMPING = 0.03
 
 # Directions of less than this part of the strongest one's mean square are rounding.
