@@ -180,10 +180,10 @@ def fictitious_dataset(seed: int = 0, forget_people: int = 4) -> DatasetDict:
             How many of twenty people are to be forgotten: of one world the first ones.
 
     Returns:
-        [`~datasets.DatasetDict`]: `forget` (`forget_people`), `retain` (the others of twenty) and `holdout` (4 people), 10
-        rows a person, and `world_facts` (10 countries, 4 rows each). Columns: `question`, `answer`, `paraphrased_answer`,
-        `perturbed_answer` (5 wrong answers worded like the paraphrased one) and, for people, `views` (2 paraphrases of
-        the question, for training) and `paraphrased_question` (one that no training uses).
+        [`~datasets.DatasetDict`]: `forget` (`forget_people`), `retain` (the others of twenty) and `holdout` (4
+        people), 10 rows a person, and `world_facts` (10 countries, 4 rows each). Columns: `question`, `answer`,
+        `paraphrased_answer`, `perturbed_answer` (5 wrong answers worded like the paraphrased one) and, for people,
+        `views` (2 paraphrases of the question, for training) and `paraphrased_question` (one that no training uses).
 
     Raises:
         `ValueError`: If nobody is to be forgotten, or nobody to be kept.
