@@ -10,7 +10,8 @@ from conftest import BuildTrainer
 from transformers import PreTrainedModel
 
 from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
-from r2f_hf.references import reference_log_probs, reference_top_tokens
+from r2f_hf.gradients import RetainedInputs, watch_inputs
+from r2f_hf.references import INPUT_BATCH, reference_inputs, reference_log_probs, reference_top_tokens
 
 
 @pytest.fixture
@@ -66,3 +67,30 @@ def test_a_run_compares_with_the_model_before_the_first_write(
     first = trainer.state.log_history[0]
     assert first["forget_loss"] == pytest.approx(2 / trainer.args.beta * torch.tensor(2.0).log().item(), rel=1e-4)
     assert first["retain_loss"] == pytest.approx(0, abs=1e-5)
+
+
+def damped(inputs: RetainedInputs) -> torch.Tensor:
+    return inputs.directions * inputs.spared @ inputs.directions.T
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_inputs_are_those_of_text_and_not_of_padding(
+    head: bool, model: PreTrainedModel, trainer: ForgetRetainTrainer
+) -> None:
+    examples = trainer.train_examples["retain"]
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    modules = {name: module for name, module in linear.items() if head or name != "lm_head"}
+    assert len(modules) == len(linear) - (not head)
+    found = reference_inputs(model, modules, examples, trainer.data_collator, seed=0, disable=True)
+    ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+    with watch_inputs(modules, seed=0) as sketches, torch.no_grad():
+        for start in range(0, len(ordered), INPUT_BATCH):
+            batch = ordered[start : start + INPUT_BATCH]
+            shortest = len(batch[0]["input_ids"])
+            # The head reads what predicts answers alone, from the first one in a batch on.
+            first = min(index for example in batch for index, label in enumerate(example["labels"]) if label != -100)
+            for example in batch:
+                ids = torch.tensor([example["input_ids"][:shortest]])
+                model(ids, logits_to_keep=shortest - first + 1)
+    for name, inputs in found.items():
+        torch.testing.assert_close(damped(inputs), damped(sketches[name].result()), rtol=0, atol=5e-3, msg=name)

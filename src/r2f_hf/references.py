@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .data.collator import ForgetRetainCollator
 from .data.forget_retain import Encoded
+from .data.formatting import IGNORE_INDEX
 from .evaluation.scoring import score_examples
 from .gradients import RetainedInputs, watch_inputs
 from .objectives import completion_logits
@@ -22,6 +24,9 @@ from .objectives.retain import top_log_probs
 
 # Examples whose inputs are looked at, spread over the retain set.
 INPUT_EXAMPLES = 96
+
+# Of these in a forward pass.
+INPUT_BATCH = 8
 
 
 def reference_log_probs(
@@ -70,14 +75,23 @@ def reference_inputs(
     """
     What examples put into the modules: of at most [`INPUT_EXAMPLES`], on every process the same.
 
-    One after the other: padding would be an input too, and in routed experts nothing tells it from text.
+    A batch of rows of like length is cut to its shortest: padding would be an input too, and in routed experts nothing
+    tells it from text.
 
     Returns:
         `dict[str, RetainedInputs]`: By the modules' names, on their devices.
     """
-    few = examples[:: -(-len(examples) // INPUT_EXAMPLES)]
+    few = sorted(examples[:: -(-len(examples) // INPUT_EXAMPLES)], key=lambda example: len(example["input_ids"]))
+    head = extract_model_from_parallel(model, keep_torch_compile=False).get_output_embeddings()
     with watch_inputs(modules, seed) as sketches:
-        for batch in _batches(model, few, collator, 1, **tqdm_kwargs):
+        for start in tqdm(range(0, len(few), INPUT_BATCH), **tqdm_kwargs):
+            rows = few[start : start + INPUT_BATCH]
+            shortest = len(rows[0]["input_ids"])
+            cut = [{name: row[name][:shortest] for name in ("input_ids", "labels")} for row in rows]
+            batch = {name: values.to(next(model.parameters()).device) for name, values in collator(cut).items()}
+            if head not in modules.values():
+                # Logits serve nothing.
+                batch["labels"][:, :-1] = IGNORE_INDEX
             completion_logits(model, batch)
     return {name: sketch.result() for name, sketch in sketches.items()}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from r2f_hf.gradients import InputSketch, LowRankGradient, RetainedInputs, watch_inputs
-from r2f_hf.gradients.retained_inputs import DAMPING, DIRECTIONS
+from r2f_hf.gradients.retained_inputs import DAMPING, DIRECTIONS, draw_test
 
 
 OUT, INTO = 12, 160
@@ -89,12 +89,23 @@ def test_modules_of_one_shape_side_by_side() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sketches_are_taken_in_full_precision(dtype: torch.dtype) -> None:
     X = inputs_of(50)
-    sketch, rounded = (InputSketch(torch.linalg.qr(torch.randn(INTO, 20)).Q) for _ in range(2))
-    rounded.test = sketch.test
+    sketch, rounded = (InputSketch(draw_test(0, INTO, torch.device("cpu"))) for _ in range(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         sketch.see(None, (X.to(dtype),))
     rounded.see(None, (X.to(dtype).float(),))
     torch.testing.assert_close(sketch.sketch, rounded.sketch, rtol=0, atol=0)
+
+
+def test_modules_that_are_given_the_same() -> None:
+    modules = {name: nn.Linear(INTO, OUT) for name in ("query", "key", "value")}
+    X = inputs_of(50)
+    with watch_inputs(modules, seed=0) as sketches:
+        modules["query"](X)
+        modules["key"](X)
+        X *= 2  # the same tensor, with other numbers
+        modules["value"](X)
+    torch.testing.assert_close(sketches["key"].sketch, sketches["query"].sketch, rtol=0, atol=0)
+    torch.testing.assert_close(sketches["value"].sketch, sketches["query"].sketch * 4)
 
 
 def test_nothing_is_watched_afterwards() -> None:

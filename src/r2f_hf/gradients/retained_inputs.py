@@ -55,6 +55,30 @@ class RetainedInputs:
         return LowRankGradient(U=gradient.U, V=gradient.V - self.directions @ along)
 
 
+class TestMatrix:
+    """
+    What inputs of a width are multiplied with.
+
+    Args:
+        columns (`torch.Tensor` of shape `(in_features, k)`):
+            Orthonormal, fp32.
+    """
+
+    def __init__(self, columns: Tensor):
+        self.columns = columns
+        self._last: tuple[Any, ...] = (None, None)
+
+    @torch.no_grad()
+    def moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """`Xᵀ X Ω` of inputs `(..., in_features)`, and the sum of their squares."""
+        # A query, a key and a value are made of one tensor, as are a gate and what it lets through.
+        if self._last[0] is not inputs or self._last[1] != inputs._version:
+            with torch.autocast(inputs.device.type, enabled=False):
+                X = inputs.flatten(end_dim=-2).float()
+                self._last = inputs, inputs._version, X.T @ (X @ self.columns), X.square().sum()
+        return self._last[2:]
+
+
 class InputSketch:
     r"""
     A sketch `C Ω` of the inputs' second moments, taken while a model reads.
@@ -63,27 +87,25 @@ class InputSketch:
     eigenvectors are estimated as `C Ω (Ωᵀ C Ω)⁻¹ Ωᵀ C` (Nyström, as the decoders do with gradients).
 
     Args:
-        test (`torch.Tensor` of shape `(in_features, k)`):
-            `Ω`, orthonormal columns, fp32.
+        test (`TestMatrix`):
+            `Ω`. Modules that share it, and are given one tensor after the other, share the work.
     """
 
-    def __init__(self, test: Tensor):
+    def __init__(self, test: TestMatrix):
         self.test = test
-        self.sketch = torch.zeros_like(test)
-        self.squares = test.new_zeros(())
+        self.sketch = torch.zeros_like(test.columns)
+        self.squares = test.columns.new_zeros(())
 
     def see(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook."""
-        x = inputs[0].detach().flatten(end_dim=-2)
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            self.sketch.addmm_(x.T, x @ self.test)
-            self.squares += x.square().sum()
+        sketch, squares = self.test.moments(inputs[0])
+        self.sketch += sketch
+        self.squares += squares
 
     def result(self) -> RetainedInputs:
         """What was seen, of one module."""
         width = len(self.sketch)
-        core = (self.test.T @ self.sketch).double()
+        core = (self.test.columns.T @ self.sketch).double()
         values, vectors = eigh((core + core.T) / 2)
         kept = values > _SMALLEST * values[-1].clamp_min(torch.finfo(torch.float32).tiny)
         # The estimate is `root @ root.T`.
@@ -109,7 +131,7 @@ def watch_inputs(modules: Mapping[str, nn.Module], seed: int) -> Iterator[dict[s
     Returns:
         `dict[str, InputSketch]`: By the same names.
     """
-    tests: dict[Any, Tensor] = {}
+    tests: dict[Any, TestMatrix] = {}
     sketches, handles = {}, []
     for name, module in modules.items():
         key = (module.in_features, next(module.parameters()).device)
@@ -124,8 +146,8 @@ def watch_inputs(modules: Mapping[str, nn.Module], seed: int) -> Iterator[dict[s
             handle.remove()
 
 
-def draw_test(seed: int, width: int, device: torch.device) -> Tensor:
-    """Orthonormal columns `(width, k)`, the same for all modules of a width."""
+def draw_test(seed: int, width: int, device: torch.device) -> TestMatrix:
+    """The same for all modules of a width."""
     generator = named_generator(seed, 0, str(width), "retained inputs", device)
     columns = torch.randn(width, min(width, DIRECTIONS), generator=generator, device=device)
-    return torch.linalg.qr(columns).Q
+    return TestMatrix(torch.linalg.qr(columns).Q)
