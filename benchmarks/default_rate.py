@@ -4,7 +4,7 @@ The default learning rate on models and forget sets of several sizes, with nothi
     python benchmarks/default_rate.py --data DIR [--settings smollm2-1 quickstart-2] [--seeds 0 1 2]
 
 SmolLM2-135M and Gemma 3 270M, fine-tuned on the last twenty authors of TOFU, forget the last one, two or ten of them,
-by recipes/tofu/unlearn.yaml without its stopping rule: 40 steps, which are eight, four and less than one passes over
+by recipes/tofu/unlearn.yaml without its stopping rule: 20 steps, which are four, two and less than one passes over
 the forget set. The quickstart's model, which knows twenty invented people, forgets as many of them by its own recipe,
 and a seed is another world and another model. What is asked for is a forget quality of .05 with P(retain) and utility
 at 95% of what they were (see time_to_forget.py; of the quickstart TOFU's own harmonic mean). Finished runs are kept in

@@ -17,7 +17,7 @@ from r2f_hf.report import print_table
 from step_cost import SHAPES, Contender, draw_batch, load
 
 
-PARTS = ("r2f/read", "r2f/decode", "r2f/measure", "r2f/scale", "r2f/write", "r2f/follow", "r2f/draw")
+PARTS = [f"r2f/{part}" for part in ("read", "decode", "measure", "scale", "spare", "write", "follow", "draw")]
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ from precision import computes_bf16
 from pypi_models import smollm2_folder
 from r2f_hf import R2FConfig
 from r2f_hf.callback import R2FCallback
+from r2f_hf.gradients import find_probes, watch_inputs
 from r2f_hf.report import print_table, write_json
 from r2f_hf.wrapping import wrap
 
@@ -112,6 +113,11 @@ class Contender:
             self.model = wrap(model, args)
             self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=1e-3)
             callback, state, control = R2FCallback(), TrainerState(), TrainerControl()
+            # As what is to be kept, any text does: the sketches have as many columns.
+            ids = torch.randint(model.config.vocab_size, (4, 64), device=model.device)
+            with watch_inputs({p.name: p.layer for p in find_probes(self.model)}, 0) as watched, torch.no_grad():
+                self.model(input_ids=ids)
+            callback.retained_inputs = {name: sketch.result() for name, sketch in watched.items()}
             callback.on_train_begin(args, state, control, model=self.model, optimizer=self.optimizer)
 
             def after_step() -> None:

@@ -215,7 +215,7 @@ def build_trainer(
             "save_strategy": "no",
             "per_device_train_batch_size": 2,
             "max_steps": 2,
-            "learning_rate": 0.03,
+            "learning_rate": 0.1,
             "retain_per_forget": 1,
             "retain_weight": 1.0,
             "rank": 8,

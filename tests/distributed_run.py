@@ -91,7 +91,7 @@ def run(
             save_strategy="steps",
             save_steps=3,
             per_device_train_batch_size=batch_size // state.num_processes,
-            learning_rate=0.03,
+            learning_rate=0.1,
             rank=RANK,
             update_target=target,
             retain_objective="kl",

@@ -52,7 +52,7 @@ def test_is_the_run_on_the_weights_where_its_rank_suffices(
 def test_forgets_in_a_small_rank_and_says_what_it_cut_off(
     memorised_model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
-    trainer = build_trainer(memorised_model, max_steps=6, learning_rate=0.13, update_target="adapter", adapter_rank=4)
+    trainer = build_trainer(memorised_model, max_steps=6, learning_rate=0.4, update_target="adapter", adapter_rank=4)
     assert trainer.evaluate()["eval_forget_probability"] > 0.9
     trainer.train()
     assert trainer.evaluate()["eval_forget_probability"] < 0.5
@@ -209,7 +209,7 @@ def test_a_quantised_model_forgets(bits: int, tmp_path: Path, build_trainer: Bui
     before = logits(model)
     with pytest.raises(ValueError, match=r'The model is quantised.*`update_target="adapter"`'):
         build_trainer(model)
-    trainer = build_trainer(model, max_steps=8, learning_rate=0.13, **ADAPTER)
+    trainer = build_trainer(model, max_steps=8, learning_rate=0.4, **ADAPTER)
     start = trainer.evaluate()["eval_forget_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_forget_loss"] > start + 0.2

@@ -33,7 +33,7 @@ def test_forgets_changes_nothing_else_reloads_and_is_undone(
     before = weights(model)
     if kind in ("mixtral", "qwen3_moe"):
         settings = settings | {"exclude_modules": ["experts"]}
-    trainer = build_trainer(model, max_steps=6, **settings)
+    trainer = build_trainer(model, max_steps=6, learning_rate=0.2, **settings)
     start = trainer.evaluate()["eval_forget_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_forget_loss"] > start + 0.1

@@ -32,7 +32,6 @@ def build(tmp_path: Path, **settings: Any) -> R2FConfig:
             for value in (0, -1)
         ),
         ({"beta": float("nan")}, "`beta` must be positive"),
-        ({"spare_retained": True, "retain_objective": "none"}, "`spare_retained` needs a retain set"),
     ],
 )
 def test_refuses(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

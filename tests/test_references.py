@@ -54,7 +54,7 @@ def test_a_run_compares_with_the_model_before_the_first_write(
     model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
     original = copy.deepcopy(model).eval()
-    trainer = build_trainer(model, retain_objective="kl", views_column="paraphrased_question", learning_rate=0.13)
+    trainer = build_trainer(model, retain_objective="kl", views_column="paraphrased_question", learning_rate=0.4)
     trainer.train()
     for example in (view for views in trainer.train_examples["forget"] for view in views):
         target = torch.tensor(example["labels"])[1:]

@@ -57,6 +57,9 @@ def test_a_run_ends_when_the_forget_set_is_like_the_holdout_set_and_the_retain_s
         per_device_train_batch_size=6,
         retain_per_forget=2,
         retain_weight=3.0,
+        # Or the retain set would never have to come back.
+        spare_retained=False,
+        learning_rate=0.03,
     )
     before = trainer.evaluate()
     trainer.train()

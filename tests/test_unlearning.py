@@ -20,7 +20,7 @@ class RandomDirection(GradientDecoder):
 def unlearn(
     model: PreTrainedModel, build_trainer: BuildTrainer, decoder: GradientDecoder | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    trainer = build_trainer(model, max_steps=30, per_device_train_batch_size=6, learning_rate=0.13)
+    trainer = build_trainer(model, max_steps=30, per_device_train_batch_size=6, learning_rate=0.4)
     if decoder is not None:
         trainer.r2f_callback.decoder = decoder
     before = trainer.evaluate()

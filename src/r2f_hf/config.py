@@ -79,10 +79,10 @@ class R2FConfig(TrainingArguments):
         adaptive (`bool`, *optional*, defaults to `True`):
             Whether rows and columns of the reconstructed gradients are evened out by their running mean squares, as
             in Adafactor. Without it, take a smaller learning rate.
-        spare_retained (`bool`, *optional*, defaults to `False`):
+        spare_retained (`bool`, *optional*, defaults to `True`):
             Whether updates leave alone what modules make of the retain set's inputs, as far as they can (see
-            [`~r2f_hf.gradients.RetainedInputs`]). It bears a larger learning rate, and pays in short runs. Needs
-            a `retain_objective`.
+            [`~r2f_hf.gradients.RetainedInputs`]). Without it, and without a `retain_objective`, which leaves nothing
+            to spare, take a smaller learning rate and more steps.
         normalize_update (`bool`, *optional*, defaults to `True`):
             Whether the norm of a step in each module is set by `learning_rate` (times the schedule) alone. If `False`
             a step is the learning rate times the reconstructed gradient, evened out if it is `adaptive`, clipped to
@@ -105,7 +105,7 @@ class R2FConfig(TrainingArguments):
     `remove_unused_columns` is off because the trainer builds its own batches, and `logging_steps` is 1.
     """
 
-    learning_rate: float = field(default=0.15, metadata={"help": "Frobenius norm of a step in each module."})
+    learning_rate: float = field(default=0.6, metadata={"help": "Frobenius norm of a step in each module."})
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the probes; SGD keeps no state."})
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Off: the trainer builds its own batches."}
@@ -149,7 +149,7 @@ class R2FConfig(TrainingArguments):
         default=True, metadata={"help": "Whether rows and columns of an update are evened out, as in Adafactor."}
     )
     spare_retained: bool = field(
-        default=False, metadata={"help": "Whether updates leave alone what modules make of the retain set's inputs."}
+        default=True, metadata={"help": "Whether updates leave alone what modules make of the retain set's inputs."}
     )
     normalize_update: bool = field(
         default=True, metadata={"help": "Whether a step's norm is set by learning_rate alone."}
@@ -189,8 +189,6 @@ class R2FConfig(TrainingArguments):
             raise ValueError(
                 f"`num_views={self.num_views}` needs a `views_column` or `view_templates` to take views from."
             )
-        if self.spare_retained and self.retain_objective == "none":
-            raise ValueError('`spare_retained` needs a retain set, which `retain_objective="none"` does without.')
         if objective.needs_retain and self.retain_objective == "none":
             raise ValueError(
                 f"`forget_objective={self.forget_objective!r}` is a difference with a retain loss; choose a "

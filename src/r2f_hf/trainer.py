@@ -288,7 +288,7 @@ class R2FTrainer(ForgetRetainTrainer):
 
     def _compute_references(self) -> dict[str, Tensor]:
         references = super()._compute_references()
-        if self.args.spare_retained:
+        if self.args.spare_retained and self.retain_objective is not None:
             probes = find_probes(self.accelerator.unwrap_model(self.model), self._delta)
             with self.accelerator.autocast():
                 found = reference_inputs(
