@@ -76,7 +76,7 @@ def measure(run: str, options: argparse.Namespace) -> dict[str, float]:
             bf16=True,
             max_steps=options.steps,
             per_device_train_batch_size=options.batch_size,
-            learning_rate=R2FConfig.learning_rate if run == "r2f" else 1e-4,
+            learning_rate=None if run == "r2f" else 1e-4,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

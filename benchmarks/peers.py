@@ -11,14 +11,20 @@ from transformers import PreTrainedModel
 
 from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
+from r2f_hf.gradients import RetainedInputs
 from r2f_hf.gradients.second_moments import DECAY, inverse_root
+from r2f_hf.references import reference_inputs
 
 
 class EvenedSGD(torch.optim.Optimizer):
-    """The default rule of [`R2FTrainer`] on dense gradients: rows and columns evened out, Frobenius norm `lr`."""
+    """
+    The default rule of [`R2FTrainer`] on dense gradients: rows and columns evened out, without what the retain set
+    would notice where that is known (`spared`), of Frobenius norm `lr`.
+    """
 
     def __init__(self, params: list[torch.nn.Parameter], lr: float):
         super().__init__(params, {"lr": lr})
+        self.spared: dict[torch.nn.Parameter, RetainedInputs] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
@@ -28,9 +34,31 @@ class EvenedSGD(torch.optim.Optimizer):
             state["rows"] = torch.lerp(rows, state.get("rows", rows), DECAY)
             state["columns"] = torch.lerp(columns, state.get("columns", columns), DECAY)
             update = param.grad * inverse_root(state["rows"])[:, None] * inverse_root(state["columns"])
+            if param in self.spared:
+                known = self.spared[param]
+                update -= (update @ known.directions * known.spared) @ known.directions.T
             norm = update.norm().item()
             if norm > 0:
                 param.sub_(update, alpha=self.param_groups[0]["lr"] / norm)
+
+
+class ExactTrainer(ForgetRetainTrainer):
+    """With [`EvenedSGD`], which spares what [`R2FTrainer`] spares."""
+
+    def _compute_references(self) -> dict[str, torch.Tensor]:
+        references = super()._compute_references()
+        if self.args.spare_retained:
+            rule = getattr(self.optimizer, "optimizer", self.optimizer)
+            written = {parameter for group in rule.param_groups for parameter in group["params"]}
+            linear = {name: each for name, each in self.model.named_modules() if isinstance(each, torch.nn.Linear)}
+            modules = {name: each for name, each in linear.items() if each.weight in written}
+            rows, size = self.train_examples["retain"], self.args.per_device_eval_batch_size
+            with self.accelerator.autocast():
+                found = reference_inputs(
+                    self.model, modules, rows, self.data_collator, size, self.args.seed, disable=True
+                )
+            rule.spared = {modules[name].weight: inputs for name, inputs in found.items()}
+        return references
 
 
 def r2f(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:
@@ -59,9 +87,7 @@ def exact(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTraine
         weight.requires_grad_(True)
     # Clipped gradients would weigh otherwise in the running moments; the probes' are too small to be clipped.
     args = replace(args, max_grad_norm=0.0)
-    return ForgetRetainTrainer(
-        model=model, args=args, optimizers=(EvenedSGD(weights, lr=args.learning_rate), None), **data
-    )
+    return ExactTrainer(model=model, args=args, optimizers=(EvenedSGD(weights, lr=args.learning_rate), None), **data)
 
 
 RUNS: dict[str, Callable[..., ForgetRetainTrainer]] = {"r2f": r2f, "lora": lora, "full": full, "exact": exact}

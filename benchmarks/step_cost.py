@@ -10,7 +10,7 @@ bf16; on a GPU, in bf16, SmolLM2-135M and the shapes of Llama-3.2-1B and of Llam
 
 - `floor`: forward, and backward through activations alone: no method with gradients can do without.
 - `r2f`: the default decoder at rank 16, on all linear layers but the head; its probes are read, decoded, measured,
-  evened out, written, followed and drawn anew.
+  evened out, spared, written, followed and drawn anew.
 - `lora`: LoRA of the same rank on the same layers, AdamW.
 - `full`: all weights, AdamW.
 - `exact`: SGD on the same layers with the exact gradient, each weight's applied and released as soon as it is there
@@ -45,7 +45,7 @@ from precision import computes_bf16
 from pypi_models import smollm2_folder
 from r2f_hf import R2FConfig
 from r2f_hf.callback import R2FCallback
-from r2f_hf.gradients import find_probes, watch_inputs
+from r2f_hf.gradients import RetainedInputs, find_probes, watch_inputs
 from r2f_hf.report import print_table, write_json
 from r2f_hf.wrapping import wrap
 
@@ -117,7 +117,10 @@ class Contender:
             ids = torch.randint(model.config.vocab_size, (4, 64), device=model.device)
             with watch_inputs({p.name: p.layer for p in find_probes(self.model)}, 0) as watched, torch.no_grad():
                 self.model(input_ids=ids)
-            callback.retained_inputs = {name: sketch.result() for name, sketch in watched.items()}
+            found = {name: sketch.result() for name, sketch in watched.items()}
+            callback.retained_inputs = {
+                name: RetainedInputs(inputs.directions.cpu(), inputs.spared.cpu()) for name, inputs in found.items()
+            }
             callback.on_train_begin(args, state, control, model=self.model, optimizer=self.optimizer)
 
             def after_step() -> None:

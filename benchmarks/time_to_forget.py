@@ -1,7 +1,7 @@
 """
 How long it takes to forget: steps and seconds until TOFU authors are forgotten, by R2F and by its peers.
 
-    python benchmarks/time_to_forget.py --data DIR [--forget forget01] [--authors 20] [--passes 4] [--peers lora]
+    python benchmarks/time_to_forget.py --data DIR [--forget forget01] [--authors 20] [--passes 1] [--peers lora]
 
 SmolLM2-135M, fine-tuned on the last `--authors` authors of TOFU, forgets the last of them. A run has arrived at the
 first check at which forget quality is .05 or more, and P(retain) and utility are at least 95% of what they were;
@@ -52,7 +52,7 @@ from tofu_smollm2 import RECIPE, load_data
 SWEEP = {
     "lora": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     "full": (1.5e-5, 3e-5, 6e-5, 1.2e-4),
-    "exact": (0.05, 0.1, 0.2, 0.4),
+    "exact": (0.15, 0.3, 0.6, 1.2),
 }
 FORGOTTEN, KEPT = 0.05, 0.95
 KEPT_METRICS = ("retain_probability", "utility")
@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("--authors", type=int, default=20, help="authors that the model is fine-tuned on")
     parser.add_argument("--tune", action="store_true", help="forget the model's first authors instead of its last")
     parser.add_argument("--peers", nargs="+", choices=list(SWEEP), default=list(SWEEP), help="what to compare with")
-    parser.add_argument("--passes", type=int, default=4, help="passes over the forget set")
+    parser.add_argument("--passes", type=int, default=1, help="passes over the forget set")
     parser.add_argument("--every", type=int, default=2, help="steps between checks")
     parser.add_argument(
         "--share", default="0/1", help="make every n-th run alone, without a report: 2/4 is the third of four"

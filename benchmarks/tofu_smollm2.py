@@ -46,12 +46,12 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "tofu" / "unlearn.yaml"
 QUESTIONS_PER_AUTHOR = 20
 # Rows of the retain set that are evaluated, spread evenly over its authors.
 RETAIN_ROWS = 60
-SWEEP = {"lora": (1e-3, 2e-3, 4e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.075, 0.15, 0.3)}
+SWEEP = {"lora": (1e-3, 2e-3, 4e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.3, 0.6, 1.2)}
 KEPT = 0.95
 # What R2F alone uses.
 R2F_SOURCE = ("callback.py", "cli/", "config.py", "decoders/", "gradients/", "trainer.py")
 # What is not R2F's alone: the exact gradient's rule is made of it.
-SHARED_SOURCE = "gradients/second_moments.py"
+SHARED_SOURCE = ("gradients/retained_inputs.py", "gradients/second_moments.py")
 R2F_OPTIONS = (
     "adaptive",
     "decoder",
@@ -181,7 +181,7 @@ def main() -> None:
     source = {str(path.relative_to(package)): path.read_text() for path in sorted(package.rglob("*.py"))}
     source["peers"] = Path(peers.__file__).read_text()
     everything = [recipe.to_sanitized_dict(), source, data, [f.name for f in folders.values()]]
-    shared = {name: text for name, text in source.items() if name == SHARED_SOURCE or not name.startswith(R2F_SOURCE)}
+    shared = {name: text for name, text in source.items() if name in SHARED_SOURCE or not name.startswith(R2F_SOURCE)}
     options_shared = {key: value for key, value in everything[0].items() if key not in R2F_OPTIONS}
     settings = {True: content_hash(everything), False: content_hash([options_shared, SWEEP, shared, *everything[2:]])}
     _, gold = evaluate(load("gold"), "gold", None)

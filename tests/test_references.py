@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
 from r2f_hf.gradients import RetainedInputs, watch_inputs
-from r2f_hf.references import INPUT_BATCH, reference_inputs, reference_log_probs, reference_top_tokens
+from r2f_hf.references import INPUT_CUT, reference_inputs, reference_log_probs, reference_top_tokens
 
 
 @pytest.fixture
@@ -77,15 +77,29 @@ def damped(inputs: RetainedInputs) -> torch.Tensor:
 def test_inputs_are_those_of_text_and_not_of_padding(
     head: bool, model: PreTrainedModel, trainer: ForgetRetainTrainer
 ) -> None:
-    examples = trainer.train_examples["retain"]
+    # Some of them alike, some not at all.
+    ids = [token for example in trainer.train_examples["retain"] for token in example["input_ids"]]
+    lengths = (30, 30, 28, 12, 11, 30, 29, 20)
+    examples = [{"input_ids": ids[i : i + length]} for i, length in enumerate(lengths)]
+    examples = [example | {"labels": [-100, *example["input_ids"][1:]]} for example in examples]
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     modules = {name: module for name, module in linear.items() if head or name != "lm_head"}
     assert len(modules) == len(linear) - (not head)
-    found = reference_inputs(model, modules, examples, trainer.data_collator, seed=0, disable=True)
-    ordered = sorted(examples, key=lambda example: len(example["input_ids"]))
+    logits = []
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: logits.append(output.shape[1]))
+    found = reference_inputs(model, modules, examples, trainer.data_collator, 4, seed=0, disable=True)
+    hook.remove()
+    assert head or set(logits) == {2}
+    batches = []
+    for example in sorted(examples, key=lambda example: len(example["input_ids"])):
+        length = len(example["input_ids"])
+        if not batches or len(batches[-1]) == 4 or len(batches[-1][0]["input_ids"]) < INPUT_CUT * length:
+            batches.append([])
+        batches[-1].append(example)
+    assert any(len({len(example["input_ids"]) for example in batch}) > 1 for batch in batches)
+    assert [len(batch) for batch in batches] == [2, 1, 4, 1]
     with watch_inputs(modules, seed=0) as sketches, torch.no_grad():
-        for start in range(0, len(ordered), INPUT_BATCH):
-            batch = ordered[start : start + INPUT_BATCH]
+        for batch in batches:
             shortest = len(batch[0]["input_ids"])
             # The head reads what predicts answers alone, from the first one in a batch on.
             first = min(index for example in batch for index, label in enumerate(example["labels"]) if label != -100)

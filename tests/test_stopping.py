@@ -46,6 +46,17 @@ def test_sets_too_small_to_differ_significantly_are_told_apart_by_their_means(
     assert str(stop_criterion(np.full(forget_rows, 0.05), unseen)).startswith("mean probability")
 
 
+def test_a_run_that_spares_the_retain_set_ends_with_it_kept(
+    memorised_model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
+) -> None:
+    settings = {"per_device_train_batch_size": 6, "retain_per_forget": 2, "retain_weight": 3.0, "stop_check_steps": 2}
+    trainer = build_trainer(memorised_model, data={"holdout_dataset": holdout_rows}, max_steps=80, **settings)
+    trainer.train()
+    assert trainer.stop_reason is not None and trainer.state.global_step < 80
+    retain = trainer.completion_probabilities(trainer.reference_examples["retain"])
+    assert retain.mean() >= KEPT * trainer.reference_probabilities("retain").mean()
+
+
 def test_a_run_ends_when_the_forget_set_is_like_the_holdout_set_and_the_retain_set_is_back(
     memorised_model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
 ) -> None:

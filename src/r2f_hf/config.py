@@ -81,12 +81,12 @@ class R2FConfig(TrainingArguments):
             in Adafactor. Without it, take a smaller learning rate.
         spare_retained (`bool`, *optional*, defaults to `True`):
             Whether updates leave alone what modules make of the retain set's inputs, as far as they can (see
-            [`~r2f_hf.gradients.RetainedInputs`]). Without it, and without a `retain_objective`, which leaves nothing
-            to spare, take a smaller learning rate and more steps.
+            [`~r2f_hf.gradients.RetainedInputs`]), so that steps can be larger and fewer. Off without a
+            `retain_objective`, as there is nothing to spare then.
         normalize_update (`bool`, *optional*, defaults to `True`):
             Whether the norm of a step in each module is set by `learning_rate` (times the schedule) alone. If `False`
-            a step is the learning rate times the reconstructed gradient, evened out if it is `adaptive`, clipped to
-            `max_grad_norm`.
+            a step is the learning rate times the reconstructed gradient, evened out if it is `adaptive`, without what
+            is spared, clipped to `max_grad_norm`.
         stop_check_steps (`int`, *optional*, defaults to `5`):
             With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it and
             the retain set is kept.
@@ -101,11 +101,15 @@ class R2FConfig(TrainingArguments):
             always be resumed, or begun anew with the same settings.
 
     The parameters below have other defaults than in [`~transformers.TrainingArguments`]: `learning_rate` is the
-    Frobenius norm of a step in each module, `optim="sgd"` keeps no state for probes that are drawn anew each step,
-    `remove_unused_columns` is off because the trainer builds its own batches, and `logging_steps` is 1.
+    Frobenius norm of a step in each module, 0.6 by default and 0.15 where nothing is spared, `optim="sgd"` keeps no
+    state for probes that are drawn anew each step, `remove_unused_columns` is off because the trainer builds its own
+    batches, and `logging_steps` is 1.
     """
 
-    learning_rate: float = field(default=0.6, metadata={"help": "Frobenius norm of a step in each module."})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Frobenius norm of a step in each module; 0.6, or 0.15 where nothing is spared."},
+    )
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the probes; SGD keeps no state."})
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Off: the trainer builds its own batches."}
@@ -166,6 +170,10 @@ class R2FConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        # Without a retain set there is nothing to spare.
+        self.spare_retained = self.spare_retained and self.retain_objective != "none"
+        if self.learning_rate is None:
+            self.learning_rate = 0.6 if self.spare_retained else 0.15
         super().__post_init__()
         if self.prompt_column == "none":
             self.prompt_column = None

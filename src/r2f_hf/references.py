@@ -25,8 +25,8 @@ from .objectives.retain import top_log_probs
 # Examples whose inputs are looked at, spread over the retain set.
 INPUT_EXAMPLES = 96
 
-# Of these in a forward pass.
-INPUT_BATCH = 8
+# Of the longest in a batch this part is read at least.
+INPUT_CUT = 0.9
 
 
 def reference_log_probs(
@@ -69,23 +69,29 @@ def reference_inputs(
     modules: Mapping[str, nn.Module],
     examples: Sequence[Encoded],
     collator: ForgetRetainCollator,
+    batch_size: int,
     seed: int,
     **tqdm_kwargs: Any,
 ) -> dict[str, RetainedInputs]:
     """
     What examples put into the modules: of at most [`INPUT_EXAMPLES`], on every process the same.
 
-    A batch of rows of like length is cut to its shortest: padding would be an input too, and in routed experts nothing
-    tells it from text.
+    Rows of like length are cut to the shortest of a batch: padding would be an input too, and in routed experts
+    nothing tells it from text.
 
     Returns:
         `dict[str, RetainedInputs]`: By the modules' names, on their devices.
     """
     few = sorted(examples[:: -(-len(examples) // INPUT_EXAMPLES)], key=lambda example: len(example["input_ids"]))
     head = extract_model_from_parallel(model, keep_torch_compile=False).get_output_embeddings()
+    batches: list[list[Encoded]] = []
+    for row in few:
+        full = not batches or len(batches[-1]) == batch_size
+        if full or len(batches[-1][0]["input_ids"]) < INPUT_CUT * len(row["input_ids"]):
+            batches.append([])
+        batches[-1].append(row)
     with watch_inputs(modules, seed) as sketches:
-        for start in tqdm(range(0, len(few), INPUT_BATCH), **tqdm_kwargs):
-            rows = few[start : start + INPUT_BATCH]
+        for rows in tqdm(batches, **tqdm_kwargs):
             shortest = len(rows[0]["input_ids"])
             cut = [{name: row[name][:shortest] for name in ("input_ids", "labels")} for row in rows]
             batch = {name: values.to(next(model.parameters()).device) for name, values in collator(cut).items()}

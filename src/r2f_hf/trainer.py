@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -102,7 +102,7 @@ class R2FTrainer(ForgetRetainTrainer):
 
     trainer = R2FTrainer(
         model="my-finetuned-model",
-        args=R2FConfig(output_dir="unlearned", max_steps=40),
+        args=R2FConfig(output_dir="unlearned", max_steps=20),
         forget_dataset=forget_rows,
         retain_dataset=retain_rows,
     )
@@ -288,7 +288,7 @@ class R2FTrainer(ForgetRetainTrainer):
 
     def _compute_references(self) -> dict[str, Tensor]:
         references = super()._compute_references()
-        if self.args.spare_retained and self.retain_objective is not None:
+        if self.args.spare_retained:
             probes = find_probes(self.accelerator.unwrap_model(self.model), self._delta)
             with self.accelerator.autocast():
                 found = reference_inputs(
@@ -296,15 +296,15 @@ class R2FTrainer(ForgetRetainTrainer):
                     {probe.name: probe.layer for probe in probes},
                     self.train_examples["retain"],
                     self.data_collator,
+                    self.args.per_device_eval_batch_size,
                     self.args.seed,
                     desc="Inputs of the retain set",
                     disable=self.args.disable_tqdm or not self.is_world_process_zero(),
                 )
             for name, inputs in found.items():
-                references |= {
-                    f"{DIRECTIONS}{name}": inputs.directions.contiguous().cpu(),
-                    f"{SPARED}{name}": inputs.spared.cpu(),
-                }
+                # Devices may round otherwise, and all processes write one update.
+                directions, spared = broadcast([inputs.directions.contiguous(), inputs.spared])
+                references |= {f"{DIRECTIONS}{name}": directions.cpu(), f"{SPARED}{name}": spared.cpu()}
         return references
 
     def _set_references(self, references: dict[str, Tensor]) -> None:

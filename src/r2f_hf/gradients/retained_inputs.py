@@ -75,8 +75,12 @@ class TestMatrix:
         if self._last[0] is not inputs or self._last[1] != inputs._version:
             with torch.autocast(inputs.device.type, enabled=False):
                 X = inputs.flatten(end_dim=-2).float()
-                self._last = inputs, inputs._version, X.T @ (X @ self.columns), X.square().sum()
+                self._last = inputs, inputs._version, X.T @ (X @ self.columns), torch.linalg.vector_norm(X).square()
         return self._last[2:]
+
+    def clear(self) -> None:
+        """Let go of the last inputs."""
+        self._last = (None, None)
 
 
 class InputSketch:
@@ -144,6 +148,8 @@ def watch_inputs(modules: Mapping[str, nn.Module], seed: int) -> Iterator[dict[s
     finally:
         for handle in handles:
             handle.remove()
+        for test in tests.values():
+            test.clear()
 
 
 def draw_test(seed: int, width: int, device: torch.device) -> TestMatrix:
