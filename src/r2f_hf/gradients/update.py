@@ -30,7 +30,8 @@ def align_(weights: Iterable[Tensor]) -> None:
     Move weights to where a CPU writes quickly.
 
     Weights that were loaded begin where the reader left them, in the midst of a cache line, and adding to them takes
-    twice as long. They are moved one by one, so that no more memory is needed than for one of them.
+    twice as long. They are moved one by one, so that no more memory is needed than for one of them, unless they were
+    read from a file: that stays mapped for as long as any weight is where it was.
 
     Args:
         weights (`Iterable[torch.Tensor]`):
