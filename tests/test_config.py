@@ -54,6 +54,14 @@ def test_accepts(settings: dict[str, Any], tmp_path: Path) -> None:
     assert {name: getattr(config, name) for name in settings} == settings
 
 
+def test_the_default_rate_is_that_of_what_is_spared(tmp_path: Path) -> None:
+    assert build(tmp_path).learning_rate == 0.6
+    assert build(tmp_path, spare_retained=False).learning_rate == 0.15
+    without = build(tmp_path, retain_objective="none")
+    assert (without.learning_rate, without.spare_retained) == (0.15, False)
+    assert build(tmp_path, learning_rate=0.3).learning_rate == 0.3
+
+
 def test_shorthands_of_the_command_line(tmp_path: Path) -> None:
     assert build(tmp_path).target_modules == "all-linear"
     assert build(tmp_path, target_modules=["q_proj", "o_proj"]).target_modules == ["q_proj", "o_proj"]
