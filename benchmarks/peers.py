@@ -36,7 +36,8 @@ class EvenedSGD(torch.optim.Optimizer):
             update = param.grad * inverse_root(state["rows"])[:, None] * inverse_root(state["columns"])
             if param in self.spared:
                 known = self.spared[param]
-                update -= (update @ known.directions * known.spared) @ known.directions.T
+                Q = known.directions.to(update.dtype)
+                update -= (update @ Q * known.spared) @ Q.T
             norm = update.norm().item()
             if norm > 0:
                 param.sub_(update, alpha=self.param_groups[0]["lr"] / norm)

@@ -1,7 +1,7 @@
 """
 What a step costs, in time and memory: R2F, LoRA and full AdamW, exact-gradient SGD, and the floor below them all.
 
-    python benchmarks/step_cost.py [--quick]
+    python benchmarks/step_cost.py [--quick] [--model llama-8b]
 
 The contenders take the same batches of random tokens in turns, in one process; their ratios are medians over rounds,
 with a 95% bootstrap interval. (On a GPU they take them one after the other.) Peak memory is measured in a process
@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens a row")
     parser.add_argument("--output", type=Path, default=Path("outputs/step_cost.json"))
     parser.add_argument("--memory_of", choices=CONTENDERS, help="one contender's memory, in this process, as JSON")
-    parser.add_argument("--model", choices=("smollm2", *SHAPES))
+    parser.add_argument("--model", choices=("smollm2", *SHAPES), help="one model alone")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     options = parser.parse_args()
     options.batch_size = options.batch_size or (8 if options.quick else 16)
@@ -358,11 +358,14 @@ def main() -> None:
         settings = [("smollm2", dtype) for dtype in ("float32", "bfloat16")[: 1 + computes_bf16()]]
     else:
         settings = [("smollm2", "bfloat16"), ("llama-1b", "bfloat16"), ("llama-8b", "bfloat16")]
+    settings = [setting for setting in settings if options.model in (None, setting[0])]
+    if not settings:
+        parser.error(f"{options.model} is for a GPU.")
     settings = settings[:1] if options.quick else settings
     compared = {f"{model} {dtype}": compare(model, dtype, options) for model, dtype in settings}
     first = next(iter(compared.values()))
     report = {key: value for key, value in first.items() if isinstance(value, float)}
-    growth = linearity(options)
+    growth = linearity(options) if options.model in (None, "smollm2") else {}
     report |= {"compared": compared, "linearity": growth, "device": options.device, "torch": torch.__version__}
     report |= {"batch_size": options.batch_size, "tokens": options.tokens, "rank": RANK}
     write_json(options.output, report)
@@ -380,7 +383,8 @@ def main() -> None:
     print_table(f"{options.batch_size} rows of {options.tokens} tokens", table, list(next(iter(table.values()))))
     breakdowns = {name: found["breakdown"] for name, found in compared.items()}
     print_table("Where R2F's step goes, parts of 1", breakdowns, list(next(iter(breakdowns.values()))))
-    print_table("R2F's own work", growth, list(next(iter(growth.values()))))
+    if growth:
+        print_table("R2F's own work", growth, list(next(iter(growth.values()))))
     for name, found in compared.items():
         keys = [key for key in found if f"{key}_low" in found]
         print(

@@ -16,8 +16,8 @@ authors instead: what is chosen is chosen on these.
 Utility is that of at most `--utility_rows` rows a split. Seconds are those until the first step, references and all,
 and steps times the median seconds of a step, measured at the end on the same batches, without checks. Finished runs
 are kept in outputs/time_to_forget and read back, so that the command goes on where it was interrupted (delete them
-when the code has changed), and several shares of the runs can be made at once (`--share 0/4`). Writes
-outputs/time_to_forget.json.
+when the code has changed), and several shares of the runs can be made at once (`--share 0/4`): once to sweep, and once
+more for the other seeds. Writes outputs/time_to_forget.json.
 """
 
 from __future__ import annotations
@@ -246,9 +246,13 @@ class Benchmark:
             return self.recipe.max_steps
         return -(-self.passes * len(self.data["forget"]) // self.recipe.per_device_train_batch_size)
 
+    def file(self, run: str, rate: float, seed: int) -> Path:
+        """Where a run is kept."""
+        return self.folder / f"{run}-{rate:g}-{seed}.json"
+
     def run(self, run: str, rate: float, seed: int) -> dict[str, Any]:
         """One run, or what is known of it."""
-        file = self.folder / f"{run}-{rate:g}-{seed}.json"
+        file = self.file(run, rate, seed)
         if file.is_file():
             return json.loads(file.read_text())
         # Measured before there is a second model in memory.
@@ -321,12 +325,20 @@ def main() -> None:
     own = benchmark.recipe.learning_rate
     swept = [(run, rate, first) for run in options.peers for rate in SWEEP[run]]
     runs = swept + [("r2f", own, seed) for seed in options.seeds]
-    made = [benchmark.run(*each) for each in runs[part::parts]]
-    if parts > 1:
+    for each in runs[part::parts]:
+        benchmark.run(*each)
+    if not all(benchmark.file(*each).is_file() for each in runs):
+        # The best rates are not known before all shares have swept theirs.
         return
+    made = [benchmark.run(*each) for each in runs]
     chosen = {run: best([found for found in made if found["run"] == run])["learning_rate"] for run in options.peers}
     chosen["r2f"] = own
-    rows = [benchmark.run(run, rate, seed) for run, rate in chosen.items() for seed in options.seeds]
+    repeated = [(run, rate, seed) for run, rate in chosen.items() for seed in options.seeds]
+    for each in repeated[part::parts]:
+        benchmark.run(*each)
+    if parts > 1:
+        return
+    rows = [benchmark.run(*each) for each in repeated]
 
     seconds = {run: benchmark.seconds_of(run, rate) for run, rate in chosen.items()}
     for found in made + rows:

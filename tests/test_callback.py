@@ -241,11 +241,11 @@ def test_a_run_in_which_nothing_is_faithful_says_so(
     plain_trainer: BuildPlainTrainer, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = build_model()
-    model, callback = wrap(copy.deepcopy(original)), R2FCallback(min_fidelity=0.999)
+    model, callback = wrap(copy.deepcopy(original)), R2FCallback(min_fidelity=0.99999)
     plain_trainer(model, callback, max_steps=2).train()
     assert not changed(weights(original), weights(model))
     assert callback.summary()["skipped_steps"] == 2
-    assert "no module reaches min_fidelity=0.999" in caplog.text
+    assert "no module reaches min_fidelity=0.99999" in caplog.text
 
 
 def test_a_decoder_that_needs_its_own_probes_is_refused() -> None:

@@ -71,7 +71,8 @@ def test_a_run_compares_with_the_model_before_the_first_write(
 
 
 def damped(inputs: RetainedInputs) -> torch.Tensor:
-    return inputs.directions * inputs.spared @ inputs.directions.T
+    Q = inputs.directions.float()
+    return Q * inputs.spared @ Q.T
 
 
 @pytest.mark.parametrize("head", [False, True])

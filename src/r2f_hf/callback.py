@@ -167,12 +167,18 @@ class R2FCallback(TrainerCallback):
         if self.retained_inputs is not None:
             for group in self.groups:
                 group.retain(self.retained_inputs)
+            # Held once: a group's are one tensor now.
+            self.retained_inputs = {
+                probe.name: inputs
+                for group in self.groups
+                for probe, inputs in zip(group.probes, group.retained.unbind(), strict=True)
+            }
         if self.delta is not None:
             check_delta(model, self.delta)
         check_ranks(self.probes, self.held_out)
         check_min_fidelity(self.min_fidelity, self.held_out)
         if self.delta is None:
-            align_(probe.weight for probe in self.probes)
+            align_(model.parameters())
         if self.save_full_model and args.load_best_model_at_end:
             raise ValueError(
                 "`load_best_model_at_end` reloads the adapter alone, not the weights that R2F changed. Use "
@@ -183,6 +189,8 @@ class R2FCallback(TrainerCallback):
             if self.save_full_model:
                 load_full_model_(model, folder / FULL_MODEL_FOLDER)
             self.load_subspaces(folder)
+        for probe in self.probes:
+            probe.begin()
         self._args, self._state, self.stopped = args, state, False
         if state.global_step == 0:
             self.skipped_steps, self.fidelities = 0, []

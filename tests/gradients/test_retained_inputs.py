@@ -51,14 +51,14 @@ def test_of_fewer_inputs_than_directions_all_is_known() -> None:
     found = seen(X)
     torch.testing.assert_close(dense(found.spare(gradient())), expected, rtol=0, atol=0.01)
     kept = found.spared > 0
-    columns = found.directions[:, kept]
-    torch.testing.assert_close(columns.T @ columns, torch.eye(int(kept.sum())), rtol=0, atol=1e-4)
+    columns = found.directions[:, kept].float()
+    torch.testing.assert_close(columns.T @ columns, torch.eye(int(kept.sum())), rtol=0, atol=1e-3)
 
 
 def test_it_does_not_matter_how_the_inputs_come() -> None:
     X = inputs_of(120)
     together, apart = seen(X), seen(X[:50].reshape(2, 25, INTO), X[50:])
-    torch.testing.assert_close(dense(together.spare(gradient())), dense(apart.spare(gradient())), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(dense(together.spare(gradient())), dense(apart.spare(gradient())), rtol=0, atol=1e-3)
 
 
 def test_the_retain_set_notices_less_and_the_gradient_is_still_followed() -> None:

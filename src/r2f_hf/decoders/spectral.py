@@ -53,9 +53,9 @@ class SpectralDecoder(FilterDecoder):
             `torch.Tensor` of shape `(..., k)`.
         """
         batch = features.reshape(-1, *features.shape[-2:]).mT
-        # The modules of a model may lie on several devices, the filter on one.
-        gate = self.net(batch.to(self.net[0].weight.device)).sigmoid()
-        return gate.to(features.device).reshape(features.shape[:-1])
+        # It follows the modules: on a GPU the wait for the CPU would be longer than all else.
+        self.to(features.device)
+        return self.net(batch).sigmoid().reshape(features.shape[:-1])
 
 
 def spectral_features(core: SketchCore) -> Tensor:

@@ -12,7 +12,7 @@ from .low_rank import LowRankGradient
 from .probes import LoraProbe
 from .retained_inputs import RetainedInputs
 from .second_moments import SecondMoments
-from .sharding import copy_, gathered
+from .sharding import copy_all_, gathered
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace
 
@@ -87,9 +87,8 @@ class ProbeGroup:
             A, B = map(torch.stack, zip(*pairs, strict=True))
         else:
             A, B = self._draw_warm(seed, step, min(rank, max(held_out, RANDOM_ROWS)), rank, device)
-        for probe, right, left in zip(self.probes, A, B, strict=True):
-            copy_(probe.A, right)
-            copy_(probe.B, left)
+        copy_all_([probe.A for probe in self.probes], A)
+        copy_all_([probe.B for probe in self.probes], B)
 
     def _draw_warm(
         self, seed: int, step: int, random_rows: int, rank: int, device: torch.device
@@ -98,9 +97,11 @@ class ProbeGroup:
         A, B = draw_probes(seed, step, "x".join(map(str, self.shape)), *self.shape, rank, device)
         count, (_, columns) = len(self.probes), self.shape
         A, B = self.subspace.probes(A.expand(count, -1, -1), B.expand(count, -1, -1), random_rows)
-        for rows, probe in zip(A[:, rank - random_rows :], self.probes, strict=True):
-            generator = named_generator(seed, step, probe.name, "random rows", device)
-            rows.normal_(std=columns**-0.5, generator=generator)
+        # Named after the first of them: another group of this shape, on another device, has other numbers.
+        generator = named_generator(seed, step, self.probes[0].name, "random rows", device)
+        A[:, rank - random_rows :] = (
+            torch.randn(count, random_rows, columns, generator=generator, device=device) * columns**-0.5
+        )
         return A, B
 
     def even_out(self, gradient: LowRankGradient) -> LowRankGradient:

@@ -13,8 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from .delta import add_to_pair_
 from .low_rank import LowRankGradient
-from .sharding import copy_, is_row_sharded
+from .sharding import copy_, is_partitioned, is_row_sharded
 from .sketch import named_generator
+from .sketching import Sketching
 from .update import add_low_rank_
 
 
@@ -63,9 +64,19 @@ class LoraProbe:
         """Rank of the LoRA pair."""
         return self.layer.r[self.adapter]
 
+    def begin(self) -> None:
+        """Let the pair have gradients without a forward pass of its own."""
+        # What ZeRO-3 has shared out comes together in the pair's own forward pass alone.
+        if not is_partitioned(self.A):
+            self.layer.lora_variant[self.adapter] = Sketching()
+            # The inputs are kept as they are, one tensor for all the layers that it goes into.
+            self.layer.cast_input_dtype_enabled = self.layer.active_adapters != [self.adapter]
+
     @torch.no_grad()
     def clear(self) -> None:
         """Make the pair add nothing to the module, as PEFT's own initialisation does."""
+        self.layer.lora_variant.pop(self.adapter, None)
+        self.layer.cast_input_dtype_enabled = True
         copy_(self.B, torch.zeros(self.layer.out_features, self.rank))
 
     def gradients(self) -> tuple[Tensor, Tensor]:

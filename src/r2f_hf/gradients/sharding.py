@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -157,3 +157,13 @@ def copy_(weight: Tensor, source: Tensor) -> None:
     if is_partitioned(weight):
         # Or a copy that is there would be used on.
         weight.partition()
+
+
+@torch.no_grad()
+def copy_all_(weights: Sequence[Tensor], sources: Tensor) -> None:
+    """As [`copy_`], one source of shape `(len(weights), ...)` after the other; of whole weights in one go."""
+    if any(is_sharded(weight) for weight in weights):
+        for weight, source in zip(weights, sources, strict=True):
+            copy_(weight, source)
+    else:
+        torch._foreach_copy_(list(weights), list(sources))

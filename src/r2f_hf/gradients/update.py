@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -30,13 +31,13 @@ def align_(weights: Iterable[Tensor]) -> None:
     Move weights to where a CPU writes quickly.
 
     Weights that were loaded begin where the reader left them, in the midst of a cache line, and adding to them takes
-    twice as long. They are moved one by one, so that no more memory is needed than for one of them, unless they were
-    read from a file: that stays mapped for as long as any weight is where it was.
+    twice as long. They are moved one by one, so that no more memory is needed than for one of them. Those that were
+    read from a file have to be moved all together: it stays mapped for as long as one of them is where it was.
 
     Args:
         weights (`Iterable[torch.Tensor]`):
-            What is going to be written. Shared, sharded and partitioned weights, and those on an accelerator, stay
-            where they are.
+            All weights of a model. Shared, sharded and partitioned ones, and those on an accelerator, stay where they
+            are.
     """
     for weight in weights:
         apart = isinstance(weight, DTensor) or is_partitioned(weight) or weight.is_shared()
@@ -89,8 +90,8 @@ def add_low_rank_(
     In-place `weight += alpha * U @ V.T`.
 
     fp32 (and fp64) weights take one fused `addmm_`; bf16 and fp16 weights are updated in row blocks in fp32 and
-    rounded stochastically. Of a sharded weight each process writes what it holds, with the numbers that this would get
-    in one process.
+    rounded stochastically, on a GPU with Triton in one pass over the weight. Of a sharded weight each process writes
+    what it holds, with the numbers that this would get in one process.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`):
@@ -102,7 +103,7 @@ def add_low_rank_(
         transposed (`bool`, *optional*, defaults to `False`):
             Whether the weight is stored as `(in_features, out_features)`, as in GPT-2's `Conv1D`.
         generator (`torch.Generator`, *optional*):
-            Source of the random bits for stochastic rounding.
+            Source of the random bits for stochastic rounding. In one pass its seed alone counts.
     """
     left, right = (gradient.V, gradient.U) if transposed else (gradient.U, gradient.V)
     blocks = own_blocks(weight)
@@ -110,6 +111,14 @@ def add_low_rank_(
         for values, row, column in blocks:
             rows, columns = left[row : row + len(values)], right[column : column + values.shape[1]]
             values.addmm_(rows.to(weight.dtype), columns.T.to(weight.dtype), alpha=alpha)
+        return
+    if weight.device.type == "cuda" and find_spec("triton") is not None:
+        from .fused_update import add_rounded_
+
+        seed = int(torch.randint(2**63 - 1, ())) if generator is None else generator.initial_seed()
+        for values, row, column in blocks:
+            rows, columns = left[row : row + len(values)], right[column : column + values.shape[1]]
+            add_rounded_(values, rows, columns, alpha, seed, row, column, len(right))
         return
     elements = _BLOCK_ELEMENTS if weight.device.type == "cpu" else _BLOCK_ELEMENTS_ON_ACCELERATOR
     height = max(1, elements // len(right))

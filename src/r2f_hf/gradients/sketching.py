@@ -1,0 +1,52 @@
+"""The gradients of a LoRA pair without its forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraVariant
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+class Sketching(LoraVariant):
+    r"""
+    A variant of LoRA whose pair adds nothing to its layer and has gradients all the same.
+
+    Of the gradients `dL/dB = s·G·Aᵀ` and `dL/dA = s·Bᵀ·G` with `G = δᵀX` nothing needs what the pair would have added,
+    `s·X·Aᵀ·Bᵀ`: the layer's inputs `X` and the gradients `δ` of its outputs are enough. So the forward pass is the
+    model's own, to the bit, and the backward pass through the layer too. They are the parameters' gradients as ever:
+    accumulated, sent, unscaled and clipped by whoever does so.
+
+    PEFT asks for it in place of the pair, `layer.lora_variant[adapter] = Sketching()`.
+    """
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs) -> Tensor:
+        if not torch.is_grad_enabled():
+            return result
+        pair = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
+        return _Sketch.apply(result, x, *pair, module.scaling[active_adapter])
+
+
+class _Sketch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, result: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        ctx.save_for_backward(x, A, B)
+        device = x.device.type
+        # What PEFT's own forward pass would have computed in.
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A.dtype
+        ctx.scaling = scaling
+        # The same numbers in the same place, but no view to autograd: a model may add to its layer's output in place.
+        return result.data
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, delta: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B = ctx.saved_tensors
+        X, D = (each.flatten(end_dim=-2).to(ctx.dtype) for each in (x, delta))
+        of_A = (D @ B.to(ctx.dtype)).T @ X
+        of_B = D.T @ (X @ A.to(ctx.dtype).T)
+        # A small scaling would underflow in half precision.
+        grad_A, grad_B = (each.to(A.dtype).mul_(ctx.scaling) for each in (of_A, of_B))
+        return delta, None, grad_A, grad_B, None
