@@ -228,7 +228,8 @@ def test_a_run_can_stop_at_low_fidelity_with_its_weights_as_they_were(plain_trai
     with pytest.raises(RuntimeError, match=r"below min_fidelity=0.999: model.layers.* Raise `rank`, take more"):
         trainer.train()
     assert not changed(weights(original), weights(model))
-    # Nothing of it is left on the optimizer, or in the logs of a run that follows.
+    # Nothing of it is left on the adapter, on the optimizer, or in the logs of a run that follows.
+    assert not any(probe.layer.lora_variant for probe in find_probes(model))
     trainer.optimizer.step()
     assert not changed(weights(original), weights(model))
     callback.min_fidelity = None

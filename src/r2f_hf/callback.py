@@ -56,7 +56,8 @@ class R2FCallback(TrainerCallback):
     where `D` is the module's reconstruction, its rows and columns evened out if it is `adaptive`, without what the
     retain set would notice if there are `retained_inputs`, `‖D‖` its Frobenius norm, and `lr` the learning rate that
     the Trainer's scheduler has set: the norm of a step in each module. A module whose gradient is zero is left alone.
-    Give the adapter a small scaling (`lora_alpha=1e-6 * r`), so that the probes leave the forward pass as it is. After
+    The pairs have no forward pass of their own ([`~r2f_hf.gradients.sketching.Sketching`]), but under ZeRO-3: give the
+    adapter a small scaling (`lora_alpha=1e-6 * r`), so that they leave the model as it is there too. After
     training the adapter is empty and the result is the model behind it:
     `trainer.model.unload().save_pretrained(folder)`. (Where weights are sharded, call
     [`~r2f_hf.saving.save_full_model`] on all processes.)
@@ -189,8 +190,6 @@ class R2FCallback(TrainerCallback):
             if self.save_full_model:
                 load_full_model_(model, folder / FULL_MODEL_FOLDER)
             self.load_subspaces(folder)
-        for probe in self.probes:
-            probe.begin()
         self._args, self._state, self.stopped = args, state, False
         if state.global_step == 0:
             self.skipped_steps, self.fidelities = 0, []
@@ -205,6 +204,8 @@ class R2FCallback(TrainerCallback):
         else:
             check_zero(AcceleratorState().deepspeed_plugin.deepspeed_config, to_adapter=self.delta is not None)
             self._handles = [BeforeStep(optimizer, partial(self._whole_step, optimizer))]
+        for probe in self.probes:
+            probe.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         with record_function("r2f/draw"):
@@ -230,6 +231,9 @@ class R2FCallback(TrainerCallback):
                 self.save_subspaces(checkpoint_folder(args, state))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._remove_hooks()
         for probe in self.probes:
             probe.clear()
@@ -356,7 +360,7 @@ class R2FCallback(TrainerCallback):
         if self.stop_on_low_fidelity and not faithful.all():
             low = sorted(self.module_fidelity.items(), key=lambda item: item[1].cosine)[: int((~faithful).sum())]
             named = ", ".join(f"{name} ({found.cosine:.2f})" for name, found in low[:5])
-            self._remove_hooks()
+            self._end()
             raise RuntimeError(
                 f"Step {self._state.global_step}: the reconstructions of {len(low)} of {len(estimates)} modules have "
                 f"an estimated cosine to the full gradient below min_fidelity={self.min_fidelity:g}: {named}. The "

@@ -308,7 +308,10 @@ class R2FTrainer(ForgetRetainTrainer):
         return references
 
     def _set_references(self, references: dict[str, Tensor]) -> None:
-        super()._set_references(references)
+        # What the callback has is held there alone.
+        super()._set_references(
+            {key: each for key, each in references.items() if not key.startswith((DIRECTIONS, SPARED))}
+        )
         names = [key.removeprefix(DIRECTIONS) for key in references if key.startswith(DIRECTIONS)]
         self.r2f_callback.retained_inputs = {
             name: RetainedInputs(references[f"{DIRECTIONS}{name}"], references[f"{SPARED}{name}"]) for name in names
@@ -465,8 +468,11 @@ class R2FTrainer(ForgetRetainTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.r2f_callback.save_subspaces(folder)
-            if self._references:
-                save_file(self._references, folder / REFERENCES_FILE)
+            references = dict(self._references)
+            for name, inputs in (self.r2f_callback.retained_inputs or {}).items():
+                references |= {f"{DIRECTIONS}{name}": inputs.directions.cpu(), f"{SPARED}{name}": inputs.spared.cpu()}
+            if references:
+                save_file({key: each.contiguous() for key, each in references.items()}, folder / REFERENCES_FILE)
             # Not where a callback of the user's ends the training: it may be a deadline, after which the run goes on.
             stoppers = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
             early = any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in stoppers)

@@ -17,8 +17,9 @@ from .config import R2FConfig
 from .gradients import find_probes, whole_shape
 
 
-# So small that the probes leave the forward pass as it is, yet a power of two, so that dividing by it is exact. In
-# fp16, whose gradients would underflow, ten bits are invisible beside the format's own rounding.
+# So small that the probes leave the forward pass as it is where they have one (ZeRO-3), and that clipping never sees
+# their gradients; yet a power of two, so that dividing by it is exact. In fp16, whose gradients would underflow, ten
+# bits are invisible beside the format's own rounding.
 PROBE_SCALING = 2.0**-20
 PROBE_SCALING_FP16 = 2.0**-10
 

@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 
-# What one program of the kernel writes.
-_TILE = 64
+# What one program of the kernel writes, and how much of the factors it holds at a time.
+_TILE, _RANKS = 64, 32
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "row", "column"])
@@ -22,23 +22,27 @@ def _add_low_rank_kernel(
     seed_high,
     rows,
     columns,
-    stride,
+    row_stride,
+    column_stride,
     row,
     column,
     width,
-    rank,
     RANK: tl.constexpr,
+    RANKS: tl.constexpr,
     TILE: tl.constexpr,
     HALF: tl.constexpr,
 ):
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None]
     j = tl.program_id(1) * TILE + tl.arange(0, TILE)[None, :]
-    k = tl.arange(0, RANK)
-    U = tl.load(left + i * rank + k[None, :], mask=(i < rows) & (k[None, :] < rank), other=0.0)
-    V = tl.load(right + j * rank + k[:, None], mask=(j < columns) & (k[:, None] < rank), other=0.0)
-    place = weight + i.to(tl.int64) * stride + j
+    change = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for start in range(0, RANK, RANKS):
+        k = start + tl.arange(0, RANKS)
+        U = tl.load(left + i * RANK + k[None, :], mask=(i < rows) & (k[None, :] < RANK), other=0.0)
+        V = tl.load(right + j * RANK + k[:, None], mask=(j < columns) & (k[:, None] < RANK), other=0.0)
+        change = tl.dot(U, V, change, input_precision="ieee")
+    place = weight + i.to(tl.int64) * row_stride + j.to(tl.int64) * column_stride
     inside = (i < rows) & (j < columns)
-    exact = tl.load(place, mask=inside, other=0.0).to(tl.float32) + alpha * tl.dot(U, V, input_precision="ieee")
+    exact = tl.load(place, mask=inside, other=0.0).to(tl.float32) + alpha * change
     # MurmurHash3's finalizer of an entry's number in the whole weight: 16 bits that are the same whoever holds it.
     bits = ((row + i) * width + column + j).to(tl.uint32) ^ seed_low.to(tl.uint32)
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
@@ -48,8 +52,8 @@ def _add_low_rank_kernel(
     if HALF:
         # See `stochastic_round`: units are those of fp16's own exponent, and of its subnormal numbers.
         exponent = tl.maximum(((number >> 23) & 0xFF) - 127 - 10, -24)
-        unit = ((exponent + 127) << 23).to(tl.float32, bitcast=True)
-        scaled = exact / unit
+        unit = ((127 + exponent) << 23).to(tl.float32, bitcast=True)
+        scaled = exact * ((127 - exponent) << 23).to(tl.float32, bitcast=True)
         below = tl.floor(scaled)
         up = noise.to(tl.float32) < (scaled - below) * 65536
         rounded = (below + up.to(tl.float32)) * unit
@@ -68,7 +72,7 @@ def add_rounded_(
 
     Args:
         values (`torch.Tensor` of shape `(rows, columns)`):
-            A part of a weight, bf16 or fp16, its rows contiguous.
+            A part of a weight, bf16 or fp16.
         left (`torch.Tensor` of shape `(rows, k)`):
             fp32.
         right (`torch.Tensor` of shape `(columns, k)`):
@@ -85,8 +89,7 @@ def add_rounded_(
             Columns of the weight.
     """
     rows, columns = values.shape
-    rank = left.shape[1]
-    low, high = (half - 2**31 for half in divmod(seed % 2**64, 2**32))
+    high, low = (half - 2**31 for half in divmod(seed % 2**64, 2**32))
     with torch.cuda.device_of(values):
         _add_low_rank_kernel[triton.cdiv(rows, _TILE), triton.cdiv(columns, _TILE)](
             values,
@@ -97,12 +100,12 @@ def add_rounded_(
             high,
             rows,
             columns,
-            values.stride(0),
+            *values.stride(),
             row,
             column,
             width,
-            rank,
-            RANK=max(16, triton.next_power_of_2(rank)),
+            RANK=left.shape[1],
+            RANKS=_RANKS,
             TILE=_TILE,
             HALF=values.dtype == torch.float16,
         )

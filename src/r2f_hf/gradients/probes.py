@@ -70,7 +70,7 @@ class LoraProbe:
         if not is_partitioned(self.A):
             self.layer.lora_variant[self.adapter] = Sketching()
             # The inputs are kept as they are, one tensor for all the layers that it goes into.
-            self.layer.cast_input_dtype_enabled = self.layer.active_adapters != [self.adapter]
+            self.layer.cast_input_dtype_enabled = set(self.layer.lora_A) != {self.adapter}
 
     @torch.no_grad()
     def clear(self) -> None:
@@ -152,10 +152,11 @@ def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:
         or config.lora_dropout
         or config.modules_to_save
         or config.bias != "none"
+        or getattr(config, "lora_bias", False)
     ):
         raise ValueError(
             f"Adapter {adapter!r} cannot serve as a probe: it must be plain LoRA (no DoRA, `lora_dropout=0.0`, "
-            '`bias="none"`, no `modules_to_save`).'
+            '`bias="none"`, `lora_bias=False`, no `modules_to_save`).'
         )
     embeddings = model.get_input_embeddings().weight
     prefix = "base_model.model."

@@ -41,8 +41,7 @@ class RetainedInputs:
 
     Args:
         directions (`torch.Tensor` of shape `(..., in_features, k)`):
-            `Q`, orthonormal columns. In fp16, which they are kept in, they are off by less than what `μ` leaves of the
-            strongest of them.
+            `Q`, orthonormal columns, kept in fp16: of what lies along them some ten-thousandths can stay.
         spared (`torch.Tensor` of shape `(..., k)`):
             `λ / (λ + μ)`, from 0 to 1; 0 for columns that stand for nothing.
     """

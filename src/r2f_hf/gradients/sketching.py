@@ -19,8 +19,24 @@ class Sketching(LoraVariant):
     model's own, to the bit, and the backward pass through the layer too. They are the parameters' gradients as ever:
     accumulated, sent, unscaled and clipped by whoever does so.
 
-    PEFT asks for it in place of the pair, `layer.lora_variant[adapter] = Sketching()`.
+    PEFT asks for it in place of the pair, `layer.lora_variant[adapter] = Sketching()`. Merging it changes nothing.
     """
+
+    @staticmethod
+    def init(module: Any, adapter_name: str, **kwargs) -> None:
+        pass
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs) -> Tensor:

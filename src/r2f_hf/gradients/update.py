@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -12,6 +14,8 @@ from torch.distributed.tensor import DTensor
 from .low_rank import LowRankGradient
 from .sharding import is_partitioned, own_blocks
 
+
+logger = logging.getLogger(__name__)
 
 # Half-precision weights are updated in row blocks of at most this many elements, so that the fp32 working copy stays
 # small beside the weight; on an accelerator, where every block is a dozen launches, beside a step's activations.
@@ -40,8 +44,8 @@ def align_(weights: Iterable[Tensor]) -> None:
             are.
     """
     for weight in weights:
-        apart = isinstance(weight, DTensor) or is_partitioned(weight) or weight.is_shared()
-        if weight.device.type == "cpu" and not apart and weight.data_ptr() % _ALIGNMENT:
+        apart = weight.device.type != "cpu" or isinstance(weight, DTensor) or is_partitioned(weight)
+        if not apart and not weight.is_shared() and weight.data_ptr() % _ALIGNMENT:
             weight.data = weight.data.clone()
 
 
@@ -78,6 +82,23 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
     return ((below + (noise < (scaled - below) * 2**16)) * unit).to(dtype)
 
 
+@cache
+def fused_update(device: torch.device, dtype: torch.dtype) -> Callable[..., None] | None:
+    """[`~r2f_hf.gradients.fused_update.add_rounded_`], where Triton is there and works."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from .fused_update import add_rounded_
+
+    one = torch.ones(1, 1, device=device)
+    try:
+        add_rounded_(one.to(dtype), one, one, 1.0, 0, 0, 0, 1)
+    except Exception as error:
+        # What a compiler that is not there, or a GPU that it does not know, raises is anyone's guess.
+        logger.warning("Triton cannot compile for %s, so weights are rounded in several passes: %s", device, error)
+        return None
+    return add_rounded_
+
+
 @torch.no_grad()
 def add_low_rank_(
     weight: Tensor,
@@ -112,9 +133,8 @@ def add_low_rank_(
             rows, columns = left[row : row + len(values)], right[column : column + values.shape[1]]
             values.addmm_(rows.to(weight.dtype), columns.T.to(weight.dtype), alpha=alpha)
         return
-    if weight.device.type == "cuda" and find_spec("triton") is not None:
-        from .fused_update import add_rounded_
-
+    add_rounded_ = fused_update(weight.device, weight.dtype)
+    if add_rounded_ is not None:
         seed = int(torch.randint(2**63 - 1, ())) if generator is None else generator.initial_seed()
         for values, row, column in blocks:
             rows, columns = left[row : row + len(values)], right[column : column + values.shape[1]]
