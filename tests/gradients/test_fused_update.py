@@ -45,15 +45,15 @@ def test_every_entry_is_a_neighbour_of_the_exact_sum_and_right_on_average(
 ) -> None:
     left, right = factors
     exact = weight.float() + ALPHA * left @ right.T
+    # A sum in another order, beside a power of two or where it cancels the weight, is rounded otherwise.
+    largest = unit(exact * (1 + 1e-5), weight.dtype) + 1e-5 * ALPHA * (left.abs() @ right.abs().T)
     draws, total = 256, torch.zeros_like(exact)
     for seed in range(draws):
         written = weight.clone()
         add_rounded_(written, left, right, ALPHA, seed * 2**33 + 7919 * seed, 0, 0, COLUMNS)
-        # A sum in another order, beside a power of two or where it cancels the weight, is rounded otherwise.
-        largest = unit(exact * (1 + 1e-5), weight.dtype) + 1e-5 * ALPHA * (left.abs() @ right.abs().T)
         assert ((written.float() - exact).abs() <= largest * 1.001).all()
         total += written.float()
-    error = (total / draws - exact) / unit(exact, weight.dtype)
+    error = (total / draws - exact) / largest
     # The standard error of an entry's mean is at most half a unit over the root of the draws.
     assert error.abs().max() < 5 * 0.5 / draws**0.5
     assert error.mean().abs() < 5 * 0.5 / (draws * error.numel()) ** 0.5
