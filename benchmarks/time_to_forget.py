@@ -10,8 +10,9 @@ this model answers next to no question about real authors, before as after, whic
 throughout, and of zero 95% are always kept. All have the losses, batches and schedule of recipes/tofu/unlearn.yaml,
 and passes over the forget set as their budget (`--passes`). R2F takes its own default learning rate; each peer's is
 swept on the first seed, and the one that arrives first, or else ends with the highest forget quality at that utility,
-is used on all. A run that does not arrive counts as its whole budget. `--tune` makes the model forget the first of its
-authors instead: what is chosen is chosen on these.
+is used on all. A run that does not arrive counts as its whole budget; the best peer is the quickest of those that
+arrive on the most seeds. `--tune` makes the model forget the first of its authors instead: what is chosen is chosen on
+these.
 
 Utility is that of at most `--utility_rows` rows a split. Seconds are those until the first step, references and all,
 and steps times the median seconds of a step, measured at the end on the same batches, without checks. Finished runs
@@ -353,7 +354,10 @@ def main() -> None:
         }
         for run in chosen
     }
-    peer = {name: min(means[run][name] for run in options.peers) for name in ("steps", "seconds")}
+    # One that never arrives is not best for being at the end of its budget soonest.
+    most = max(means[run]["arrived"] for run in options.peers)
+    best_peers = [run for run in options.peers if means[run]["arrived"] == most]
+    peer = {name: min(means[run][name] for run in best_peers) for name in ("steps", "seconds")}
     ratios = {f"ratio_best_peer{'_steps' * (name == 'steps')}": means["r2f"][name] / peer[name] for name in peer}
     report = {
         "before": benchmark.before,

@@ -8,6 +8,7 @@ from conftest import build_model, changed, weights
 from torch import Tensor
 
 from r2f_hf.gradients import LowRankGradient, add_low_rank_, align_, stochastic_round
+from r2f_hf.gradients.update import draw_noise
 
 
 def draw(out_features: int, in_features: int, rank: int = 3) -> tuple[Tensor, LowRankGradient]:
@@ -59,15 +60,27 @@ CASES = [
 ]
 
 
-def draw_noise(size: tuple[int, ...]) -> Tensor:
-    return torch.randint(2**16, size, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+def noise_of(count: int) -> Tensor:
+    return draw_noise((1, count), torch.device("cpu"), torch.Generator().manual_seed(0))[0]
+
+
+def test_noise_is_uniform_and_no_two_entries_share_it() -> None:
+    noise = draw_noise((333, 101), torch.device("cpu"), torch.Generator().manual_seed(0))
+    assert noise.shape == (333, 101) and noise.dtype == torch.int32
+    assert noise.min() >= 0 and noise.max() < 2**16
+    counts = torch.histc(noise.float(), 16, 0, 2**16)
+    expected = noise.numel() / 16
+    assert ((counts - expected).square() / expected).sum() < 45
+    entries = noise.flatten()[: noise.numel() // 4 * 4].view(-1, 4).double()
+    correlation = torch.corrcoef(torch.cat([entries[1:], entries[:-1]], dim=1).T) - torch.eye(8)
+    assert correlation.abs().max() < 0.05
 
 
 @pytest.mark.parametrize(("dtype", "value"), CASES)
 def test_rounding_is_unbiased_between_the_two_neighbours(dtype: torch.dtype, value: float) -> None:
     draws = 20_000
     x = torch.full((draws,), value)
-    rounded = stochastic_round(x, dtype, draw_noise((draws,)))
+    rounded = stochastic_round(x, dtype, noise_of(draws))
     assert rounded.dtype == dtype
     low, high = rounded.double().aminmax()
     assert low < x[0] < high
@@ -81,7 +94,7 @@ def test_rounding_is_unbiased_between_the_two_neighbours(dtype: torch.dtype, val
 def test_values_of_the_format_are_left_as_they_are(dtype: torch.dtype) -> None:
     exact = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     exact = exact[exact.isfinite()]
-    rounded = stochastic_round(exact.float(), dtype, draw_noise(exact.shape))
+    rounded = stochastic_round(exact.float(), dtype, noise_of(exact.numel()).view(exact.shape))
     assert torch.equal(rounded, exact)
 
 

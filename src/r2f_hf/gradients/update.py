@@ -72,7 +72,7 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
         # The upper half of an fp32 number is a bf16 number; a random lower half added to it carries as often as it is
         # a fraction of a unit.
         bits = x.view(torch.int32) + noise
-        return bits.bitwise_and_(-(2**16)).view(torch.float32).to(dtype)
+        return bits.bitwise_right_shift_(16).to(torch.int16).view(dtype)
     _, exponent = torch.frexp(x)
     # Multiplying by the inverse of a unit this small would overflow; dividing by it is exact.
     unit = torch.ldexp(torch.ones_like(x), (exponent - _FP16_BITS).clamp_min(_FP16_SMALLEST))
@@ -80,6 +80,16 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
     below = torch.floor(scaled)
     # Comparing with the discarded fraction, which is exact, and not adding to it, which would round.
     return ((below + (noise < (scaled - below) * 2**16)) * unit).to(dtype)
+
+
+def draw_noise(size: tuple[int, int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """What [`stochastic_round`] needs: uniform in [0, 2¹⁶), int32."""
+    if device.type != "cpu":
+        return torch.randint(2**16, size, generator=generator, dtype=torch.int32, device=device)
+    # A CPU draws one number after the other: four entries share 64 bits.
+    count = size[0] * size[1]
+    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return bits.view(torch.uint16)[:count].view(size).to(torch.int32)
 
 
 @cache
@@ -146,7 +156,7 @@ def add_low_rank_(
         stop = min(start + height, len(left))
         # For all rows, whoever holds them.
         size = (stop - start, len(right))
-        noise = torch.randint(2**16, size, generator=generator, dtype=torch.int32, device=weight.device)
+        noise = draw_noise(size, weight.device, generator)
         for values, row, column in blocks:
             first, last = max(start, row), min(stop, row + len(values))
             if first < last:
