@@ -48,6 +48,7 @@ def test_probes_come_in_the_models_order_under_the_names_of_the_plain_model(mode
         ({"lora_dropout": 0.1}, "`lora_dropout=0.0`"),
         ({"lora_alpha": 16}, "The adapter's scaling is .*: its random probes would change what the model computes"),
         ({"bias": "lora_only"}, '`bias="none"`'),
+        ({"lora_bias": True}, "`lora_bias=False`"),
         ({"modules_to_save": ["lm_head"]}, "no `modules_to_save`"),
         ({"target_modules": ["embed_tokens", "q_proj"]}, "embed_tokens is a Embedding"),
     ],
