@@ -152,7 +152,7 @@ def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:
         or config.lora_dropout
         or config.modules_to_save
         or config.bias != "none"
-        or getattr(config, "lora_bias", False)
+        or config.lora_bias
     ):
         raise ValueError(
             f"Adapter {adapter!r} cannot serve as a probe: it must be plain LoRA (no DoRA, `lora_dropout=0.0`, "
