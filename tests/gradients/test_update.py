@@ -76,6 +76,15 @@ def test_noise_is_uniform_and_no_two_entries_share_it() -> None:
     assert correlation.abs().max() < 0.05
 
 
+@pytest.mark.parametrize("part", [0.02, 0.5])
+def test_rounding_errors_add_up_in_no_direction(part: float) -> None:
+    """As large as those of independent numbers, not only entry by entry but as a matrix."""
+    noise = draw_noise((170, 1536), torch.device("cpu"), torch.Generator().manual_seed(0))
+    errors = ((noise < part * 2**16).double() - part) / (part * (1 - part)) ** 0.5
+    independent = 170**0.5 + 1536**0.5
+    assert torch.linalg.matrix_norm(errors, 2) < 1.3 * independent
+
+
 @pytest.mark.parametrize(("dtype", "value"), CASES)
 def test_rounding_is_unbiased_between_the_two_neighbours(dtype: torch.dtype, value: float) -> None:
     draws = 20_000

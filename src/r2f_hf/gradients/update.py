@@ -24,6 +24,8 @@ _BLOCK_ELEMENTS, _BLOCK_ELEMENTS_ON_ACCELERATOR = 2**18, 2**24
 # Significant bits of fp16 (the implicit one included) and the exponent of its smallest subnormal.
 _FP16_BITS, _FP16_SMALLEST = 11, -24
 
+# Where a row of a CPU's rounding noise may begin in what was drawn.
+_NOISE_PLACES = 2**14
 
 # Bytes of a cache line, and of the widest vector that a CPU adds at once.
 _ALIGNMENT = 64
@@ -83,13 +85,23 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
 
 
 def draw_noise(size: tuple[int, int], device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """What [`stochastic_round`] needs: uniform in [0, 2¹⁶), int32."""
+    """
+    What [`stochastic_round`] needs: uniform in [0, 2¹⁶), int32, any two entries independent of each other.
+
+    A CPU draws one number after the other, which would take longer than all else. There the rows are pieces of one row of
+    random numbers, each from a place of its own and combined (xor) with a number of its own: with that, no pair of entries
+    is more alike than if all had been drawn, and what is rounded has the same mean and variance in every direction.
+    """
     if device.type != "cpu":
         return torch.randint(2**16, size, generator=generator, dtype=torch.int32, device=device)
-    # A CPU draws one number after the other: four entries share 64 bits.
-    count = size[0] * size[1]
+    rows, columns = size
+    # Four numbers share 64 bits.
+    count = columns + _NOISE_PLACES
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    return bits.view(torch.uint16)[:count].view(size).to(torch.int32)
+    drawn = bits.view(torch.uint16)[:count].to(torch.int32)
+    places = torch.randint(_NOISE_PLACES, (rows,), generator=generator)
+    own = torch.randint(2**16, (rows, 1), generator=generator, dtype=torch.int32)
+    return drawn.unfold(0, columns, 1).index_select(0, places).bitwise_xor_(own)
 
 
 @cache
@@ -162,5 +174,5 @@ def add_low_rank_(
             if first < last:
                 block = values[first - row : last - row]
                 columns = slice(column, column + values.shape[1])
-                updated = torch.addmm(block.float(), left[first:last], right[columns].T, alpha=alpha)
+                updated = block.float().addmm_(left[first:last], right[columns].T, alpha=alpha)
                 block.copy_(stochastic_round(updated, weight.dtype, noise[first - start : last - start, columns]))
