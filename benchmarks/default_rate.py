@@ -4,12 +4,12 @@ The default learning rate on models and forget sets of several sizes, with nothi
     python benchmarks/default_rate.py --data DIR [--settings smollm2-1 quickstart-2] [--seeds 0 1 2]
 
 SmolLM2-135M and Gemma 3 270M, fine-tuned on the last twenty authors of TOFU, forget the last one, two or ten of them,
-by recipes/tofu/unlearn.yaml without its stopping rule: 20 steps, which are four, two and less than one passes over
-the forget set. The quickstart's model, which knows twenty invented people, forgets as many of them by its own recipe,
-and a seed is another world and another model. What is asked for is a forget quality of .05 with P(retain) and utility
-at 95% of what they were (see time_to_forget.py; of the quickstart TOFU's own harmonic mean). Finished runs are kept in
-outputs/default_rate and read back, so that the command goes on where it was interrupted (delete them when the code has
-changed). Writes outputs/default_rate.json.
+by recipes/tofu/unlearn.yaml without its stopping rule: 20 steps, which are four and two passes over the forget set, or
+for ten authors the 50 of one pass. The quickstart's model, which knows twenty invented people, forgets as many of them
+by its own recipe, and a seed is another world and another model. What is asked for is a forget quality of .05 with
+P(retain) and utility at 95% of what they were (see time_to_forget.py; of the quickstart TOFU's own harmonic mean).
+Finished runs are kept in outputs/default_rate and read back, so that the command goes on where it was interrupted
+(delete them when the code has changed). Writes outputs/default_rate.json.
 """
 
 from __future__ import annotations

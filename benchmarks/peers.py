@@ -1,4 +1,4 @@
-"""R2F and what it is measured against, under the same losses, batches, step budget and stopping rule."""
+"""R2F and what it is measured against, under the same losses, forget batches, step budget and stopping rule."""
 
 from __future__ import annotations
 
@@ -62,6 +62,11 @@ class ExactTrainer(ForgetRetainTrainer):
         return references
 
 
+def not_sparing(args: R2FConfig) -> R2FConfig:
+    """With AdamW, and as many retain examples as the default is where nothing is spared."""
+    return replace(args, optim="adamw_torch", spare_retained=False, retain_per_forget=None)
+
+
 def r2f(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:
     """Recover-to-Forget."""
     return R2FTrainer(model=model, args=args, **data)
@@ -71,12 +76,12 @@ def lora(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer
     """LoRA of the same rank on the same modules, with AdamW."""
     config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=args.target_modules)
     torch.manual_seed(args.seed)
-    return ForgetRetainTrainer(model=get_peft_model(model, config), args=replace(args, optim="adamw_torch"), **data)
+    return ForgetRetainTrainer(model=get_peft_model(model, config), args=not_sparing(args), **data)
 
 
 def full(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:
     """All weights, with AdamW."""
-    return ForgetRetainTrainer(model=model, args=replace(args, optim="adamw_torch"), **data)
+    return ForgetRetainTrainer(model=model, args=not_sparing(args), **data)
 
 
 def exact(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:

@@ -45,7 +45,7 @@ from precision import computes_bf16
 from pypi_models import smollm2_folder
 from r2f_hf import R2FConfig
 from r2f_hf.callback import R2FCallback
-from r2f_hf.gradients import RetainedInputs, find_probes, watch_inputs
+from r2f_hf.gradients import RetainedInputs, all_results, find_probes, watch_inputs
 from r2f_hf.report import print_table, write_json
 from r2f_hf.wrapping import wrap
 
@@ -117,9 +117,9 @@ class Contender:
             ids = torch.randint(model.config.vocab_size, (4, 64), device=model.device)
             with watch_inputs({p.name: p.layer for p in find_probes(self.model)}, 0) as watched, torch.no_grad():
                 self.model(input_ids=ids)
-            found = {name: sketch.result() for name, sketch in watched.items()}
             callback.retained_inputs = {
-                name: RetainedInputs(inputs.directions.cpu(), inputs.spared.cpu()) for name, inputs in found.items()
+                name: RetainedInputs(inputs.directions.cpu(), inputs.spared.cpu())
+                for name, inputs in all_results(watched).items()
             }
             callback.on_train_begin(args, state, control, model=self.model, optimizer=self.optimizer)
 

@@ -7,12 +7,13 @@ SmolLM2-135M, fine-tuned on the last `--authors` authors of TOFU, forgets the la
 first check at which forget quality is .05 or more, and P(retain) and utility are at least 95% of what they were;
 checks are every `--every` steps. Utility is here the plain mean of the nine numbers whose harmonic mean TOFU calls so:
 this model answers next to no question about real authors, before as after, which makes the harmonic mean zero
-throughout, and of zero 95% are always kept. All have the losses, batches and schedule of recipes/tofu/unlearn.yaml,
-and passes over the forget set as their budget (`--passes`). R2F takes its own default learning rate; each peer's is
-swept on the first seed, and the one that arrives first, or else ends with the highest forget quality at that utility,
-is used on all. A run that does not arrive counts as its whole budget; the best peer is the quickest of those that
-arrive on the most seeds. `--tune` makes the model forget the first of its authors instead: what is chosen is chosen on
-these.
+throughout, and of zero 95% are always kept. All have the losses, forget batches and schedule of
+recipes/tofu/unlearn.yaml, and passes over the forget set as their budget (`--passes`); LoRA and full AdamW, which
+spare nothing, have three retain examples to a forget example instead of one. R2F takes its own default learning rate;
+each peer's is swept on the first seed, and the one that arrives first, or else ends with the highest forget quality at
+that utility, is used on all. A run that does not arrive counts as its whole budget; the best peer is the quickest of
+those that arrive on the most seeds. `--tune` makes the model forget the first of its authors instead: what is chosen
+is chosen on these.
 
 Utility is that of at most `--utility_rows` rows a split. Seconds are those until the first step, references and all,
 and steps times the median seconds of a step, measured at the end on the same batches, without checks. Finished runs
@@ -144,7 +145,8 @@ class Benchmark:
         options (`argparse.Namespace`):
             See [`add_arguments`].
         passes (`int`, *optional*):
-            Passes over the forget set that a run may take; without them its steps are the recipe's.
+            Passes over the forget set that a run may take; without them its steps are the recipe's, or as many more as
+            one pass has.
         every (`int`, *optional*):
             Steps between checks; without them there is one, at the end.
     """
@@ -243,9 +245,8 @@ class Benchmark:
     @property
     def budget(self) -> int:
         """Steps of a run."""
-        if self.passes is None:
-            return self.recipe.max_steps
-        return -(-self.passes * len(self.data["forget"]) // self.recipe.per_device_train_batch_size)
+        steps = -(-(self.passes or 1) * len(self.data["forget"]) // self.recipe.per_device_train_batch_size)
+        return steps if self.passes else max(self.recipe.max_steps, steps)
 
     def file(self, run: str, rate: float, seed: int) -> Path:
         """Where a run is kept."""

@@ -4,11 +4,12 @@ R2F against LoRA, full AdamW and the exact gradient under R2F's rule: SmolLM2-13
     python benchmarks/tofu_smollm2.py --data DIR [--forget forget01] [--authors 20] [--seeds 0 1 2]
 
 The model is fine-tuned on the last `--authors` authors of TOFU (cached), the gold model on all but the forget set's.
-Every run then has the losses, batches, step budget and stopping rule of recipes/tofu/unlearn.yaml. R2F takes its
-learning rate from there; each peer's is swept on the first seed, and the best one is used on all: the highest forget
-quality among those that keep 95% of P(retain), or else the one that keeps the most. A seed is that of the unlearning
-(batches, probes, adapter); `before` and `gold` have the fine-tuning's. Finished runs are read back, so that the
-command goes on where it was interrupted. Writes outputs/tofu_smollm2/report.json.
+Every run then has the losses, forget batches, step budget and stopping rule of recipes/tofu/unlearn.yaml; LoRA and
+full AdamW, which spare nothing, have three retain examples to a forget example instead of one. R2F takes its learning
+rate from there; each peer's is swept on the first seed, and the best one is used on all: the highest forget quality
+among those that keep 95% of P(retain), or else the one that keeps the most. A seed is that of the unlearning (batches,
+probes, adapter); `before` and `gold` have the fine-tuning's. Finished runs are read back, so that the command goes on
+where it was interrupted. Writes outputs/tofu_smollm2/report.json.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def test_accepts(settings: dict[str, Any], tmp_path: Path) -> None:
 
 def test_the_default_rate_is_that_of_what_is_spared(tmp_path: Path) -> None:
     assert build(tmp_path).learning_rate == 0.6
+    assert build(tmp_path).retain_per_forget == 1
     assert build(tmp_path, spare_retained=False).learning_rate == 0.15
+    assert build(tmp_path, spare_retained=False).retain_per_forget == 3
     without = build(tmp_path, retain_objective="none")
     assert (without.learning_rate, without.spare_retained) == (0.15, False)
     assert build(tmp_path, learning_rate=0.3).learning_rate == 0.3

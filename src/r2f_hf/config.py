@@ -58,9 +58,9 @@ class R2FConfig(TrainingArguments):
             Weight of the forget loss.
         retain_weight (`float`, *optional*, defaults to `3.0`):
             Weight of the retain loss.
-        retain_per_forget (`int`, *optional*, defaults to `3`):
-            Retain examples in a step for each forget example. Forgetting takes few examples; bringing back what it
-            took along takes many.
+        retain_per_forget (`int`, *optional*):
+            Retain examples in a step for each forget example: 1 by default, and 3 where nothing is spared. Forgetting
+            takes few examples; bringing back what it took along takes many, but what is spared is not taken along.
         num_views (`int`, *optional*, defaults to `1`):
             Wordings of a forget example in a step. The original is the first; further ones come from `views_column`
             and `view_templates`, in turns where there are more than `num_views`. At an equal number of passes more
@@ -140,7 +140,10 @@ class R2FConfig(TrainingArguments):
     gamma: float = field(default=0.0, metadata={"help": "Margin of SimNPO."})
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
     retain_weight: float = field(default=3.0, metadata={"help": "Weight of the retain loss."})
-    retain_per_forget: int = field(default=3, metadata={"help": "Retain examples in a step for each forget example."})
+    retain_per_forget: int | None = field(
+        default=None,
+        metadata={"help": "Retain examples in a step for each forget example; 1, or 3 where nothing is spared."},
+    )
     num_views: int = field(default=1, metadata={"help": "Wordings of a forget example in a step."})
     views_column: str | None = field(default=None, metadata={"help": "Column with paraphrases of the prompt."})
     view_templates: list[str] | None = field(default=None, metadata={"help": "Texts with a {prompt} field."})
@@ -174,6 +177,8 @@ class R2FConfig(TrainingArguments):
         self.spare_retained = self.spare_retained and self.retain_objective != "none"
         if self.learning_rate is None:
             self.learning_rate = 0.6 if self.spare_retained else 0.15
+        if self.retain_per_forget is None:
+            self.retain_per_forget = 1 if self.spare_retained else 3
         super().__post_init__()
         if self.prompt_column == "none":
             self.prompt_column = None

@@ -17,7 +17,7 @@ from .data.collator import ForgetRetainCollator
 from .data.forget_retain import Encoded
 from .data.formatting import IGNORE_INDEX
 from .evaluation.scoring import score_examples
-from .gradients import RetainedInputs, watch_inputs
+from .gradients import RetainedInputs, all_results, watch_inputs
 from .objectives import completion_logits
 from .objectives.retain import top_log_probs
 
@@ -99,7 +99,7 @@ def reference_inputs(
                 # Logits serve nothing.
                 batch["labels"][:, :-1] = IGNORE_INDEX
             completion_logits(model, batch)
-    return {name: sketch.result() for name, sketch in sketches.items()}
+    return all_results(sketches)
 
 
 def _batches(

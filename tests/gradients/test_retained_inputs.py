@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from r2f_hf.gradients import InputSketch, LowRankGradient, RetainedInputs, watch_inputs
+from r2f_hf.gradients import InputSketch, LowRankGradient, RetainedInputs, all_results, watch_inputs
 from r2f_hf.gradients.retained_inputs import DAMPING, DIRECTIONS, draw_test
 
 
-OUT, INTO = 12, 160
+OUT, INTO = 12, 320
 
 
 def inputs_of(count: int, seed: int = 0) -> Tensor:
@@ -45,7 +45,7 @@ def test_an_update_is_the_gradient_preconditioned_by_the_inputs_second_moments()
 
 
 def test_of_fewer_inputs_than_directions_all_is_known() -> None:
-    X = inputs_of(DIRECTIONS // 4)
+    X = inputs_of(DIRECTIONS // 16)
     moments = X.T @ X / (X.square().sum() / INTO)
     expected = dense(gradient()) @ torch.linalg.inv(moments.double() + DAMPING * torch.eye(INTO)).float() * DAMPING
     found = seen(X)
@@ -106,6 +106,13 @@ def test_modules_that_are_given_the_same() -> None:
         modules["value"](X)
     torch.testing.assert_close(sketches["key"].sketch, sketches["query"].sketch, rtol=0, atol=0)
     torch.testing.assert_close(sketches["value"].sketch, sketches["query"].sketch * 4)
+    found = all_results(sketches)
+    assert found["key"] is found["query"]
+    assert found["value"] is not found["query"]
+    for name, inputs in found.items():
+        expected = sketches[name].result()
+        torch.testing.assert_close(inputs.directions, expected.directions, rtol=0, atol=0)
+        torch.testing.assert_close(inputs.spared, expected.spared, rtol=0, atol=0)
 
 
 def test_nothing_is_watched_afterwards() -> None:

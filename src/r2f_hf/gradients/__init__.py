@@ -6,7 +6,7 @@ from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .groups import ProbeGroup, group_probes
 from .low_rank import LowRankGradient
 from .probes import LoraProbe, find_probes
-from .retained_inputs import InputSketch, RetainedInputs, watch_inputs
+from .retained_inputs import InputSketch, RetainedInputs, all_results, watch_inputs
 from .second_moments import SecondMoments
 from .sharding import copy_, gather, is_partitioned, is_row_sharded, is_sharded, own_blocks, whole_shape
 from .sketch import LoraSketch, draw_probes, named_generator
@@ -27,6 +27,7 @@ __all__ = [
     "add_low_rank_",
     "add_to_pair_",
     "align_",
+    "all_results",
     "check_min_fidelity",
     "copy_",
     "draw_probes",

@@ -88,9 +88,10 @@ def draw_noise(size: tuple[int, int], device: torch.device, generator: torch.Gen
     """
     What [`stochastic_round`] needs: uniform in [0, 2¹⁶), int32, any two entries independent of each other.
 
-    A CPU draws one number after the other, which would take longer than all else. There the rows are pieces of one row of
-    random numbers, each from a place of its own and combined (xor) with a number of its own: with that, no pair of entries
-    is more alike than if all had been drawn, and what is rounded has the same mean and variance in every direction.
+    A CPU draws one number after the other, which would take longer than all else. There the rows are pieces of one row
+    of random numbers, each from a place of its own and combined (xor) with a number of its own: with that, no pair of
+    entries is more alike than if all had been drawn, and what is rounded has the same mean and variance in every
+    direction.
     """
     if device.type != "cpu":
         return torch.randint(2**16, size, generator=generator, dtype=torch.int32, device=device)
