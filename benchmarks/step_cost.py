@@ -1,7 +1,7 @@
 """
 What a step costs, in time and memory: R2F, LoRA and full AdamW, exact-gradient SGD, and the floor below them all.
 
-    python benchmarks/step_cost.py [--quick] [--model llama-8b]
+    python benchmarks/step_cost.py [--quick] [--model llama-8b] [--dtype bfloat16]
 
 The contenders take the same batches of random tokens in turns, in one process; their ratios are medians over rounds,
 with a 95% bootstrap interval. (On a GPU they take them one after the other.) Peak memory is measured in a process
@@ -337,14 +337,14 @@ def linearity(options: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and rows, in fp32 alone")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and rows, of one model in one precision")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch_size", type=int, help="rows; 16 by default, 8 with --quick")
     parser.add_argument("--tokens", type=int, default=64, help="tokens a row")
     parser.add_argument("--output", type=Path, default=Path("outputs/step_cost.json"))
     parser.add_argument("--memory_of", choices=CONTENDERS, help="one contender's memory, in this process, as JSON")
     parser.add_argument("--model", choices=("smollm2", *SHAPES), help="one model alone")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="one precision alone")
     options = parser.parse_args()
     options.batch_size = options.batch_size or (8 if options.quick else 16)
     options.rounds, options.repeats, options.steps = (5, 1, 14) if options.quick else (15, 3, 32)
@@ -358,9 +358,10 @@ def main() -> None:
         settings = [("smollm2", dtype) for dtype in ("float32", "bfloat16")[: 1 + computes_bf16()]]
     else:
         settings = [("smollm2", "bfloat16"), ("llama-1b", "bfloat16"), ("llama-8b", "bfloat16")]
-    settings = [setting for setting in settings if options.model in (None, setting[0])]
+    asked = (options.model, options.dtype)
+    settings = [each for each in settings if all(one in (None, two) for one, two in zip(asked, each, strict=True))]
     if not settings:
-        parser.error(f"{options.model} is for a GPU.")
+        parser.error(f"Not on this {options.device}: {' '.join(filter(None, asked))}.")
     settings = settings[:1] if options.quick else settings
     compared = {f"{model} {dtype}": compare(model, dtype, options) for model, dtype in settings}
     first = next(iter(compared.values()))
