@@ -77,6 +77,8 @@ def measure(run: str, options: argparse.Namespace) -> dict[str, float]:
             max_steps=options.steps,
             per_device_train_batch_size=options.batch_size,
             learning_rate=None if run == "r2f" else 1e-4,
+            # As many as those have that spare nothing: steps are compared, not recipes.
+            retain_per_forget=3,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

@@ -366,7 +366,9 @@ def main() -> None:
     compared = {f"{model} {dtype}": compare(model, dtype, options) for model, dtype in settings}
     first = next(iter(compared.values()))
     report = {key: value for key, value in first.items() if isinstance(value, float)}
-    growth = linearity(options) if options.model in (None, "smollm2") else {}
+    # In fp32, of SmolLM2.
+    shown = options.model in (None, "smollm2") and options.dtype in (None, "float32")
+    growth = linearity(options) if shown else {}
     report |= {"compared": compared, "linearity": growth, "device": options.device, "torch": torch.__version__}
     report |= {"batch_size": options.batch_size, "tokens": options.tokens, "rank": RANK}
     write_json(options.output, report)

@@ -167,7 +167,7 @@ class Benchmark:
         self.forget = {"forget": splits["forget"]}
         # Of everything that a run depends on, this package's code aside.
         models = [folder.name for folder in self.folders.values()]
-        settings = [self.recipe.to_sanitized_dict(), self.data, models, passes, every, options.utility_rows]
+        settings = [self.recipe.to_sanitized_dict(), self.data, models, self.budget, every, options.utility_rows]
         self.folder = options.output.with_suffix("") / content_hash([SWEEP, *settings])
 
     def load(self, name: str) -> torch.nn.Module:

@@ -184,6 +184,7 @@ def main() -> None:
     everything = [recipe.to_sanitized_dict(), source, data, [f.name for f in folders.values()]]
     shared = {name: text for name, text in source.items() if name in SHARED_SOURCE or not name.startswith(R2F_SOURCE)}
     options_shared = {key: value for key, value in everything[0].items() if key not in R2F_OPTIONS}
+    options_shared |= {"retain_per_forget of peers": peers.not_sparing(recipe).retain_per_forget}
     settings = {True: content_hash(everything), False: content_hash([options_shared, SWEEP, shared, *everything[2:]])}
     _, gold = evaluate(load("gold"), "gold", None)
     rows, sweep = [], []

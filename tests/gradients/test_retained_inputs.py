@@ -45,6 +45,7 @@ def test_an_update_is_the_gradient_preconditioned_by_the_inputs_second_moments()
 
 
 def test_of_fewer_inputs_than_directions_all_is_known() -> None:
+    # Of more, the weakest would be as weak as what counts as rounding.
     X = inputs_of(DIRECTIONS // 16)
     moments = X.T @ X / (X.square().sum() / INTO)
     expected = dense(gradient()) @ torch.linalg.inv(moments.double() + DAMPING * torch.eye(INTO)).float() * DAMPING

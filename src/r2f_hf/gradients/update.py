@@ -100,7 +100,9 @@ def draw_noise(size: tuple[int, int], device: torch.device, generator: torch.Gen
     count = columns + _NOISE_PLACES
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     drawn = bits.view(torch.uint16)[:count].to(torch.int32)
-    places = torch.randint(_NOISE_PLACES, (rows,), generator=generator)
+    # As long as there are enough, no two rows share one.
+    apart = max(1, _NOISE_PLACES // rows)
+    places = (torch.arange(rows) * apart + torch.randint(apart, (rows,), generator=generator)) % _NOISE_PLACES
     own = torch.randint(2**16, (rows, 1), generator=generator, dtype=torch.int32)
     return drawn.unfold(0, columns, 1).index_select(0, places).bitwise_xor_(own)
 
