@@ -77,12 +77,15 @@ def test_a_module_that_was_given_nothing_spares_nothing() -> None:
         torch.testing.assert_close(dense(found.spare(gradient())), dense(gradient()))
 
 
-def test_modules_of_one_shape_side_by_side() -> None:
-    found = [seen(inputs_of(60, seed)) for seed in range(2)]
+@pytest.mark.parametrize("modules_a_block", [1, 2, 5])
+def test_modules_of_one_shape_side_by_side(modules_a_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [seen(inputs_of(60, seed)) for seed in range(3)]
+    elements = found[0].directions.numel() * modules_a_block
+    monkeypatch.setattr("r2f_hf.gradients.retained_inputs._BLOCK_ELEMENTS", elements)
     stacked = RetainedInputs(
         *(torch.stack([getattr(each, side) for each in found]) for side in ("directions", "spared"))
     )
-    both = LowRankGradient(*(torch.stack([getattr(gradient(), side)] * 2) for side in "UV"))
+    both = LowRankGradient(*(torch.stack([getattr(gradient(), side)] * 3) for side in "UV"))
     for index, each in enumerate(found):
         torch.testing.assert_close(dense(stacked.spare(both).unbind()[index]), dense(each.spare(gradient())))
 
