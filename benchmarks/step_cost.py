@@ -127,7 +127,7 @@ class Contender:
                 state.global_step += 1
                 callback.on_step_end(args, state, control)
 
-            self.after_step = after_step
+            self.after_step, self.retained = after_step, callback.retained_inputs
 
     def forward(self, batch: Tensor) -> Tensor:
         return self.model(input_ids=batch, labels=batch).loss
@@ -267,8 +267,9 @@ def measure_memory(name: str, model: str, dtype: str, options: argparse.Namespac
         "state": pairs + size(t for entry in state for t in entry.values() if isinstance(t, Tensor)),
     }
     if name == "r2f":
-        # A subspace has the pair's size.
-        found["state"] += pairs
+        # A subspace has the pair's size. What several modules share is there once.
+        shared = {id(each): each for each in contender.retained.values()}.values()
+        found["state"] += pairs + size(each.directions for each in shared)
     return found | {"activations": found["peak"] - found["gradients"] - found["state"]}
 
 

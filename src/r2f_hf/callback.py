@@ -31,6 +31,7 @@ from .gradients import (
     estimate_fidelity,
     find_probes,
     group_probes,
+    share,
 )
 from .lookup import lookup
 from .saving import load_full_model_, save_full_model
@@ -164,16 +165,15 @@ class R2FCallback(TrainerCallback):
         # What a run that ended in an error has left.
         self._remove_hooks()
         self._pending_logs, self.module_fidelity = [], {}
-        self.groups = group_probes(find_probes(model, self.delta))
+        probes = find_probes(model, self.delta)
+        self.groups = group_probes(probes)
         if self.retained_inputs is not None:
+            # In the model's order, in which those that read the same are neighbours.
+            self.retained_inputs = share(
+                {probe.name: self.retained_inputs[probe.name].to(probe.A.device) for probe in probes}
+            )
             for group in self.groups:
-                group.retain(self.retained_inputs)
-            # Held once: a group's are one tensor now.
-            self.retained_inputs = {
-                probe.name: inputs
-                for group in self.groups
-                for probe, inputs in zip(group.probes, group.retained.unbind(), strict=True)
-            }
+                group.retained = [self.retained_inputs[probe.name] for probe in group.probes]
         if self.delta is not None:
             check_delta(model, self.delta)
         check_ranks(self.probes, self.held_out)

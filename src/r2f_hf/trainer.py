@@ -472,7 +472,9 @@ class R2FTrainer(ForgetRetainTrainer):
             for name, inputs in (self.r2f_callback.retained_inputs or {}).items():
                 references |= {f"{DIRECTIONS}{name}": inputs.directions.cpu(), f"{SPARED}{name}": inputs.spared.cpu()}
             if references:
-                save_file({key: each.contiguous() for key, each in references.items()}, folder / REFERENCES_FILE)
+                # Several modules may share theirs, which a file cannot.
+                apart = {key: each.clone(memory_format=torch.contiguous_format) for key, each in references.items()}
+                save_file(apart, folder / REFERENCES_FILE)
             # Not where a callback of the user's ends the training: it may be a deadline, after which the run goes on.
             stoppers = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
             early = any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in stoppers)

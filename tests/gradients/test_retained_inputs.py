@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from r2f_hf.gradients import InputSketch, LowRankGradient, RetainedInputs, all_results, watch_inputs
-from r2f_hf.gradients.retained_inputs import DAMPING, DIRECTIONS, draw_test
+from r2f_hf.gradients import InputSketch, LowRankGradient, RetainedInputs, all_results, share, watch_inputs
+from r2f_hf.gradients.retained_inputs import DAMPING, DIRECTIONS, draw_test, spare
 
 
 OUT, INTO = 12, 320
@@ -37,11 +37,17 @@ def dense(found: LowRankGradient) -> Tensor:
     return found.U @ found.V.T
 
 
+def spared_by(inputs: RetainedInputs) -> LowRankGradient:
+    """The gradient of one module without what its retain set would notice."""
+    stacked = LowRankGradient(*(getattr(gradient(), side)[None] for side in "UV"))
+    return spare(stacked, [inputs]).unbind()[0]
+
+
 def test_an_update_is_the_gradient_preconditioned_by_the_inputs_second_moments() -> None:
     X = inputs_of(300)
     moments = X.T @ X / (X.square().sum() / INTO)
     expected = dense(gradient()) @ torch.linalg.inv(moments.double() + DAMPING * torch.eye(INTO)).float() * DAMPING
-    torch.testing.assert_close(dense(seen(X).spare(gradient())), expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(dense(spared_by(seen(X))), expected, rtol=0.02, atol=0.02)
 
 
 def test_of_fewer_inputs_than_directions_all_is_known() -> None:
@@ -50,7 +56,7 @@ def test_of_fewer_inputs_than_directions_all_is_known() -> None:
     moments = X.T @ X / (X.square().sum() / INTO)
     expected = dense(gradient()) @ torch.linalg.inv(moments.double() + DAMPING * torch.eye(INTO)).float() * DAMPING
     found = seen(X)
-    torch.testing.assert_close(dense(found.spare(gradient())), expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(dense(spared_by(found)), expected, rtol=0, atol=0.01)
     kept = found.spared > 0
     columns = found.directions[:, kept].float()
     torch.testing.assert_close(columns.T @ columns, torch.eye(int(kept.sum())), rtol=0, atol=1e-3)
@@ -59,12 +65,12 @@ def test_of_fewer_inputs_than_directions_all_is_known() -> None:
 def test_it_does_not_matter_how_the_inputs_come() -> None:
     X = inputs_of(120)
     together, apart = seen(X), seen(X[:50].reshape(2, 25, INTO), X[50:])
-    torch.testing.assert_close(dense(together.spare(gradient())), dense(apart.spare(gradient())), rtol=0, atol=1e-3)
+    torch.testing.assert_close(dense(spared_by(together)), dense(spared_by(apart)), rtol=0, atol=1e-3)
 
 
 def test_the_retain_set_notices_less_and_the_gradient_is_still_followed() -> None:
     X, plain = inputs_of(300), gradient()
-    spared = seen(X).spare(plain)
+    spared = spared_by(seen(X))
     # At the same length, and with the same gain, to first order, along the gradient.
     for scale in (dense(plain).norm() / dense(spared).norm(), dense(plain).square().sum() / spared.inner(plain)):
         noticed = (dense(spared) * scale @ X.T).norm() / (dense(plain) @ X.T).norm()
@@ -74,7 +80,7 @@ def test_the_retain_set_notices_less_and_the_gradient_is_still_followed() -> Non
 
 def test_a_module_that_was_given_nothing_spares_nothing() -> None:
     for found in (seen(), seen(torch.zeros(5, INTO))):
-        torch.testing.assert_close(dense(found.spare(gradient())), dense(gradient()))
+        torch.testing.assert_close(dense(spared_by(found)), dense(gradient()))
 
 
 @pytest.mark.parametrize("modules_a_block", [1, 2, 5])
@@ -82,12 +88,19 @@ def test_modules_of_one_shape_side_by_side(modules_a_block: int, monkeypatch: py
     found = [seen(inputs_of(60, seed)) for seed in range(3)]
     elements = found[0].directions.numel() * modules_a_block
     monkeypatch.setattr("r2f_hf.gradients.retained_inputs._BLOCK_ELEMENTS", elements)
-    stacked = RetainedInputs(
-        *(torch.stack([getattr(each, side) for each in found]) for side in ("directions", "spared"))
-    )
-    both = LowRankGradient(*(torch.stack([getattr(gradient(), side)] * 3) for side in "UV"))
-    for index, each in enumerate(found):
-        torch.testing.assert_close(dense(stacked.spare(both).unbind()[index]), dense(each.spare(gradient())))
+    stacked = LowRankGradient(*(torch.stack([getattr(gradient(), side)] * 3) for side in "UV"))
+    for each, alone in zip(spare(stacked, found).unbind(), map(spared_by, found), strict=True):
+        torch.testing.assert_close(dense(each), dense(alone))
+
+
+def test_equal_neighbours_are_held_once() -> None:
+    inputs = seen(inputs_of(20))
+    copies = {name: RetainedInputs(inputs.directions.clone(), inputs.spared.clone()) for name in ("query", "key")}
+    other = seen(inputs_of(20, seed=1))
+    narrow = RetainedInputs(inputs.directions[:, :5], inputs.spared[:5])
+    found = share({**copies, "down": narrow, "value": inputs, "out": other, "gate": inputs})
+    assert found["query"] is found["key"] is found["value"] is copies["query"]
+    assert (found["down"], found["out"], found["gate"]) == (narrow, other, inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

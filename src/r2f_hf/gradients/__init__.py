@@ -6,7 +6,7 @@ from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .groups import ProbeGroup, group_probes
 from .low_rank import LowRankGradient
 from .probes import LoraProbe, find_probes
-from .retained_inputs import InputSketch, RetainedInputs, all_results, watch_inputs
+from .retained_inputs import InputSketch, RetainedInputs, all_results, share, watch_inputs
 from .second_moments import SecondMoments
 from .sharding import copy_, gather, is_partitioned, is_row_sharded, is_sharded, own_blocks, whole_shape
 from .sketch import LoraSketch, draw_probes, named_generator
@@ -41,6 +41,7 @@ __all__ = [
     "is_sharded",
     "named_generator",
     "own_blocks",
+    "share",
     "stochastic_round",
     "svd",
     "watch_inputs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .low_rank import LowRankGradient
 from .probes import LoraProbe
-from .retained_inputs import RetainedInputs
+from .retained_inputs import RetainedInputs, spare
 from .second_moments import SecondMoments
 from .sharding import copy_all_, gathered
 from .sketch import LoraSketch, draw_probes, named_generator
@@ -37,15 +37,15 @@ class ProbeGroup:
             What the modules' gradients have been like so far; the next probes are drawn from it.
         moments ([`SecondMoments`], *optional*):
             Mean squares of their rows and columns so far, by which updates are evened out.
-        retained ([`RetainedInputs`], *optional*):
-            What the retain set puts into the modules, which updates leave alone.
+        retained (`list[RetainedInputs]`, *optional*):
+            What the retain set puts into each module, which updates leave alone.
     """
 
     def __init__(self, probes: Sequence[LoraProbe]):
         self.probes = probes
         self.subspace: GradientSubspace | None = None
         self.moments: SecondMoments | None = None
-        self.retained: RetainedInputs | None = None
+        self.retained: list[RetainedInputs] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -111,16 +111,7 @@ class ProbeGroup:
 
     def spare(self, gradient: LowRankGradient) -> LowRankGradient:
         """The gradients without what the retain set would notice."""
-        return self.retained.spare(gradient)
-
-    def retain(self, inputs: Mapping[str, RetainedInputs]) -> None:
-        """Take what is known of the modules' inputs on the retain set, by the probes' names."""
-        found = [inputs[probe.name] for probe in self.probes]
-        device = self.probes[0].A.device
-        directions, spared = (
-            torch.stack([getattr(each, side) for each in found]).to(device) for side in ("directions", "spared")
-        )
-        self.retained = RetainedInputs(directions, spared)
+        return spare(gradient, self.retained)
 
     def follow(self, sketch: LoraSketch) -> None:
         """Move the subspace on by a step's sketches."""

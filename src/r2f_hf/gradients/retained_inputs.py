@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,34 +39,59 @@ class RetainedInputs:
 
     with the eigenvectors `Q` and eigenvalues `λ` of `C / c`: what lies along `Q` is damped, all else stays. That is
     the input side of K-FAC (Martens and Grosse 2015, arXiv 1503.05671), taken on what is to be kept; with `μ = 0` it
-    is the projection onto the null space of those inputs, as in Adam-NSCL (Wang et al. 2021, arXiv 2103.07113). Both
-    may carry the same leading dimensions, for modules of one shape.
+    is the projection onto the null space of those inputs, as in Adam-NSCL (Wang et al. 2021, arXiv 2103.07113).
 
     Args:
-        directions (`torch.Tensor` of shape `(..., in_features, k)`):
+        directions (`torch.Tensor` of shape `(in_features, k)`):
             `Q`, orthonormal columns, kept in fp16: of what lies along them some ten-thousandths can stay.
-        spared (`torch.Tensor` of shape `(..., k)`):
+        spared (`torch.Tensor` of shape `(k,)`):
             `λ / (λ + μ)`, from 0 to 1; 0 for columns that stand for nothing.
     """
 
     def __init__(self, directions: Tensor, spared: Tensor):
         self.directions, self.spared = directions, spared
 
-    def spare(self, gradient: LowRankGradient) -> LowRankGradient:
-        """The gradient without what the retain set would notice."""
-        V, directions = (each.reshape(-1, *each.shape[-2:]) for each in (gradient.V, self.directions))
-        spared = self.spared.reshape(len(V), -1, 1)
-        elements = _BLOCK_ELEMENTS if V.device.type == "cpu" else _BLOCK_ELEMENTS_ON_ACCELERATOR
-        count = max(1, elements // directions[0].numel())
-        found = []
-        for v, q, part in zip(*(each.split(count) for each in (V, directions, spared)), strict=True):
-            q = q.to(v.dtype)
-            found.append(torch.baddbmm(v, q, part * (q.mT @ v), alpha=-1))
-        return LowRankGradient(U=gradient.U, V=torch.cat(found).view_as(gradient.V))
+    def to(self, device: torch.device) -> RetainedInputs:
+        """The same on a device."""
+        return RetainedInputs(self.directions.to(device), self.spared.to(device))
 
-    def unbind(self) -> list[RetainedInputs]:
-        """Those of the modules in the first dimension, one by one, in the same memory."""
-        return [RetainedInputs(*both) for both in zip(self.directions, self.spared, strict=True)]
+    def equals(self, other: RetainedInputs) -> bool:
+        """Whether all numbers are the same."""
+        return torch.equal(self.directions, other.directions) and torch.equal(self.spared, other.spared)
+
+
+def spare(gradient: LowRankGradient, inputs: Sequence[RetainedInputs]) -> LowRankGradient:
+    """
+    Gradients without what the retain set would notice.
+
+    Args:
+        gradient ([`LowRankGradient`]):
+            Of modules of one shape, which are its first dimension.
+        inputs (`Sequence[RetainedInputs]`):
+            Of each of them.
+    """
+    # They are not stacked for good: modules that read the same share theirs.
+    elements = _BLOCK_ELEMENTS if gradient.V.device.type == "cpu" else _BLOCK_ELEMENTS_ON_ACCELERATOR
+    count = max(1, elements // inputs[0].directions.numel())
+    found = []
+    for start, V in zip(range(0, len(inputs), count), gradient.V.split(count), strict=True):
+        block = inputs[start : start + count]
+        Q = torch.stack([each.directions for each in block]).to(V.dtype)
+        spared = torch.stack([each.spared for each in block]).unsqueeze(-1)
+        found.append(torch.baddbmm(V, Q, spared * (Q.mT @ V), alpha=-1))
+    return LowRankGradient(U=gradient.U, V=torch.cat(found))
+
+
+def share(inputs: Mapping[str, RetainedInputs]) -> dict[str, RetainedInputs]:
+    """The same by the same names, those of neighbours that are equal, as of query, key and value, held once."""
+    found: dict[str, RetainedInputs] = {}
+    last: dict[Any, RetainedInputs] = {}
+    for name, each in inputs.items():
+        key = each.directions.shape, each.directions.device
+        if key not in last or not each.equals(last[key]):
+            last[key] = each
+        found[name] = last[key]
+    return found
 
 
 class TestMatrix:
