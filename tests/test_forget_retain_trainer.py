@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -19,21 +20,23 @@ from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
 BETA, GAMMA = 0.4, 0.3
 
 
+def score_tokens(model: PreTrainedModel, example: dict[str, Any]) -> torch.Tensor:
+    """Log-probabilities of a completion's tokens."""
+    targets = torch.tensor(example["labels"])[1:]
+    with torch.no_grad():
+        log_probs = model(input_ids=torch.tensor([example["input_ids"]])).logits[0, :-1].log_softmax(-1)
+    labelled = targets != -100
+    return log_probs[labelled, targets[labelled]]
+
+
 def score(model: PreTrainedModel, examples: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log-probability and number of tokens of each completion, one example at a time."""
-    sums, tokens = [], []
-    for example in examples:
-        targets = torch.tensor(example["labels"])[1:]
-        with torch.no_grad():
-            log_probs = model(input_ids=torch.tensor([example["input_ids"]])).logits[0, :-1].log_softmax(-1)
-        labelled = targets != -100
-        sums.append(log_probs[labelled, targets[labelled]].sum())
-        tokens.append(labelled.sum())
-    return torch.stack(sums), torch.stack(tokens)
+    tokens = [score_tokens(model, example) for example in examples]
+    return torch.stack([each.sum() for each in tokens]), torch.tensor([len(each) for each in tokens])
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(6, 1), (4, 2), (1, 6)])
-@pytest.mark.parametrize("objective", ["ga", "grad_diff", "simnpo"])
+@pytest.mark.parametrize("objective", ["ga", "grad_diff", "wga", "simnpo", "tnpo"])
 def test_losses_are_means_over_the_global_batch(
     objective: str, batch_size: int, accumulation: int, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
@@ -56,11 +59,17 @@ def test_losses_are_means_over_the_global_batch(
         max_steps=1,
         learning_rate=1e-3,
     )
-    log_probs, tokens = score(original, [views[0] for views in trainer.train_examples["forget"]])
+    examples = [views[0] for views in trainer.train_examples["forget"]]
+    log_probs, tokens = score(original, examples)
     dealt = [example for item in range(6) for example in trainer.train_dataset[item]["retain"]]
     retain_log_probs, retain_tokens = score(original, dealt)
     if objective == "simnpo":
         forget = (-2 / BETA * F.logsigmoid(-BETA * log_probs / tokens - GAMMA)).mean()
+    elif objective == "wga":
+        forget = torch.stack([(BETA * score_tokens(original, each)).exp().sum() / BETA for each in examples]).mean()
+    elif objective == "tnpo":
+        # The model is its own reference yet.
+        forget = (tokens * 2 / BETA * math.log(2)).mean()
     else:
         forget = log_probs.sum() / tokens.sum()
     retain = -retain_log_probs.sum() / retain_tokens.sum()

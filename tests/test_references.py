@@ -12,7 +12,12 @@ from transformers import PreTrainedModel
 
 from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
 from r2f_hf.gradients import RetainedInputs, watch_inputs
-from r2f_hf.references import reference_inputs, reference_log_probs, reference_top_tokens
+from r2f_hf.references import (
+    reference_inputs,
+    reference_log_probs,
+    reference_token_log_probs,
+    reference_top_tokens,
+)
 
 
 @pytest.fixture
@@ -30,16 +35,19 @@ def alone(model: PreTrainedModel, example: dict[str, list[int]]) -> torch.Tensor
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_log_probs_are_sums_over_the_completion(batch_size: int, trainer: ForgetRetainTrainer) -> None:
+def test_log_probs_are_of_the_completion_token_by_token_or_summed(
+    batch_size: int, trainer: ForgetRetainTrainer
+) -> None:
     examples = [view for views in trainer.train_examples["forget"] for view in views]
-    found = reference_log_probs(trainer.model, examples, trainer.data_collator, batch_size, disable=True)
+    common = trainer.model, examples, trainer.data_collator, batch_size
+    found, of_tokens = (each(*common, disable=True) for each in (reference_log_probs, reference_token_log_probs))
     expected = []
     for example in examples:
-        labels = example["labels"]
-        log_probs = alone(trainer.model, example)
-        expected.append(sum(log_probs[i - 1, labels[i]].item() for i in range(1, len(labels)) if labels[i] != -100))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=1e-5)
+        labels, log_probs = example["labels"], alone(trainer.model, example)
+        expected.append([log_probs[i - 1, labels[i]].item() for i in range(1, len(labels)) if labels[i] != -100])
+    assert found.dtype == of_tokens.dtype == torch.float32
+    torch.testing.assert_close(found, torch.tensor([sum(each) for each in expected]), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(of_tokens, torch.tensor([*itertools.chain(*expected)]), atol=1e-4, rtol=1e-5)
 
 
 def test_top_tokens_are_the_most_likely_ones_of_every_position(trainer: ForgetRetainTrainer) -> None:
@@ -60,7 +68,7 @@ def test_a_run_compares_with_the_model_before_the_first_write(
     for example in (view for views in trainer.train_examples["forget"] for view in views):
         target = torch.tensor(example["labels"])[1:]
         token = alone(original, example)[:-1].gather(-1, target.clamp_min(0)[:, None])[:, 0]
-        assert example["reference_log_probs"] == pytest.approx(token[target != -100].sum().item(), abs=1e-4)
+        torch.testing.assert_close(example["reference_log_probs"], token[target != -100], atol=1e-4, rtol=1e-5)
     for example in trainer.train_examples["retain"]:
         expected = alone(original, example).gather(-1, example["reference_top_ids"])
         torch.testing.assert_close(example["reference_top_log_probs"], expected, atol=1e-4, rtol=1e-5)

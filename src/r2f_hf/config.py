@@ -47,11 +47,12 @@ class R2FConfig(TrainingArguments):
             What to do with a module below `min_fidelity`: `"skip"` it in this step, so that the update is as much
             shorter, or `"stop"` the run with an error.
         forget_objective (`str`, *optional*, defaults to `"npo"`):
-            `"ga"`, `"grad_diff"`, `"npo"` or `"simnpo"`.
+            `"ga"`, `"grad_diff"`, `"wga"`, `"npo"`, `"simnpo"` or `"tnpo"`.
         retain_objective (`str`, *optional*, defaults to `"nll"`):
             `"nll"`, `"kl"` or `"none"`.
-        beta (`float`, *optional*, defaults to `0.1`):
-            Inverse temperature of NPO and SimNPO.
+        beta (`float`, *optional*):
+            Inverse temperature of NPO and SimNPO (0.1 by default) and of TNPO (1 by default), exponent of WGA's
+            weights (1 by default).
         gamma (`float`, *optional*, defaults to `0.0`):
             Margin of SimNPO.
         forget_weight (`float`, *optional*, defaults to `1.0`):
@@ -134,9 +135,11 @@ class R2FConfig(TrainingArguments):
     on_low_fidelity: str = field(
         default="skip", metadata={"help": "skip modules below min_fidelity, or stop the run."}
     )
-    forget_objective: str = field(default="npo", metadata={"help": "ga, grad_diff, npo or simnpo."})
+    forget_objective: str = field(default="npo", metadata={"help": "ga, grad_diff, wga, npo, simnpo or tnpo."})
     retain_objective: str = field(default="nll", metadata={"help": "nll, kl or none."})
-    beta: float = field(default=0.1, metadata={"help": "Inverse temperature of NPO and SimNPO."})
+    beta: float | None = field(
+        default=None, metadata={"help": "Inverse temperature: 0.1 of npo and simnpo, 1 of tnpo; exponent of wga: 1."}
+    )
     gamma: float = field(default=0.0, metadata={"help": "Margin of SimNPO."})
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
     retain_weight: float = field(default=3.0, metadata={"help": "Weight of the retain loss."})
@@ -187,6 +190,8 @@ class R2FConfig(TrainingArguments):
             self.target_modules = "all-linear"
         check_decoder(self.decoder)
         objective = lookup(FORGET_OBJECTIVES, self.forget_objective, "forget objective")
+        if self.beta is None:
+            self.beta = objective.beta
         lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")
         lookup(dict.fromkeys(("weights", "adapter")), self.update_target, "update_target")
         for name in ("on_nonfinite", "on_low_fidelity"):

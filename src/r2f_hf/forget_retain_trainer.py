@@ -30,8 +30,15 @@ from .data.forget_retain import Encoded, ForgetRetainDataset
 from .data.formatting import IGNORE_INDEX
 from .data.rows import Row, check_overlap, check_rows
 from .evaluation.scoring import context_length, score_examples
-from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, completion_logits, label_log_probs
-from .references import reference_log_probs, reference_top_tokens
+from .objectives import (
+    FORGET_OBJECTIVES,
+    RETAIN_OBJECTIVES,
+    completion_logits,
+    label_log_probs,
+    row_sums,
+    token_log_probs,
+)
+from .references import reference_log_probs, reference_token_log_probs, reference_top_tokens
 from .stopping import HoldoutStopping
 
 
@@ -223,8 +230,17 @@ class ForgetRetainTrainer(Trainer):
         else:
             logits, labels = completion_logits(model, inputs)
 
-        log_probs, num_tokens = label_log_probs(logits[is_forget], labels[is_forget])
-        reference = inputs["reference_log_probs"][is_forget] if self.forget_objective.needs_reference else None
+        targets = labels[is_forget]
+        log_probs, rows = token_log_probs(logits[is_forget], targets)
+        reference, num_tokens = None, torch.ones_like(log_probs)
+        if self.forget_objective.needs_reference:
+            of_positions = inputs["reference_log_probs"][is_forget, -targets.shape[1] :]
+            reference = of_positions[:, 1:][targets[:, 1:] != IGNORE_INDEX]
+        if not self.forget_objective.each_token:
+            log_probs, num_tokens, reference = (
+                values if values is None else row_sums(values, rows, len(targets))
+                for values in (log_probs, num_tokens, reference)
+            )
         forget = self.forget_objective.loss(log_probs, num_tokens, reference, args.beta, args.gamma)
         parts = {"forget_loss": forget.sum() / (forget_tokens if self.forget_objective.per_token else forget_rows)}
         loss = args.forget_weight * parts["forget_loss"]
@@ -293,7 +309,7 @@ class ForgetRetainTrainer(Trainer):
         self.model.eval()
         with self.accelerator.autocast():
             if self.forget_objective.needs_reference:
-                references["forget_log_probs"] = reference_log_probs(
+                references["forget_log_probs"] = reference_token_log_probs(
                     self.model, views, **common, desc="Reference of the forget set", disable=quiet
                 )
             if self.retain_objective is not None and self.retain_objective.needs_reference:
@@ -312,8 +328,9 @@ class ForgetRetainTrainer(Trainer):
         self._references = references
         views = [view for views in self.train_examples["forget"] for view in views]
         if "forget_log_probs" in references:
-            for view, value in zip(views, references["forget_log_probs"].tolist(), strict=True):
-                view["reference_log_probs"] = value
+            pieces = references["forget_log_probs"].split([num_labels(view) for view in views])
+            for view, piece in zip(views, pieces, strict=True):
+                view["reference_log_probs"] = piece
         if "retain_top_ids" in references:
             lengths = [len(example["input_ids"]) for example in self.train_examples["retain"]]
             for key in ("top_ids", "top_log_probs"):
@@ -366,7 +383,7 @@ class ForgetRetainTrainer(Trainer):
         Returns:
             `np.ndarray` of shape `(rows,)`.
         """
-        tokens = [sum(label != IGNORE_INDEX for label in row["labels"][1:]) for row in self.reference_examples[name]]
+        tokens = [num_labels(row) for row in self.reference_examples[name]]
         return np.exp(self._references[f"{name}_log_probs"].numpy() / np.array(tokens))
 
 
@@ -389,6 +406,11 @@ def count_items(batch: dict[str, Tensor]) -> Tensor:
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
     is_forget = batch["is_forget"]
     return torch.stack([is_forget.sum(), tokens[is_forget].sum(), tokens[~is_forget].sum()])
+
+
+def num_labels(example: Encoded) -> int:
+    """Tokens of an example that are to be predicted."""
+    return sum(label != IGNORE_INDEX for label in example["labels"][1:])
 
 
 def by_length(examples: list[Encoded]) -> list[Encoded]:

@@ -18,7 +18,7 @@ from .data.forget_retain import Encoded
 from .data.formatting import IGNORE_INDEX
 from .evaluation.scoring import score_examples
 from .gradients import RetainedInputs, all_results, watch_inputs
-from .objectives import completion_logits
+from .objectives import completion_logits, token_log_probs
 from .objectives.retain import top_log_probs
 
 
@@ -40,6 +40,26 @@ def reference_log_probs(
     """
     log_probs, _ = score_examples(model, examples, collator.pad_token_id, batch_size, **tqdm_kwargs)
     return torch.from_numpy(log_probs).float()
+
+
+@torch.no_grad()
+def reference_token_log_probs(
+    model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
+) -> Tensor:
+    """
+    Log-probability of each token of each example's completion.
+
+    Returns:
+        `torch.Tensor` of shape `(tokens,)`: fp32, on the CPU, the examples one after the other.
+    """
+    # Rows of like length need little padding.
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))
+    found: list[Tensor] = []
+    for batch in _batches(model, [examples[index] for index in order], collator, batch_size, **tqdm_kwargs):
+        log_probs, rows = token_log_probs(*completion_logits(model, batch))
+        counts = torch.bincount(rows, minlength=len(batch["labels"]))
+        found += log_probs.cpu().split(counts.tolist())
+    return torch.cat([piece for _, piece in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])])
 
 
 @torch.no_grad()

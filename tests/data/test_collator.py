@@ -16,6 +16,11 @@ def example(*ids: int, prompt: int = 1, **extra: Any) -> dict[str, Any]:
     return {"input_ids": list(ids), "labels": [-100] * prompt + list(ids[prompt:]), **extra}
 
 
+def known(*log_probs: float) -> dict[str, torch.Tensor]:
+    """What the model said of an example's labels before unlearning."""
+    return {"reference_log_probs": torch.tensor(log_probs)}
+
+
 def test_rows_are_padded_on_the_right_and_padding_carries_no_label() -> None:
     batch = ForgetRetainCollator(9)([example(1, 2, 3), example(4, 9)])
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
@@ -29,16 +34,17 @@ def test_forget_rows_come_first_with_their_references() -> None:
     top = {"reference_top_ids": torch.tensor([[5, 6], [7, 8]]), "reference_top_log_probs": -torch.ones(2, 2)}
     features = [
         {
-            "forget": [example(1, 2, reference_log_probs=-0.5), example(1, 2, 3, reference_log_probs=-1.5)],
+            "forget": [example(1, 2, **known(-0.5)), example(1, 2, 3, **known(-1.5, -1.0))],
             "retain": [example(4, 5, **top)],
         },
-        {"forget": [example(6, 7, 8, 9, reference_log_probs=-2.5)], "retain": [example(7, 8, **top)]},
+        {"forget": [example(6, 7, 8, 9, prompt=2, **known(-2.5, -2.0))], "retain": [example(7, 8, **top)]},
     ]
     batch = ForgetRetainCollator(0)(features)
     assert batch["input_ids"].tolist() == [[1, 2, 0, 0], [1, 2, 3, 0], [6, 7, 8, 9], [4, 5, 0, 0], [7, 8, 0, 0]]
     assert batch["is_forget"].tolist() == [True, True, True, False, False]
     assert batch["item"].tolist() == [0, 0, 1, 0, 1]
-    assert batch["reference_log_probs"].tolist() == [-0.5, -1.5, -2.5, 0.0, 0.0]
+    of_labels = [[0, -0.5, 0, 0], [0, -1.5, -1, 0], [0, 0, -2.5, -2], [0] * 4, [0] * 4]
+    assert batch["reference_log_probs"].tolist() == of_labels
     assert batch["reference_top_ids"].shape == (5, 4, 2) and batch["reference_top_ids"].dtype == torch.long
     for row in range(3):
         assert not batch["reference_top_ids"][row].any()
@@ -67,11 +73,11 @@ def test_any_tokenizer_can_pad(
 def test_the_first_items_of_a_batch_are_those_that_a_smaller_batch_would_hold() -> None:
     features = [
         {
-            "forget": [example(1, 2, reference_log_probs=-0.5), example(1, 2, 3, reference_log_probs=-1.5)],
+            "forget": [example(1, 2, **known(-0.5)), example(1, 2, 3, **known(-1.5, -1.0))],
             "retain": [],
         },
-        {"forget": [example(6, 7, 8, reference_log_probs=-2.5)], "retain": [example(4, 5, 6)]},
-        {"forget": [example(1, 3, 3, reference_log_probs=-3.5)], "retain": [example(4, 5, 7)]},
+        {"forget": [example(6, 7, 8, **known(-2.5, -2.0))], "retain": [example(4, 5, 6)]},
+        {"forget": [example(1, 3, 3, **known(-3.5, -3.0))], "retain": [example(4, 5, 7)]},
     ]
     collator = ForgetRetainCollator(0)
     batch, smaller = collator(features), collator(features[:2])

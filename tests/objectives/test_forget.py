@@ -24,6 +24,8 @@ def sigmoid(x: float) -> float:
         ("grad_diff", 0.1, 0.0, [-6.0, -2.0]),
         ("npo", 0.5, 9.0, [-4 * math.log(sigmoid(-0.5 * -2.0)), -4 * math.log(sigmoid(-0.5 * 1.0))]),
         ("npo", 2.0, 0.0, [-math.log(sigmoid(4.0)), -math.log(sigmoid(-2.0))]),
+        ("tnpo", 2.0, 0.0, [-math.log(sigmoid(4.0)), -math.log(sigmoid(-2.0))]),
+        ("wga", 2.0, 0.0, [math.exp(-12.0) / 2, math.exp(-4.0) / 2]),
         ("simnpo", 0.5, 0.25, [-4 * math.log(sigmoid(1.0 - 0.25)), -4 * math.log(sigmoid(0.25 - 0.25))]),
     ],
 )
@@ -47,6 +49,7 @@ def test_npo_starts_at_gradient_ascent_and_stops_when_all_is_forgotten() -> None
 
 
 def test_what_each_objective_needs() -> None:
-    assert {name for name, objective in FORGET_OBJECTIVES.items() if objective.needs_reference} == {"npo"}
+    assert {name for name, objective in FORGET_OBJECTIVES.items() if objective.needs_reference} == {"npo", "tnpo"}
     assert {name for name, objective in FORGET_OBJECTIVES.items() if objective.needs_retain} == {"grad_diff"}
     assert {name for name, objective in FORGET_OBJECTIVES.items() if objective.per_token} == {"ga", "grad_diff"}
+    assert {name for name, objective in FORGET_OBJECTIVES.items() if objective.each_token} == {"wga", "tnpo"}

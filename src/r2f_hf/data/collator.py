@@ -32,7 +32,7 @@ class ForgetRetainCollator:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `labels` of shape `(rows, length)`. For items of a
         [`ForgetRetainDataset`] also `is_forget` (bool, `(rows,)`), `item` (int64, `(rows,)`, the position in the batch
         of the item that a row belongs to) and, where the examples carry them,
-        `reference_log_probs` (fp32, `(rows,)`, summed over the completion; 0 for retain rows) and `reference_top_ids`
+        `reference_log_probs` (fp32, `(rows, length)`, of each label, zeros where there is none), `reference_top_ids`
         and `reference_top_log_probs` (`(rows, length, k)`, zeros where there is none).
     """
 
@@ -50,7 +50,10 @@ class ForgetRetainCollator:
             [index for name in ("forget", "retain") for index, feature in enumerate(features) for _ in feature[name]]
         )
         if "reference_log_probs" in forget[0]:
-            batch["reference_log_probs"] = torch.tensor([row.get("reference_log_probs", 0.0) for row in rows])
+            of_labels = torch.zeros(batch["labels"].shape)
+            labelled = batch["labels"][: len(forget), 1:] != IGNORE_INDEX
+            of_labels[: len(forget), 1:][labelled] = torch.cat([row["reference_log_probs"] for row in forget])
+            batch["reference_log_probs"] = of_labels
         for key in ("reference_top_ids", "reference_top_log_probs"):
             if retain and key in retain[0]:
                 top = retain[0][key]

@@ -17,6 +17,10 @@ class ForgetObjective(NamedTuple):
         loss (`Callable`):
             From `(log_probs, num_tokens, reference_log_probs, beta, gamma)`, tensors of shape `(rows,)` and two
             floats, to each row's loss, of shape `(rows,)`. Log-probabilities are sums over a row's completion.
+        beta (`float`):
+            Default of `beta`.
+        each_token (`bool`):
+            Whether it is of each token by itself: rows are then tokens, and the losses of a row's are summed.
         per_token (`bool`):
             Whether the mean is over the batch's tokens; otherwise it is over its rows.
         needs_reference (`bool`):
@@ -26,6 +30,8 @@ class ForgetObjective(NamedTuple):
     """
 
     loss: Callable[[Tensor, Tensor, Tensor | None, float, float], Tensor]
+    beta: float = 0.1
+    each_token: bool = False
     per_token: bool = False
     needs_reference: bool = False
     needs_retain: bool = False
@@ -38,6 +44,19 @@ def gradient_ascent(
     return log_probs
 
 
+def weighted_gradient_ascent(
+    log_probs: Tensor, num_tokens: Tensor, reference_log_probs: Tensor | None, beta: float, gamma: float
+) -> Tensor:
+    r"""
+    Weighted gradient ascent (WGA, arXiv 2502.19301), of a token:
+
+        ∇L = π(yₜ|x, y₁..yₜ₋₁)^β · ∇log π(yₜ|x, y₁..yₜ₋₁),    so    L = π^β / β
+
+    A token that is unlikely by now weighs next to nothing.
+    """
+    return (beta * log_probs).exp() / beta
+
+
 def npo(log_probs: Tensor, num_tokens: Tensor, reference_log_probs: Tensor, beta: float, gamma: float) -> Tensor:
     r"""
     Negative Preference Optimization (arXiv 2404.05868, equation 3):
@@ -45,6 +64,16 @@ def npo(log_probs: Tensor, num_tokens: Tensor, reference_log_probs: Tensor, beta
         L = -2/β · log σ(-β · log(π(y|x) / π_ref(y|x)))
     """
     return -2 / beta * F.logsigmoid(-beta * (log_probs - reference_log_probs))
+
+
+def tnpo(log_probs: Tensor, num_tokens: Tensor, reference_log_probs: Tensor, beta: float, gamma: float) -> Tensor:
+    r"""
+    Token-wise NPO (TNPO, arXiv 2502.19301): [`npo`] of each token by itself.
+
+    NPO leaves an answer alone once its probability is small, for which a few tokens are enough; the others, which may
+    be those that tell what was to be forgotten, stay as likely as they were.
+    """
+    return npo(log_probs, num_tokens, reference_log_probs, beta, gamma)
 
 
 def simnpo(
@@ -61,6 +90,8 @@ def simnpo(
 FORGET_OBJECTIVES: dict[str, ForgetObjective] = {
     "ga": ForgetObjective(gradient_ascent, per_token=True),
     "grad_diff": ForgetObjective(gradient_ascent, per_token=True, needs_retain=True),
+    "wga": ForgetObjective(weighted_gradient_ascent, beta=1.0, each_token=True),
     "npo": ForgetObjective(npo, needs_reference=True),
     "simnpo": ForgetObjective(simnpo),
+    "tnpo": ForgetObjective(tnpo, beta=1.0, each_token=True, needs_reference=True),
 }

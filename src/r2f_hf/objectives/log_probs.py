@@ -44,9 +44,9 @@ def forward_parameters(model: nn.Module) -> set[str]:
     return set(inspect.signature(type(model).forward).parameters)
 
 
-def label_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def token_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Log-probability of each row's labelled tokens, summed.
+    Log-probability of each labelled token.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, length, vocabulary)`):
@@ -55,8 +55,8 @@ def label_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             Token ids; -100 where there is nothing to predict. Shifted here: position `t` predicts label `t + 1`.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Summed log-probabilities (fp32, natural logarithm) and numbers of labelled
-        tokens, each of shape `(rows,)`.
+        `tuple[torch.Tensor, torch.Tensor]`: Log-probabilities (fp32, natural logarithm) and the rows that the tokens
+        are of (int64), each of shape `(tokens,)`, row by row.
     """
     targets = labels[:, 1:]
     losses = []
@@ -65,7 +65,21 @@ def label_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     for row, target in zip(logits.split(1), targets.split(1), strict=True):
         labelled = (target != -100).nonzero(as_tuple=True)
         losses.append(F.cross_entropy(row[labelled].float(), target[labelled], reduction="none"))
-    token_log_probs = -torch.cat(losses)
-    rows = (targets != -100).nonzero()[:, 0]
-    sums = token_log_probs.new_zeros(len(labels)).index_add(0, rows, token_log_probs)
-    return sums, (targets != -100).sum(dim=1)
+    return -torch.cat(losses), (targets != -100).nonzero()[:, 0]
+
+
+def label_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    [`token_log_probs`] summed over each row.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Summed log-probabilities and numbers of labelled tokens, each of shape
+        `(rows,)`.
+    """
+    log_probs, rows = token_log_probs(logits, labels)
+    return row_sums(log_probs, rows, len(labels)), (labels[:, 1:] != -100).sum(dim=1)
+
+
+def row_sums(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Sums `(count,)` of tokens' values `(tokens,)` over the rows that they are of."""
+    return values.new_zeros(count).index_add(0, rows, values)
