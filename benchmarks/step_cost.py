@@ -267,9 +267,9 @@ def measure_memory(name: str, model: str, dtype: str, options: argparse.Namespac
         "state": pairs + size(t for entry in state for t in entry.values() if isinstance(t, Tensor)),
     }
     if name == "r2f":
-        # A subspace has the pair's size. What several modules share is there once.
+        # A subspace has half of the pair's size. What several modules share is there once.
         shared = {id(each): each for each in contender.retained.values()}.values()
-        found["state"] += pairs + size(each.directions for each in shared)
+        found["state"] += pairs // 2 + size(each.directions for each in shared)
     return found | {"activations": found["peak"] - found["gradients"] - found["state"]}
 
 

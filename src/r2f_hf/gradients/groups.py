@@ -115,7 +115,9 @@ class ProbeGroup:
 
     def follow(self, sketch: LoraSketch) -> None:
         """Move the subspace on by a step's sketches."""
-        self.subspace = GradientSubspace.after(sketch, self.subspace)
+        found = GradientSubspace.after(sketch, self.subspace)
+        # They say where to look at the next gradient, for which some thousandths do not matter.
+        self.subspace = GradientSubspace(found.left.half(), found.right.half())
 
 
 def group_probes(probes: Sequence[LoraProbe]) -> list[ProbeGroup]:

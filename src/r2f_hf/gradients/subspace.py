@@ -28,7 +28,7 @@ class GradientSubspace:
 
         [ √decay · state,  Y / ‖Y‖ ]      and      [ √decay · state,  Zᵀ / ‖Z‖ ]
 
-    Both may carry the same leading dimensions, for modules of one shape.
+    Both may carry the same leading dimensions, for modules of one shape, and fewer bits than the sketches.
 
     Args:
         left (`torch.Tensor` of shape `(..., out_features, r)`):
@@ -43,7 +43,9 @@ class GradientSubspace:
     @classmethod
     def after(cls, sketch: LoraSketch, previous: GradientSubspace | None) -> GradientSubspace:
         """The subspaces once a step's sketch is known."""
-        left, right = (None, None) if previous is None else (previous.left, previous.right)
+        if previous is None:
+            return cls(follow(None, sketch.Y), follow(None, sketch.Z.mT))
+        left, right = (state.to(sketch.Y.dtype) for state in (previous.left, previous.right))
         return cls(follow(left, sketch.Y), follow(right, sketch.Z.mT))
 
     def probes(self, A: Tensor, B: Tensor, random_rows: int) -> tuple[Tensor, Tensor]:
@@ -62,8 +64,8 @@ class GradientSubspace:
             `tuple[torch.Tensor, torch.Tensor]`: `A` and `B`.
         """
         warm = max(0, A.shape[-2] - random_rows)
-        turned = along(self.right, A.mT).mT
-        return torch.cat([turned[..., :warm, :], A[..., warm:, :]], dim=-2), along(self.left, B)
+        turned = along(self.right.to(A.dtype), A.mT).mT
+        return torch.cat([turned[..., :warm, :], A[..., warm:, :]], dim=-2), along(self.left.to(B.dtype), B)
 
 
 def follow(state: Tensor | None, sketch: Tensor) -> Tensor:
