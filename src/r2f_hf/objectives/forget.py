@@ -70,8 +70,8 @@ def tnpo(log_probs: Tensor, num_tokens: Tensor, reference_log_probs: Tensor, bet
     r"""
     Token-wise NPO (TNPO, arXiv 2502.19301): [`npo`] of each token by itself.
 
-    NPO leaves an answer alone once its probability is small, for which a few tokens are enough; the others, which may
-    be those that tell what was to be forgotten, stay as likely as they were.
+    NPO leaves an answer alone once its probability is small, for which a few of its tokens can be enough. Here each
+    token is left alone once it is unlikely itself.
     """
     return npo(log_probs, num_tokens, reference_log_probs, beta, gamma)
 
