@@ -316,7 +316,7 @@ def test_held_out_rows_are_unbiased_with_known_variance() -> None:
         S.square().sum(),
     )
     size = found.norm().item() ** 2
-    for mine, true in zip(error_moments(sketch, found).tolist(), expected, strict=True):
+    for mine, true in zip(error_moments([sketch], [found])[0].tolist(), expected, strict=True):
         assert mine == pytest.approx(true.item(), abs=0.05 * size)
 
 
@@ -338,7 +338,7 @@ def test_warm_rows_misstate_the_error() -> None:
                 sketch = sketch_with(G, torch.cat([A[:-2], last]), B, held_out=2)
                 found = TikhonovDecoder(0.1).decode(sketch)
                 error = (G - dense(found)).square().sum().item()
-                ratios[name].append(error_moments(sketch, found)[1].item() / error)
+                ratios[name].append(error_moments([sketch], [found])[0, 1].item() / error)
         subspace = GradientSubspace.after(sketch_with(G, A, B), subspace)
     means = {name: sum(found) / len(found) for name, found in ratios.items()}
     assert means["random"] == pytest.approx(1, abs=0.15)

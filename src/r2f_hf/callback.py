@@ -30,7 +30,9 @@ from .gradients import (
     check_min_fidelity,
     estimate_fidelity,
     find_probes,
+    follow_all,
     group_probes,
+    on_cpu,
     share,
 )
 from .lookup import lookup
@@ -270,12 +272,12 @@ class R2FCallback(TrainerCallback):
             # An optimizer that extends another's `step` runs the hooks twice; the inner step has done the work.
             return
         probes = self.probes
-        finite = [each for sketch in sketches for each in sketch.isfinite().tolist()]
+        finite = on_cpu([sketch.isfinite() for sketch in sketches]).tolist()
         if not all(finite):
             self._skip([probe.name for probe, each in zip(probes, finite, strict=True) if not each])
             return
         with record_function("r2f/decode"):
-            gradients = [self.decoder.decode(sketch) for sketch in sketches]
+            gradients = self.decoder.decode_all(sketches)
             norms = all_norms(gradients)
         if not norms.isfinite().all():
             self._skip([probe.name for probe, each in zip(probes, norms.isfinite(), strict=True) if not each])
@@ -300,23 +302,22 @@ class R2FCallback(TrainerCallback):
                 self._state.global_step,
                 self.min_fidelity,
             )
-        written = (faithful & (norms > 0)).nonzero().flatten()
-        if len(written):
-            alphas = -optimizer.param_groups[0]["lr"] * self._scales(norms)
+        written = faithful & (norms > 0)
+        if written.any():
+            alphas = torch.where(written, -optimizer.param_groups[0]["lr"] * self._scales(norms), 0.0)
             with record_function("r2f/write"):
-                apart = [gradient for group in gradients for gradient in group.unbind()]
+                apart = alphas.split([len(group.probes) for group in self.groups])
                 discarded = [
-                    probes[index].write(apart[index], alphas[index].item(), self.seed, self._state.global_step)
-                    for index in written.tolist()
+                    energy.item()
+                    for group, found, own in zip(self.groups, gradients, apart, strict=True)
+                    for energy in group.write(found, own.tolist(), self.seed, self._state.global_step)
                 ]
             step = (alphas * norms)[written].square().sum().item()
             if self.delta is not None and step > 0:
-                cut_off = sum(energy.item() for energy in discarded)
-                metrics["r2f/discarded_energy"] = cut_off / step
+                metrics["r2f/discarded_energy"] = sum(discarded) / step
         if self.warm_probes:
             with record_function("r2f/follow"):
-                for group, sketch in zip(self.groups, sketches, strict=True):
-                    group.follow(sketch)
+                follow_all(self.groups, sketches)
 
     def _scales(self, norms: torch.Tensor) -> torch.Tensor:
         """Factors `(modules,)` from updates of these norms to the directions that the learning rate multiplies."""
@@ -441,7 +442,7 @@ class R2FCallback(TrainerCallback):
 
 def all_norms(gradients: list[LowRankGradient]) -> torch.Tensor:
     """Frobenius norms of all modules, which may lie on several devices: `(modules,)`, on the CPU."""
-    return torch.cat([gradient.norm().cpu() for gradient in gradients])
+    return on_cpu([gradient.norm() for gradient in gradients])
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

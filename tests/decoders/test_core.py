@@ -8,7 +8,7 @@ from conftest import build_model, linear_gradients
 from torch import Tensor
 
 from r2f_hf.decoders import SketchCore, TikhonovDecoder
-from r2f_hf.decoders.core import orthonormalizer
+from r2f_hf.decoders.core import orthonormalizers
 from r2f_hf.gradients import LoraSketch, draw_probes
 
 
@@ -75,7 +75,7 @@ def test_orthonormal_columns_or_zeros() -> None:
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(2, 50, 6, generator=generator)
     basis[1, :, 4:] = basis[1, :, :2]
-    columns = basis @ orthonormalizer(basis)
+    columns = basis @ orthonormalizers([basis])[0]
     gram = columns.mT @ columns
     torch.testing.assert_close(gram[0], torch.eye(6), atol=1e-5, rtol=0)
     torch.testing.assert_close(gram[1].diagonal(), torch.tensor([0.0, 0, 1, 1, 1, 1]), atol=1e-5, rtol=0)

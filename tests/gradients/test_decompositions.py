@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from r2f_hf.gradients import eigh, svd
+from r2f_hf.gradients import eigh, on_all, svd
 from r2f_hf.gradients.decompositions import one_thread
 
 
@@ -36,3 +36,24 @@ def test_they_are_torchs_own_and_leave_the_threads_as_they_were() -> None:
 def test_one_thread_is_one() -> None:
     with one_thread():
         assert torch.get_num_threads() == 1
+
+
+def test_several_stacks_are_one_call_a_size_and_come_back_as_they_were() -> None:
+    generator = torch.Generator().manual_seed(0)
+    leading = [(2,), (), (3, 2), (4,)]
+    sizes = [(5, 4), (5, 4), (5, 4), (3, 3)]
+    stacks = [
+        (torch.randn((*lead, *size), generator=generator), torch.randn(lead, generator=generator))
+        for lead, size in zip(leading, sizes, strict=True)
+    ]
+    calls = []
+
+    def scaled_svd(matrices: torch.Tensor, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(tuple(matrices.shape))
+        return svd(matrices)[1] * factors.unsqueeze(-1), matrices
+
+    found = on_all(scaled_svd, stacks)
+    assert calls == [(2 + 1 + 6, 5, 4), (4, 3, 3)]
+    for (matrices, factors), (values, same) in zip(stacks, found, strict=True):
+        torch.testing.assert_close(values, svd(matrices)[1] * factors.unsqueeze(-1))
+        assert torch.equal(same, matrices)

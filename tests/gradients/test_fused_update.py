@@ -12,8 +12,7 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from r2f_hf.gradients import LowRankGradient, add_low_rank_
-from r2f_hf.gradients.fused_update import add_rounded_
+from r2f_hf.gradients import LowRankGradient, add_low_rank_all_, fused_update
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,6 +33,13 @@ def factors(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor]
     return torch.randn(ROWS, request.param).to(DEVICE), torch.randn(COLUMNS, request.param).to(DEVICE)
 
 
+def add_rounded_(
+    weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor, seed: int, row: int = 0, column: int = 0
+) -> None:
+    """Of a weight by itself."""
+    fused_update.add_rounded_([weight], [0], left[None], right[None], [ALPHA], [seed], row, column, COLUMNS)
+
+
 def unit(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Of the last place."""
     digits, smallest = (8, -133) if dtype == torch.bfloat16 else (11, -24)
@@ -50,7 +56,7 @@ def test_every_entry_is_a_neighbour_of_the_exact_sum_and_right_on_average(
     draws, total = 256, torch.zeros_like(exact)
     for seed in range(draws):
         written = weight.clone()
-        add_rounded_(written, left, right, ALPHA, seed * 2**33 + 7919 * seed, 0, 0, COLUMNS)
+        add_rounded_(written, left, right, seed * 2**33 + 7919 * seed)
         assert ((written.float() - exact).abs() <= largest * 1.001).all()
         total += written.float()
     error = (total / draws - exact) / largest
@@ -62,14 +68,14 @@ def test_every_entry_is_a_neighbour_of_the_exact_sum_and_right_on_average(
 def test_parts_are_written_as_the_whole_is(weight: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor]) -> None:
     left, right = factors
     whole, rows, columns = weight.clone(), weight.clone(), weight.clone()
-    add_rounded_(whole, left, right, ALPHA, -5, 0, 0, COLUMNS)
+    add_rounded_(whole, left, right, -5)
     for part in (slice(33), slice(33, None)):
-        add_rounded_(rows[part], left[part], right, ALPHA, -5, part.start or 0, 0, COLUMNS)
-        add_rounded_(columns[:, part], left, right[part], ALPHA, -5, 0, part.start or 0, COLUMNS)
+        add_rounded_(rows[part], left[part], right, -5, row=part.start or 0)
+        add_rounded_(columns[:, part], left, right[part], -5, column=part.start or 0)
     assert torch.equal(rows, whole)
     assert torch.equal(columns, whole)
-    add_rounded_(rows, left, right, ALPHA, -6, 0, 0, COLUMNS)
-    add_rounded_(columns, left, right, ALPHA, -5, 0, 0, COLUMNS)
+    add_rounded_(rows, left, right, -6)
+    add_rounded_(columns, left, right, -5)
     assert not torch.equal(rows, columns)
 
 
@@ -77,23 +83,29 @@ def test_a_weight_that_is_stored_by_columns(weight: torch.Tensor, factors: tuple
     left, right = factors
     expected, turned = weight.clone(), weight.T.contiguous().T
     for each in (expected, turned):
-        add_rounded_(each, left, right, ALPHA, 7, 0, 0, COLUMNS)
+        add_rounded_(each, left, right, 7)
     # But for entries that a sum in another order brings to the other side of their random number.
     assert (turned != expected).float().mean() < 1e-3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("transposed", [False, True])
-def test_weights_on_a_gpu_are_written_so(
+def test_weights_on_a_gpu_are_written_so_in_one_launch(
     transposed: bool, weight: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    gradient = LowRankGradient(*factors)
-    expected = weight.clone()
-    generator = torch.Generator("cuda").manual_seed(11)
-    if transposed:
-        add_rounded_(expected.T, gradient.V, gradient.U, ALPHA, 11, 0, 0, ROWS)
-        add_low_rank_(weight.T, gradient, ALPHA, transposed=True, generator=generator)
-    else:
-        add_rounded_(expected, gradient.U, gradient.V, ALPHA, 11, 0, 0, COLUMNS)
-        add_low_rank_(weight, gradient, ALPHA, generator=generator)
-    assert torch.equal(weight, expected)
+    left, right = factors
+    weights = [weight.clone(), 2 * weight, weight.clone()]
+    alphas, seeds = [ALPHA, 0.0, -ALPHA], [11, 12, 2**63 - 13]
+    gradients = LowRankGradient(torch.stack([left, left, 2 * left]), torch.stack([right, right, -right]))
+    expected = [each.clone() for each in weights]
+    for index in (0, 2):
+        # A step of the other sign on a gradient of the other sign, and twice the size.
+        U, V = (gradients.U[index], gradients.V[index] * (1 if alphas[index] > 0 else -1))
+        if transposed:
+            fused_update.add_rounded_([expected[index].T], [0], V[None], U[None], [ALPHA], [seeds[index]], 0, 0, ROWS)
+        else:
+            add_rounded_(expected[index], U, V, seeds[index])
+    turned = [each.T if transposed else each for each in weights]
+    add_low_rank_all_(turned, gradients, alphas, seeds, transposed)
+    for mine, theirs in zip(weights, expected, strict=True):
+        assert torch.equal(mine, theirs)

@@ -17,6 +17,7 @@ from r2f_hf.gradients import (
     SecondMoments,
     draw_probes,
     find_probes,
+    follow_all,
     group_probes,
 )
 
@@ -96,7 +97,7 @@ def test_a_group_is_read_and_followed_as_each_of_its_probes_is_alone(
     for group in groups:
         together = group.read(held_out=1)
         for _ in range(2):
-            group.follow(together)
+            follow_all([group], [together])
         for index, probe in enumerate(group.probes):
             sketch, subspace = sketches[probe.name], None
             for side in ("Y", "Z", "A", "B"):

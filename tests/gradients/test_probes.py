@@ -10,7 +10,7 @@ from conftest import CONFIGS, build_model, changed, weights
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from r2f_hf.gradients import LowRankGradient, find_probes
+from r2f_hf.gradients import LowRankGradient, ProbeGroup, find_probes
 
 
 def wrap(model: PreTrainedModel, **settings: Any) -> PeftModel:
@@ -23,12 +23,12 @@ def test_a_probe_writes_its_own_weight_and_no_other(kind: str) -> None:
     before = weights(plain)
     probe = find_probes(model)[-1]
     out_features, in_features = probe.layer.out_features, probe.layer.in_features
-    gradient = LowRankGradient(torch.randn(out_features, 2), torch.randn(in_features, 2))
-    probe.write(gradient, -0.5, seed=0, step=0)
+    gradient = LowRankGradient(torch.randn(1, out_features, 2), torch.randn(1, in_features, 2))
+    ProbeGroup([probe]).write(gradient, [-0.5], seed=0, step=0)
     after = weights(model)
     assert changed(before, after) == {f"{probe.name}.weight"}
     step = after[f"{probe.name}.weight"] - before[f"{probe.name}.weight"]
-    expected = -0.5 * gradient.U @ gradient.V.T
+    expected = -0.5 * gradient.U[0] @ gradient.V[0].T
     torch.testing.assert_close(step, expected.T if kind == "gpt2" else expected, atol=1e-5, rtol=1e-5)
 
 

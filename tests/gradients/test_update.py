@@ -7,8 +7,8 @@ import torch
 from conftest import build_model, changed, weights
 from torch import Tensor
 
-from r2f_hf.gradients import LowRankGradient, add_low_rank_, align_, stochastic_round
-from r2f_hf.gradients.update import draw_noise
+from r2f_hf.gradients import LowRankGradient, add_low_rank_, add_low_rank_all_, align_, stochastic_round
+from r2f_hf.gradients.update import draw_noise, fused_update
 
 
 def draw(out_features: int, in_features: int, rank: int = 3) -> tuple[Tensor, LowRankGradient]:
@@ -125,6 +125,28 @@ def test_the_generator_decides(dtype: torch.dtype) -> None:
 
     assert torch.equal(update(0), update(0))
     assert not torch.equal(update(0), update(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_several_weights_are_written_as_each_is_alone(dtype: torch.dtype, transposed: bool) -> None:
+    weight, gradient = draw(48, 32)
+    pairs = [(factor * weight, LowRankGradient(factor * gradient.U, gradient.V)) for factor in (1, 2, 3)]
+    stored = [(weight.T if transposed else weight).to(dtype).contiguous() for weight, _ in pairs]
+    alone = [weight.clone() for weight in stored]
+    gradients = LowRankGradient(*(torch.stack([getattr(found, side) for _, found in pairs]) for side in "UV"))
+    alphas, seeds = [0.1, 0.0, -0.2], [3, 4, -5]
+    add_low_rank_all_(stored, gradients, alphas, seeds, transposed)
+    for weight, (_, gradient), alpha, seed in zip(alone, pairs, alphas, seeds, strict=True):
+        if alpha:
+            add_low_rank_(weight, gradient, alpha, transposed, torch.Generator().manual_seed(seed))
+    for mine, theirs in zip(stored, alone, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_only_half_precision_is_rounded_in_one_pass() -> None:
+    assert fused_update(torch.device("cuda"), torch.float32) is None
+    assert fused_update(torch.device("cpu"), torch.bfloat16) is None
 
 
 def test_weights_are_moved_to_a_cache_lines_begin_and_stay_tied() -> None:

@@ -86,7 +86,7 @@ class GradientDecoder(
 
         Args:
             sketches (`Sequence[LoraSketch]`):
-                One a module.
+                Each of a module, or of several modules of one shape.
 
         Returns:
             `list[LowRankGradient]`: In the same order.
@@ -174,3 +174,14 @@ class FilterDecoder(GradientDecoder):
     def decode(self, sketch: LoraSketch) -> LowRankGradient:
         core = SketchCore.of(sketch)
         return core.reconstruct(self.gate(core) * core.inverse_sigma)
+
+    def gates(self, cores: Sequence[SketchCore]) -> list[Tensor]:
+        """[`~FilterDecoder.gate`] of several cores."""
+        return [self.gate(core) for core in cores]
+
+    @torch.no_grad()
+    def decode_all(self, sketches: Sequence[LoraSketch]) -> list[LowRankGradient]:
+        cores = SketchCore.of_all(sketches)
+        return [
+            core.reconstruct(gate * core.inverse_sigma) for core, gate in zip(cores, self.gates(cores), strict=True)
+        ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..gradients import LoraSketch, LowRankGradient, eigh, svd
+from ..gradients import LoraSketch, LowRankGradient, eigh, on_all, svd
 
 
 # Directions of a probe that are shorter than this part of the longest one carry more rounding than signal.
@@ -64,12 +65,19 @@ class SketchCore:
             sketch ([`LoraSketch`]):
                 One module, or several of one shape.
         """
-        A, B = sketch.right_probe.mT, sketch.B
-        to_right, to_left = orthonormalizer(A), orthonormalizer(B)
-        right, left = sketch.right @ to_right, sketch.Z.mT @ to_left
-        right_basis, left_basis = A @ to_right, B @ to_left
-        P, sigma, Qh = svd(left_basis.mT @ right)
-        return cls(right, left, right_basis, left_basis, P, sigma, Qh.mT)
+        return cls.of_all([sketch])[0]
+
+    @classmethod
+    def of_all(cls, sketches: Sequence[LoraSketch]) -> list[SketchCore]:
+        """As [`~SketchCore.of`], of several sketches, whose small matrices are decomposed together."""
+        probes = [side for sketch in sketches for side in (sketch.right_probe.mT, sketch.B)]
+        to_orthonormal = orthonormalizers(probes)
+        bases = [probe @ matrix for probe, matrix in zip(probes, to_orthonormal, strict=True)]
+        right = [sketch.right @ matrix for sketch, matrix in zip(sketches, to_orthonormal[::2], strict=True)]
+        left = [sketch.Z.mT @ matrix for sketch, matrix in zip(sketches, to_orthonormal[1::2], strict=True)]
+        found = on_all(svd, [(basis.mT @ side,) for basis, side in zip(bases[1::2], right, strict=True)])
+        sides = zip(right, left, bases[::2], bases[1::2], found, strict=True)
+        return [cls(*four, P, sigma, Qh.mT) for *four, (P, sigma, Qh) in sides]
 
     @property
     def inverse_sigma(self) -> Tensor:
@@ -96,10 +104,11 @@ class SketchCore:
         Returns:
             [`LowRankGradient`]: Of rank at most `a + b`.
         """
+        core_left = self._core_left
         # The columns are scaled before they are mixed: where `φ` is huge they are tiny.
-        missing = (self.right @ self.Q - self.left_basis @ self._core_left) * phi.unsqueeze(-2) @ self.P.mT
+        missing = (self.right @ self.Q - self.left_basis @ core_left) * phi.unsqueeze(-2) @ self.P.mT
         # The left sketch without what the right one says already; all of it, where `P` has fewer columns than `left`.
-        rest = self.left - self.right_basis @ (self.Q @ self._core_left.mT)
+        rest = self.left - self.right_basis @ (self.Q @ core_left.mT)
         return LowRankGradient(
             U=torch.cat([self.right, self.left_basis + missing], dim=-1),
             V=torch.cat([self.right_basis, rest], dim=-1),
@@ -110,21 +119,27 @@ class SketchCore:
         return self.P * self.sigma.unsqueeze(-2)
 
 
-def orthonormalizer(basis: Tensor) -> Tensor:
+def orthonormalizers(bases: Sequence[Tensor]) -> list[Tensor]:
     """
-    The matrix `W` that makes the columns of `basis @ W` orthonormal, with zeros for those that are linearly dependent.
+    The matrices `W` that make the columns of `basis @ W` orthonormal, with zeros for what is linearly dependent.
 
     Through the Gram matrix, which costs far less than a QR decomposition of a tall matrix; the columns are probes, far
     from dependent unless they are so exactly.
 
     Args:
-        basis (`torch.Tensor` of shape `(..., n, r)`):
-            The columns.
+        bases (`Sequence[torch.Tensor]`):
+            The columns, each of shape `(..., n, r)`.
 
     Returns:
-        `torch.Tensor` of shape `(..., r, r)`.
+        `list[torch.Tensor]`: Each of shape `(..., r, r)`.
     """
-    values, vectors = eigh((basis.mT @ basis).double())
+    found = on_all(inverse_root, [((basis.mT @ basis).double(),) for basis in bases])
+    return [root.to(basis.dtype) for (root,), basis in zip(found, bases, strict=True)]
+
+
+def inverse_root(gram: Tensor) -> tuple[Tensor]:
+    """`V Λ^(-1/2)` of Gram matrices `V Λ Vᵀ`, of shape `(..., r, r)`, with zeros for directions that are not there."""
+    values, vectors = eigh(gram)
     keep = values > SHORTEST_PROBE**2 * values[..., -1:]
     scale = torch.where(keep & (values > 0), values, torch.inf).rsqrt()
-    return (vectors * scale.unsqueeze(-2)).to(basis.dtype)
+    return (vectors * scale.unsqueeze(-2),)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from ..gradients import on_all
 from .base import FilterDecoder
 from .core import SketchCore
 
@@ -39,7 +43,11 @@ class SpectralDecoder(FilterDecoder):
         )
 
     def gate(self, core: SketchCore) -> Tensor:
-        return self.gate_of(spectral_features(core))
+        return self.gates([core])[0]
+
+    def gates(self, cores: Sequence[SketchCore]) -> list[Tensor]:
+        found = on_all(lambda features: (self.gate_of(features),), [(each,) for each in spectral_features(cores)])
+        return [gate for (gate,) in found]
 
     def gate_of(self, features: Tensor) -> Tensor:
         """
@@ -58,7 +66,7 @@ class SpectralDecoder(FilterDecoder):
         return self.net(batch).sigmoid().reshape(features.shape[:-1])
 
 
-def spectral_features(core: SketchCore) -> Tensor:
+def spectral_features(cores: Sequence[SketchCore]) -> list[Tensor]:
     """
     What the learned filter sees: ratios alone.
 
@@ -69,51 +77,86 @@ def spectral_features(core: SketchCore) -> Tensor:
     were drawn blindly from probes that follow the gradient.
 
     Args:
-        core ([`SketchCore`]):
-            The core of one or several modules.
+        cores (`Sequence[SketchCore]`):
+            Cores, each of one or several modules.
 
     Returns:
-        `torch.Tensor` of shape `(..., k, features)`, fp32, finite.
+        `list[torch.Tensor]`: Of each core, of shape `(..., k, features)`, fp32, finite.
     """
     # In fp64 no square of an fp32 number over- or underflows.
-    sigma, k = core.sigma.double(), core.sigma.shape[-1]
+    sides = [[(side.double(), side.shape[-2]) for side in (core.right, core.left)] for core in cores]
+    summaries = [
+        (
+            *(columns.mT @ columns for columns, _ in pair),
+            core.Q,
+            core.P,
+            core.sigma,
+            *(columns.new_full((*core.sigma.shape[:-1], 1), width) for columns, width in pair),
+        )
+        for core, pair in zip(cores, sides, strict=True)
+    ]
+    return [features for (features,) in on_all(features_of, summaries)]
+
+
+def features_of(
+    right_gram: Tensor, left_gram: Tensor, Q: Tensor, P: Tensor, sigma: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor]:
+    """
+    [`spectral_features`] from what is small of a core.
+
+    Args:
+        right_gram (`torch.Tensor` of shape `(..., a, a)`):
+            Gram matrix of `right`, fp64.
+        left_gram (`torch.Tensor` of shape `(..., b, b)`):
+            Gram matrix of `left`, fp64.
+        Q (`torch.Tensor` of shape `(..., a, k)`):
+            Right singular vectors.
+        P (`torch.Tensor` of shape `(..., b, k)`):
+            Left singular vectors.
+        sigma (`torch.Tensor` of shape `(..., k)`):
+            Singular values.
+        rows (`torch.Tensor` of shape `(..., 1)`):
+            `out_features`.
+        columns (`torch.Tensor` of shape `(..., 1)`):
+            `in_features`.
+    """
+    sigma, k = sigma.double(), sigma.shape[-1]
     tiny = torch.finfo(torch.float32).tiny
-    length_y, right = lengths(core.right, core.Q, sigma)
-    length_z, left = lengths(core.left, core.P, sigma)
+    length_y, right = lengths(right_gram, Q, sigma)
+    length_z, left = lengths(left_gram, P, sigma)
     # In units of the largest singular value.
     unit = 1 / sigma[..., :1].clamp_min(tiny)
-    sigma, length_y, length_z, right, left = (x * unit for x in (sigma, length_y, length_z, right, left))
-    energy = sigma.square().sum(-1, keepdim=True)
-    following = torch.cat([sigma[..., 1:], sigma[..., -1:]], dim=-1)
+    of_each = torch.stack([sigma, length_y, length_z], dim=-1) * unit.unsqueeze(-1)
+    energy = of_each[..., 0].square().sum(-1, keepdim=True)
+    of_all = torch.cat([energy, energy.sqrt(), right * unit, left * unit, rows / k, columns / k], dim=-1)
+    of_each, of_all = (values.clamp_min(tiny).log() for values in (of_each, of_all))
+    log_sigma, log_y, log_z = of_each.unbind(-1)
+    log_energy, log_root, log_right, log_left, log_rows, log_columns = of_all.unsqueeze(-2).unbind(-1)
+    following = torch.cat([log_sigma[..., 1:], log_sigma[..., -1:]], dim=-1)
     place = torch.arange(k, device=sigma.device, dtype=sigma.dtype) / k
-
-    def log(numerator: Tensor, denominator: Tensor) -> Tensor:
-        ratio = numerator.clamp_min(tiny).log() - denominator.clamp_min(tiny).log()
-        return ratio.clamp(-_LARGEST_LOG, _LARGEST_LOG).expand_as(sigma)
-
-    ones = torch.ones_like(energy)
     features = (
-        log(sigma, ones),
-        place.expand_as(sigma),
-        log(following, sigma),
-        log(length_y, sigma),
-        log(length_z, sigma),
-        log(k * ones, core.right.shape[-2] * ones),
-        log(k * ones, core.left.shape[-2] * ones),
-        log(energy, k * ones),
-        log(energy.sqrt(), right),
-        log(energy.sqrt(), left),
+        log_sigma,
+        place,
+        following - log_sigma,
+        log_y - log_sigma,
+        log_z - log_sigma,
+        -log_rows,
+        -log_columns,
+        log_energy - math.log(k),
+        log_root - log_right,
+        log_root - log_left,
     )
-    return torch.stack(features, dim=-1).float()
+    stacked = torch.stack([each.expand_as(sigma) for each in features], dim=-1)
+    return (stacked.clamp(-_LARGEST_LOG, _LARGEST_LOG).float(),)
 
 
-def lengths(columns: Tensor, rotation: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def lengths(gram: Tensor, rotation: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """
     How long the terms of a core are, without computing them: a rotated column is a term and, at a right angle, `σ`.
 
     Args:
-        columns (`torch.Tensor` of shape `(..., n, a)`):
-            One side of the core, `right` or `left`.
+        gram (`torch.Tensor` of shape `(..., a, a)`):
+            Gram matrix of one side of the core, `right` or `left`, fp64.
         rotation (`torch.Tensor` of shape `(..., a, k)`):
             Its singular vectors, `Q` or `P`.
         sigma (`torch.Tensor` of shape `(..., k)`):
@@ -123,8 +166,7 @@ def lengths(columns: Tensor, rotation: Tensor, sigma: Tensor) -> tuple[Tensor, T
         `tuple[torch.Tensor, torch.Tensor]`: The lengths, of shape `(..., k)`, and the Frobenius norm of the side, of
         shape `(..., 1)`; fp64.
     """
-    columns, rotation = columns.double(), rotation.double()
-    gram = columns.mT @ columns
+    rotation = rotation.double()
     squares = (rotation * (gram @ rotation)).sum(-2) - sigma.square()
     norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True).sqrt()
     return squares.clamp_min(0).sqrt(), norm

@@ -72,7 +72,7 @@ class FilterPairs:
         energy = G.square().sum()
         known = core.reconstruct(torch.zeros_like(core.sigma)).norm().square()
         return cls(
-            features=spectral_features(core)[None],
+            features=spectral_features([core])[0][None],
             known=(known / energy)[None],
             inner=(((G @ Z) * Y).sum(0) / energy)[None],
             gram=((Y.T @ Y) * (Z.T @ Z) / energy)[None],

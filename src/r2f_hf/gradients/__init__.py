@@ -1,9 +1,9 @@
 """Sketches of gradients, factored gradients, their error and their way into a weight."""
 
-from .decompositions import eigh, svd
+from .decompositions import eigh, on_all, on_cpu, svd
 from .delta import add_to_pair_
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
-from .groups import ProbeGroup, group_probes
+from .groups import ProbeGroup, follow_all, group_probes
 from .low_rank import LowRankGradient
 from .probes import LoraProbe, find_probes
 from .retained_inputs import InputSketch, RetainedInputs, all_results, share, watch_inputs
@@ -11,7 +11,7 @@ from .second_moments import SecondMoments
 from .sharding import copy_, gather, is_partitioned, is_row_sharded, is_sharded, own_blocks, whole_shape
 from .sketch import LoraSketch, draw_probes, named_generator
 from .subspace import GradientSubspace
-from .update import add_low_rank_, align_, stochastic_round
+from .update import add_low_rank_, add_low_rank_all_, align_, stochastic_round
 
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "RetainedInputs",
     "SecondMoments",
     "add_low_rank_",
+    "add_low_rank_all_",
     "add_to_pair_",
     "align_",
     "all_results",
@@ -34,12 +35,15 @@ __all__ = [
     "eigh",
     "estimate_fidelity",
     "find_probes",
+    "follow_all",
     "gather",
     "group_probes",
     "is_partitioned",
     "is_row_sharded",
     "is_sharded",
     "named_generator",
+    "on_all",
+    "on_cpu",
     "own_blocks",
     "share",
     "stochastic_round",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,3 +37,44 @@ def svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[`torch.linalg.svd`] of small matrices of shape `(..., m, n)`, without the vectors of what is not there."""
     with one_thread():
         return torch.linalg.svd(matrices, full_matrices=False)
+
+
+def on_all(function: Callable[..., Sequence[Tensor]], stacks: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
+    """
+    A function of small matrices for several stacks of them in one call.
+
+    What is left of a model's modules once their sketches are multiplied together is small, and of one size whatever
+    the modules' shapes. On a GPU a small operation takes as long for all of them as for a few.
+
+    Args:
+        function (`Callable`):
+            From tensors whose first dimension is the matrices', to others of the kind.
+        stacks (`Sequence[Sequence[torch.Tensor]]`):
+            The arguments of each stack. They have the same leading dimensions: those of the first, which is of
+            matrices.
+
+    Returns:
+        `list[tuple[torch.Tensor, ...]]`: What the function returns for each stack, with its leading dimensions.
+    """
+    places: dict[Any, list[int]] = {}
+    leading = [stack[0].shape[:-2] for stack in stacks]
+    for index, (stack, lead) in enumerate(zip(stacks, leading, strict=True)):
+        key = (stack[0].device, *(tensor.shape[len(lead) :] for tensor in stack))
+        places.setdefault(key, []).append(index)
+    found: dict[int, tuple[Tensor, ...]] = {}
+    for (_, *shapes), indices in places.items():
+        together = (
+            torch.cat([tensor.reshape(-1, *shape) for tensor in tensors])
+            for shape, tensors in zip(shapes, zip(*(stacks[index] for index in indices), strict=True), strict=True)
+        )
+        counts = [leading[index].numel() for index in indices]
+        for index, *pieces in zip(indices, *(each.split(counts) for each in function(*together)), strict=True):
+            found[index] = tuple(piece.reshape(*leading[index], *piece.shape[1:]) for piece in pieces)
+    return [found[index] for index in range(len(stacks))]
+
+
+def on_cpu(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors one after the other, on the CPU; one transfer for each device that they lie on."""
+    if len({tensor.device for tensor in tensors}) == 1:
+        return torch.cat(list(tensors)).cpu()
+    return torch.cat([tensor.cpu() for tensor in tensors])

@@ -10,6 +10,7 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
+from .decompositions import on_all, on_cpu
 from .low_rank import LowRankGradient
 from .sketch import LoraSketch
 
@@ -71,8 +72,7 @@ def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[
         `list[Fidelity]`: One a module, in their order. A zero gradient that was decoded to zero counts as exact.
     """
     count = sketches[0].held_out
-    found = [error_moments(*pair).reshape(-1, 6).cpu() for pair in zip(sketches, reconstructions, strict=True)]
-    guess, error, inner, *spreads = torch.cat(found).detach().numpy().T
+    guess, error, inner, *spreads = error_moments(sketches, reconstructions).detach().numpy().T
     known, whole = guess**2, squared_norm(guess, error, inner)
 
     # 1 - cos, with its derivatives in ‖E‖² and <E, Ĝ>.
@@ -97,23 +97,42 @@ def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[
     return [Fidelity(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
-def error_moments(sketch: LoraSketch, reconstruction: LowRankGradient) -> Tensor:
+def error_moments(sketches: Sequence[LoraSketch], reconstructions: Sequence[LowRankGradient]) -> Tensor:
     """
-    What the held-out rows say of one module, or of several of one shape.
+    What the held-out rows say.
 
     Returns:
-        `torch.Tensor` of shape `(..., 6)`, fp64: `‖Ĝ‖`, then estimates of `‖E‖²`, `<E, Ĝ>`, `‖EᵀE‖²`, `<EᵀE, S>` and
-        `‖S‖²`, where `S` is the symmetric part of `EᵀĜ`.
+        `torch.Tensor` of shape `(modules, 6)`, fp64, on the CPU: `‖Ĝ‖`, then estimates of `‖E‖²`, `<E, Ĝ>`, `‖EᵀE‖²`,
+        `<EᵀE, S>` and `‖S‖²`, where `S` is the symmetric part of `EᵀĜ`.
     """
-    guesses = reconstruction.matmul(sketch.A[..., sketch.decodable :, :].mT)
-    errors = sketch.Y[..., sketch.decodable :] - guesses
-    unit, count = sketch.A.shape[-1], sketch.held_out
-    squares, inner = (unit * errors.mT @ errors).double(), (unit * errors.mT @ guesses).double()
+    products = []
+    for sketch, reconstruction in zip(sketches, reconstructions, strict=True):
+        guesses = reconstruction.matmul(sketch.A[..., sketch.decodable :, :].mT)
+        errors = sketch.Y[..., sketch.decodable :] - guesses
+        unit = sketch.A.shape[-1]
+        products.append((unit * errors.mT @ errors, unit * errors.mT @ guesses, reconstruction.norm()))
+    return on_cpu([moments.reshape(-1, 6) for (moments,) in on_all(moments_of, products)])
+
+
+def moments_of(squares: Tensor, inner: Tensor, norm: Tensor) -> tuple[Tensor]:
+    """
+    [`error_moments`] from what the held-out rows come to.
+
+    Args:
+        squares (`torch.Tensor` of shape `(modules, held_out, held_out)`):
+            Inner products of the errors, `n aᵀEᵀEa'`.
+        inner (`torch.Tensor` of shape `(modules, held_out, held_out)`):
+            Inner products of the errors and the guesses, `n aᵀEᵀĜa'`.
+        norm (`torch.Tensor` of shape `(modules,)`):
+            `‖Ĝ‖`.
+    """
+    squares, inner = squares.double(), inner.double()
     inner = (inner + inner.mT) / 2
-    apart = ~torch.eye(count, dtype=torch.bool, device=inner.device)
-    means = [matrix.diagonal(dim1=-2, dim2=-1).mean(-1) for matrix in (squares, inner)]
-    spreads = [product[..., apart].mean(-1) for product in (squares * squares, squares * inner, inner * inner)]
-    return torch.stack([reconstruction.norm().double(), *means, *spreads], dim=-1)
+    count = squares.shape[-1]
+    products = torch.stack([squares, inner, squares * squares, squares * inner, inner * inner], dim=1)
+    same = products.diagonal(dim1=-2, dim2=-1).sum(-1)
+    apart = (products.sum((-2, -1)) - same) / (count * (count - 1))
+    return (torch.cat([norm.double().unsqueeze(-1), same[:, :2] / count, apart[:, 2:]], dim=-1),)
 
 
 def pooled_variance(

@@ -1,7 +1,10 @@
-"""Writing a factored update into a half-precision weight in one pass over it, on a GPU."""
+"""Writing factored updates into half-precision weights in one pass over them, on a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -11,19 +14,24 @@ from torch import Tensor
 # What one program of the kernel writes, and how much of the factors it holds at a time.
 _TILE, _RANKS = 64, 32
 
+# Products in about fp32's precision on the tensor cores, which only NVIDIA's have.
+_PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "row", "column"])
+# Bytes that a thread reads at once, where memory begins so.
+_ALIGNMENT = 16
+
+
+@triton.jit(do_not_specialize=["row", "column"])
 def _add_low_rank_kernel(
-    weight,
+    table,
     left,
     right,
-    alpha,
-    seed_low,
-    seed_high,
     rows,
     columns,
     row_stride,
     column_stride,
+    left_stride,
+    right_stride,
     row,
     column,
     width,
@@ -31,22 +39,33 @@ def _add_low_rank_kernel(
     RANKS: tl.constexpr,
     TILE: tl.constexpr,
     HALF: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
+    # Of a weight: its address, its place in the factors, its seed and the bits of its step.
+    entry = table + 4 * tl.program_id(2)
+    address = tl.multiple_of(tl.load(entry), ALIGNMENT)
+    weight = address.to(tl.pointer_type(tl.float16 if HALF else tl.bfloat16))
+    module = tl.load(entry + 1)
+    seed = tl.load(entry + 2)
+    alpha = tl.load(entry + 3).to(tl.int32).to(tl.float32, bitcast=True)
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None]
     j = tl.program_id(1) * TILE + tl.arange(0, TILE)[None, :]
+    left += module * left_stride
+    right += module * right_stride
     change = tl.zeros((TILE, TILE), dtype=tl.float32)
     for start in range(0, RANK, RANKS):
         k = start + tl.arange(0, RANKS)
         U = tl.load(left + i * RANK + k[None, :], mask=(i < rows) & (k[None, :] < RANK), other=0.0)
         V = tl.load(right + j * RANK + k[:, None], mask=(j < columns) & (k[:, None] < RANK), other=0.0)
-        change = tl.dot(U, V, change, input_precision="ieee")
+        change = tl.dot(U, V, change, input_precision=PRECISION)
     place = weight + i.to(tl.int64) * row_stride + j.to(tl.int64) * column_stride
     inside = (i < rows) & (j < columns)
     exact = tl.load(place, mask=inside, other=0.0).to(tl.float32) + alpha * change
     # MurmurHash3's finalizer of an entry's number in the whole weight: 16 bits that are the same whoever holds it.
-    bits = ((row + i) * width + column + j).to(tl.uint32) ^ seed_low.to(tl.uint32)
+    bits = ((row + i) * width + column + j).to(tl.uint32) ^ seed.to(tl.uint32)
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
-    bits = ((bits ^ (bits >> 13)) ^ seed_high.to(tl.uint32)) * 0xC2B2AE35
+    bits = ((bits ^ (bits >> 13)) ^ (seed >> 32).to(tl.uint32)) * 0xC2B2AE35
     noise = ((bits ^ (bits >> 16)) & 0xFFFF).to(tl.int32)
     number = exact.to(tl.int32, bitcast=True)
     if HALF:
@@ -64,48 +83,65 @@ def _add_low_rank_kernel(
 
 
 def add_rounded_(
-    values: Tensor, left: Tensor, right: Tensor, alpha: float, seed: int, row: int, column: int, width: int
+    values: Sequence[Tensor],
+    modules: Sequence[int],
+    left: Tensor,
+    right: Tensor,
+    alphas: Sequence[float],
+    seeds: Sequence[int],
+    row: int,
+    column: int,
+    width: int,
 ) -> None:
     """
     In-place `values += alpha * left @ right.T` in fp32, rounded stochastically. Of each entry 2 bytes are read and 2
-    written, and nothing of the weight's size is allocated.
+    written, and nothing of the weights' size is allocated.
 
     Args:
-        values (`torch.Tensor` of shape `(rows, columns)`):
-            A part of a weight, bf16 or fp16.
-        left (`torch.Tensor` of shape `(rows, k)`):
+        values (`Sequence[torch.Tensor]`):
+            The same part of several weights, each of shape `(rows, columns)`, bf16 or fp16.
+        modules (`Sequence[int]`):
+            Which entry of all that follow is whose.
+        left (`torch.Tensor` of shape `(modules, rows, k)`):
             fp32.
-        right (`torch.Tensor` of shape `(columns, k)`):
+        right (`torch.Tensor` of shape `(modules, columns, k)`):
             fp32.
-        alpha (`float`):
-            Signed step.
-        seed (`int`):
-            Of the rounding, 64 bits.
+        alphas (`Sequence[float]`):
+            Signed steps.
+        seeds (`Sequence[int]`):
+            Of the rounding, 64 bits each.
         row (`int`):
-            Row of the weight that the part begins at.
+            Row of the weights that the part begins at.
         column (`int`):
             Column that it begins at.
         width (`int`):
-            Columns of the weight.
+            Columns of the weights.
     """
-    rows, columns = values.shape
-    high, low = (half - 2**31 for half in divmod(seed % 2**64, 2**32))
-    with torch.cuda.device_of(values):
-        _add_low_rank_kernel[triton.cdiv(rows, _TILE), triton.cdiv(columns, _TILE)](
-            values,
-            left.contiguous(),
-            right.contiguous(),
-            alpha,
-            low,
-            high,
+    (rows, columns), rank, device = values[0].shape, left.shape[2], values[0].device
+    left, right = left.contiguous(), right.contiguous()
+    table = np.empty((len(values), 4), dtype=np.int64)
+    table[:, 0] = [each.data_ptr() for each in values]
+    table[:, 1] = modules
+    table[:, 2] = [seeds[module] for module in modules]
+    table[:, 3] = np.array([alphas[module] for module in modules], dtype=np.float32).view(np.int32)
+    alignment = _ALIGNMENT if not (table[:, 0] % _ALIGNMENT).any() else values[0].element_size()
+    with torch.cuda.device_of(values[0]):
+        _add_low_rank_kernel[triton.cdiv(rows, _TILE), triton.cdiv(columns, _TILE), len(values)](
+            torch.from_numpy(table).to(device),
+            left,
+            right,
             rows,
             columns,
-            *values.stride(),
+            *values[0].stride(),
+            left.stride(0),
+            right.stride(0),
             row,
             column,
             width,
-            RANK=left.shape[1],
+            RANK=rank,
             RANKS=_RANKS,
             TILE=_TILE,
-            HALF=values.dtype == torch.float16,
+            HALF=values[0].dtype == torch.float16,
+            ALIGNMENT=alignment,
+            PRECISION=_PRECISION,
         )

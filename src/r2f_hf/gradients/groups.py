@@ -13,8 +13,9 @@ from .probes import LoraProbe
 from .retained_inputs import RetainedInputs, spare
 from .second_moments import SecondMoments
 from .sharding import copy_all_, gathered
-from .sketch import LoraSketch, draw_probes, named_generator
+from .sketch import LoraSketch, draw_probes, named_generator, named_seed
 from .subspace import GradientSubspace
+from .update import add_low_rank_all_
 
 
 # Rows of a warm probe that are random in any case: by them new directions are found.
@@ -30,7 +31,7 @@ class ProbeGroup:
 
     Args:
         probes (`Sequence[LoraProbe]`):
-            Probes of modules of one shape, with one rank, scaling and device.
+            Probes of modules of one shape, with one rank, scaling and device, whose weights are stored alike.
 
     Attributes:
         subspace ([`GradientSubspace`], *optional*):
@@ -113,11 +114,38 @@ class ProbeGroup:
         """The gradients without what the retain set would notice."""
         return spare(gradient, self.retained)
 
-    def follow(self, sketch: LoraSketch) -> None:
-        """Move the subspace on by a step's sketches."""
-        found = GradientSubspace.after(sketch, self.subspace)
+    def write(self, gradient: LowRankGradient, alphas: Sequence[float], seed: int, step: int) -> list[Tensor]:
+        """
+        Add the gradients, each times its `alpha`, to the modules' own weights, or to what stands in for them.
+
+        Args:
+            gradient ([`LowRankGradient`]):
+                Of all modules of the group.
+            alphas (`Sequence[float]`):
+                Signed steps; 0 for modules that are to be left alone.
+            seed (`int`):
+                Seed of the run.
+            step (`int`):
+                Optimizer step.
+
+        Returns:
+            `list[torch.Tensor]`: Where adapters take the updates, what each of them discarded.
+        """
+        if self.probes[0].delta is not None:
+            apart = zip(self.probes, gradient.unbind(), alphas, strict=True)
+            return [probe.write_to_adapter(each, alpha) for probe, each, alpha in apart if alpha]
+        weights = [probe.weight for probe in self.probes]
+        seeds = [named_seed(seed, step, probe.name, "rounding") for probe in self.probes]
+        add_low_rank_all_(weights, gradient, alphas, seeds, transposed=self.probes[0].layer.fan_in_fan_out)
+        return []
+
+
+def follow_all(groups: Sequence[ProbeGroup], sketches: Sequence[LoraSketch]) -> None:
+    """Move the groups' subspaces on by a step's sketches."""
+    found = GradientSubspace.after_all(sketches, [group.subspace for group in groups])
+    for group, subspace in zip(groups, found, strict=True):
         # They say where to look at the next gradient, for which some thousandths do not matter.
-        self.subspace = GradientSubspace(found.left.half(), found.right.half())
+        group.subspace = GradientSubspace(subspace.left.half(), subspace.right.half())
 
 
 def group_probes(probes: Sequence[LoraProbe]) -> list[ProbeGroup]:
@@ -135,5 +163,7 @@ def group_probes(probes: Sequence[LoraProbe]) -> list[ProbeGroup]:
     for probe in probes:
         layer = probe.layer
         key = (layer.out_features, layer.in_features, probe.rank, layer.scaling[probe.adapter], probe.A.device)
+        if probe.delta is None:
+            key += probe.weight.dtype, layer.fan_in_fan_out
         groups.setdefault(key, []).append(probe)
     return [ProbeGroup(group) for group in groups.values()]

@@ -14,9 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from .delta import add_to_pair_
 from .low_rank import LowRankGradient
 from .sharding import copy_, is_partitioned, is_row_sharded
-from .sketch import named_generator
 from .sketching import Sketching
-from .update import add_low_rank_
 
 
 # Probes with a larger scaling `lora_alpha / r` would disturb the forward pass.
@@ -95,20 +93,16 @@ class LoraProbe:
             )
         return grad_A, grad_B
 
-    def write(self, gradient: LowRankGradient, alpha: float, seed: int, step: int) -> Tensor | None:
+    def write_to_adapter(self, gradient: LowRankGradient, alpha: float) -> Tensor:
         """
-        Add `alpha` times a factored gradient to the module's own weight, or to the adapter that stands in for it.
+        Add `alpha` times a factored gradient to the adapter that stands in for the module's own weight.
 
         Returns:
-            `torch.Tensor` of shape `()`, *optional*: What the adapter's rank made it discard, see [`add_to_pair_`].
+            `torch.Tensor` of shape `()`: What the adapter's rank made it discard, see [`add_to_pair_`].
         """
-        if self.delta is not None:
-            A, B = (side[self.delta].weight for side in (self.layer.lora_A, self.layer.lora_B))
-            scaling = self.layer.scaling[self.delta]
-            return scaling**2 * add_to_pair_(A, B, gradient, alpha / scaling)
-        generator = named_generator(seed, step, self.name, "rounding", self.weight.device)
-        add_low_rank_(self.weight, gradient, alpha, transposed=self.layer.fan_in_fan_out, generator=generator)
-        return None
+        A, B = (side[self.delta].weight for side in (self.layer.lora_A, self.layer.lora_B))
+        scaling = self.layer.scaling[self.delta]
+        return scaling**2 * add_to_pair_(A, B, gradient, alpha / scaling)
 
 
 def full_gradient(parameter: nn.Parameter) -> Tensor | None:

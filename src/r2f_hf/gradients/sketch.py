@@ -130,8 +130,13 @@ def named_generator(
     Returns:
         `torch.Generator`
     """
+    return torch.Generator(device).manual_seed(named_seed(seed, step, module_name, purpose))
+
+
+def named_seed(seed: int, step: int, module_name: str, purpose: str) -> int:
+    """The seed of [`named_generator`], 64 bits with a sign."""
     digest = hashlib.sha256(f"{seed}/{step}/{module_name}/{purpose}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def draw_probes(

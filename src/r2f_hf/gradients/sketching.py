@@ -61,8 +61,13 @@ class _Sketch(torch.autograd.Function):
     def backward(ctx: FunctionCtx, delta: Tensor) -> tuple[Tensor | None, ...]:
         x, A, B = ctx.saved_tensors
         X, D = (each.flatten(end_dim=-2).to(ctx.dtype) for each in (x, delta))
-        of_A = (D @ B.to(ctx.dtype)).T @ X
-        of_B = D.T @ (X @ A.to(ctx.dtype).T)
-        # A small scaling would underflow in half precision.
-        grad_A, grad_B = (each.to(A.dtype).mul_(ctx.scaling) for each in (of_A, of_B))
+        left, right = B.to(ctx.dtype), A.to(ctx.dtype)
+        # In fp16 a small scaling would underflow; elsewhere it costs nothing within the product.
+        underflows = ctx.dtype == torch.float16
+        alpha = 1.0 if underflows else ctx.scaling
+        of_A = torch.addmm(right, (D @ left).T, X, beta=0, alpha=alpha)
+        of_B = torch.addmm(left, D.T, X @ right.T, beta=0, alpha=alpha)
+        grad_A, grad_B = (each.to(A.dtype) for each in (of_A, of_B))
+        if underflows:
+            grad_A, grad_B = grad_A * ctx.scaling, grad_B * ctx.scaling
         return delta, None, grad_A, grad_B, None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .decompositions import eigh
+from .decompositions import eigh, on_all
 from .sketch import LoraSketch
 
 
@@ -43,10 +45,20 @@ class GradientSubspace:
     @classmethod
     def after(cls, sketch: LoraSketch, previous: GradientSubspace | None) -> GradientSubspace:
         """The subspaces once a step's sketch is known."""
-        if previous is None:
-            return cls(follow(None, sketch.Y), follow(None, sketch.Z.mT))
-        left, right = (state.to(sketch.Y.dtype) for state in (previous.left, previous.right))
-        return cls(follow(left, sketch.Y), follow(right, sketch.Z.mT))
+        return cls.after_all([sketch], [previous])[0]
+
+    @classmethod
+    def after_all(
+        cls, sketches: Sequence[LoraSketch], previous: Sequence[GradientSubspace | None]
+    ) -> list[GradientSubspace]:
+        """As [`~GradientSubspace.after`], of several sketches: all that came before are known, or none is."""
+        sides = [side for sketch in sketches for side in (sketch.Y, sketch.Z.mT)]
+        if previous[0] is None:
+            found = follow(None, sides)
+        else:
+            states = [state for subspace in previous for state in (subspace.left, subspace.right)]
+            found = follow([state.to(side.dtype) for state, side in zip(states, sides, strict=True)], sides)
+        return [cls(left, right) for left, right in zip(found[::2], found[1::2], strict=True)]
 
     def probes(self, A: Tensor, B: Tensor, random_rows: int) -> tuple[Tensor, Tensor]:
         """
@@ -68,21 +80,55 @@ class GradientSubspace:
         return torch.cat([turned[..., :warm, :], A[..., warm:, :]], dim=-2), along(self.left.to(B.dtype), B)
 
 
-def follow(state: Tensor | None, sketch: Tensor) -> Tensor:
-    """The `r` leading left singular vectors, times their singular values, of the state and the new sketch together."""
-    rank = sketch.shape[-1]
-    gram = (sketch.mT @ sketch).double()
-    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].sqrt().clamp_min(torch.finfo(sketch.dtype).tiny)
-    new = gram / norm.square()
-    if state is None:
-        return sketch @ (leading(new, rank) / norm).to(sketch.dtype)
+def follow(states: Sequence[Tensor] | None, sketches: Sequence[Tensor]) -> list[Tensor]:
+    """The `r` leading left singular vectors, times their singular values, of each state and new sketch together."""
+    grams = [(sketch.mT @ sketch).double() for sketch in sketches]
+    if states is None:
+        turns = on_all(of_new, [(gram,) for gram in grams])
+        return [sketch @ turn.to(sketch.dtype) for sketch, (turn,) in zip(sketches, turns, strict=True)]
+    pairs = list(zip(states, sketches, strict=True))
+    crosses = [(state.mT @ sketch).double() for state, sketch in pairs]
+    olds = [(state.mT @ state).double() for state in states]
+    turns = on_all(of_both, list(zip(grams, crosses, olds, strict=True)))
+    return [
+        state @ of_state.to(state.dtype) + sketch @ of_sketch.to(sketch.dtype)
+        for (state, sketch), (of_state, of_sketch) in zip(pairs, turns, strict=True)
+    ]
+
+
+def of_new(gram: Tensor) -> tuple[Tensor]:
+    """What turns a sketch of this Gram matrix, `(modules, r, r)`, into a state."""
+    norm = frobenius(gram)
+    return (leading(gram / norm.square(), gram.shape[-1]) / norm,)
+
+
+def of_both(gram: Tensor, cross: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    What turns a state and a sketch into a state.
+
+    Args:
+        gram (`torch.Tensor` of shape `(modules, r, r)`):
+            Gram matrix of the sketch, fp64.
+        cross (`torch.Tensor` of shape `(modules, r, r)`):
+            Inner products of the state's columns and the sketch's.
+        old (`torch.Tensor` of shape `(modules, r, r)`):
+            Gram matrix of the state.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: What to multiply the state with, and what the sketch.
+    """
+    rank, norm, weight = gram.shape[-1], frobenius(gram), DECAY**0.5
     # Gram matrix of the columns [√decay · state, sketch / norm], which are not put beside each other.
-    weight = DECAY**0.5
-    cross = weight * (state.mT @ sketch).double() / norm
-    old = DECAY * (state.mT @ state).double()
-    whole = torch.cat([torch.cat([old, cross], dim=-1), torch.cat([cross.mT, new], dim=-1)], dim=-2)
+    new, cross = gram / norm.square(), weight * cross / norm
+    whole = torch.cat([torch.cat([DECAY * old, cross], dim=-1), torch.cat([cross.mT, new], dim=-1)], dim=-2)
     of_state, of_sketch = leading(whole, rank).split(rank, dim=-2)
-    return state @ (weight * of_state).to(sketch.dtype) + sketch @ (of_sketch / norm).to(sketch.dtype)
+    return weight * of_state, of_sketch / norm
+
+
+def frobenius(gram: Tensor) -> Tensor:
+    """Frobenius norm of a sketch, from its Gram matrix, as `(modules, 1, 1)`; above zero."""
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].sqrt()
+    return norm.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def leading(gram: Tensor, count: int) -> Tensor:

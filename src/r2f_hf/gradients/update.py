@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,14 +110,14 @@ def draw_noise(size: tuple[int, int], device: torch.device, generator: torch.Gen
 
 @cache
 def fused_update(device: torch.device, dtype: torch.dtype) -> Callable[..., None] | None:
-    """[`~r2f_hf.gradients.fused_update.add_rounded_`], where Triton is there and works."""
-    if device.type != "cuda" or find_spec("triton") is None:
+    """[`~r2f_hf.gradients.fused_update.add_rounded_`] for half precision, where Triton is there and works."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or find_spec("triton") is None:
         return None
     from .fused_update import add_rounded_
 
     one = torch.ones(1, 1, device=device)
     try:
-        add_rounded_(one.to(dtype), one, one, 1.0, 0, 0, 0, 1)
+        add_rounded_([one.to(dtype)], [0], one[None], one[None], [1.0], [0], 0, 0, 1)
     except Exception as error:
         # What a compiler that is not there, or a GPU that it does not know, raises is anyone's guess.
         logger.warning("Triton cannot compile for %s, so weights are rounded in several passes: %s", device, error)
@@ -136,8 +137,8 @@ def add_low_rank_(
     In-place `weight += alpha * U @ V.T`.
 
     fp32 (and fp64) weights take one fused `addmm_`; bf16 and fp16 weights are updated in row blocks in fp32 and
-    rounded stochastically, on a GPU with Triton in one pass over the weight. Of a sharded weight each process writes
-    what it holds, with the numbers that this would get in one process.
+    rounded stochastically. Of a sharded weight each process writes what it holds, with the numbers that this would get
+    in one process.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`):
@@ -149,7 +150,7 @@ def add_low_rank_(
         transposed (`bool`, *optional*, defaults to `False`):
             Whether the weight is stored as `(in_features, out_features)`, as in GPT-2's `Conv1D`.
         generator (`torch.Generator`, *optional*):
-            Source of the random bits for stochastic rounding. In one pass its seed alone counts.
+            Source of the random bits for stochastic rounding.
     """
     left, right = (gradient.V, gradient.U) if transposed else (gradient.U, gradient.V)
     blocks = own_blocks(weight)
@@ -157,13 +158,6 @@ def add_low_rank_(
         for values, row, column in blocks:
             rows, columns = left[row : row + len(values)], right[column : column + values.shape[1]]
             values.addmm_(rows.to(weight.dtype), columns.T.to(weight.dtype), alpha=alpha)
-        return
-    add_rounded_ = fused_update(weight.device, weight.dtype)
-    if add_rounded_ is not None:
-        seed = int(torch.randint(2**63 - 1, ())) if generator is None else generator.initial_seed()
-        for values, row, column in blocks:
-            rows, columns = left[row : row + len(values)], right[column : column + values.shape[1]]
-            add_rounded_(values, rows, columns, alpha, seed, row, column, len(right))
         return
     elements = _BLOCK_ELEMENTS if weight.device.type == "cpu" else _BLOCK_ELEMENTS_ON_ACCELERATOR
     height = max(1, elements // len(right))
@@ -179,3 +173,47 @@ def add_low_rank_(
                 columns = slice(column, column + values.shape[1])
                 updated = block.float().addmm_(left[first:last], right[columns].T, alpha=alpha)
                 block.copy_(stochastic_round(updated, weight.dtype, noise[first - start : last - start, columns]))
+
+
+@torch.no_grad()
+def add_low_rank_all_(
+    weights: Sequence[Tensor],
+    gradients: LowRankGradient,
+    alphas: Sequence[float],
+    seeds: Sequence[int],
+    transposed: bool = False,
+) -> None:
+    """
+    [`add_low_rank_`] of several weights: on a GPU with Triton those of half precision take one launch, and one pass
+    over each weight.
+
+    Args:
+        weights (`Sequence[torch.Tensor]`):
+            Weights of one shape, precision and device, changed in place.
+        gradients ([`LowRankGradient`]):
+            The factored gradients, with the weights as their first dimension.
+        alphas (`Sequence[float]`):
+            Signed steps. A weight whose step is 0 is left alone.
+        seeds (`Sequence[int]`):
+            Of the stochastic rounding, 64 bits each.
+        transposed (`bool`, *optional*, defaults to `False`):
+            Whether the weights are stored as `(in_features, out_features)`, as in GPT-2's `Conv1D`.
+    """
+    written = [index for index, alpha in enumerate(alphas) if alpha]
+    device = gradients.U.device
+    add_rounded_ = fused_update(device, weights[0].dtype)
+    if add_rounded_ is None:
+        apart = gradients.unbind()
+        for index in written:
+            generator = torch.Generator(device).manual_seed(seeds[index])
+            add_low_rank_(weights[index], apart[index], alphas[index], transposed, generator)
+        return
+    left, right = (gradients.V, gradients.U) if transposed else (gradients.U, gradients.V)
+    parts: dict[Any, list[tuple[int, Tensor]]] = {}
+    for index in written:
+        for values, row, column in own_blocks(weights[index]):
+            parts.setdefault((row, column, values.shape, values.stride()), []).append((index, values))
+    for (row, column, (height, width), _), held in parts.items():
+        indices, values = zip(*held, strict=True)
+        factors = left[:, row : row + height], right[:, column : column + width]
+        add_rounded_(values, indices, *factors, alphas, seeds, row, column, right.shape[1])
