@@ -83,14 +83,21 @@ def test_a_module_that_was_given_nothing_spares_nothing() -> None:
         torch.testing.assert_close(dense(spared_by(found)), dense(gradient()))
 
 
+@pytest.mark.parametrize("neighbours", [(0, 1, 2), (0, 0, 1, 1, 2, 2), (0, 0, 1)])
 @pytest.mark.parametrize("modules_a_block", [1, 2, 5])
-def test_modules_of_one_shape_side_by_side(modules_a_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [seen(inputs_of(60, seed)) for seed in range(3)]
+def test_modules_of_one_shape_side_by_side(
+    modules_a_block: int, neighbours: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distinct = [seen(inputs_of(60, seed)) for seed in range(3)]
+    found = [distinct[index] for index in neighbours]
     elements = found[0].directions.numel() * modules_a_block
     monkeypatch.setattr("r2f_hf.gradients.retained_inputs._BLOCK_ELEMENTS", elements)
-    stacked = LowRankGradient(*(torch.stack([getattr(gradient(), side)] * 3) for side in "UV"))
-    for each, alone in zip(spare(stacked, found).unbind(), map(spared_by, found), strict=True):
-        torch.testing.assert_close(dense(each), dense(alone))
+    factors = range(1, len(found) + 1)
+    stacked = LowRankGradient(
+        torch.stack([gradient().U] * len(found)), torch.stack([factor * gradient().V for factor in factors])
+    )
+    for each, inputs, factor in zip(spare(stacked, found).unbind(), found, factors, strict=True):
+        torch.testing.assert_close(dense(each), factor * dense(spared_by(inputs)))
 
 
 def test_equal_neighbours_are_held_once() -> None:

@@ -106,11 +106,11 @@ class SketchCore:
         """
         core_left = self._core_left
         # The columns are scaled before they are mixed: where `φ` is huge they are tiny.
-        missing = (self.right @ self.Q - self.left_basis @ core_left) * phi.unsqueeze(-2) @ self.P.mT
+        joined = (self.right @ self.Q).sub_(self.left_basis @ core_left).mul_(phi.unsqueeze(-2))
         # The left sketch without what the right one says already; all of it, where `P` has fewer columns than `left`.
         rest = self.left - self.right_basis @ (self.Q @ core_left.mT)
         return LowRankGradient(
-            U=torch.cat([self.right, self.left_basis + missing], dim=-1),
+            U=torch.cat([self.right, (joined @ self.P.mT).add_(self.left_basis)], dim=-1),
             V=torch.cat([self.right_basis, rest], dim=-1),
         )
 

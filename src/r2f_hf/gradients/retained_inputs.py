@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -70,16 +71,25 @@ def spare(gradient: LowRankGradient, inputs: Sequence[RetainedInputs]) -> LowRan
         inputs (`Sequence[RetainedInputs]`):
             Of each of them.
     """
-    # They are not stacked for good: modules that read the same share theirs.
-    elements = _BLOCK_ELEMENTS if gradient.V.device.type == "cpu" else _BLOCK_ELEMENTS_ON_ACCELERATOR
-    count = max(1, elements // inputs[0].directions.numel())
+    # Neighbours that read the same are one, with the columns of all of them.
+    runs = [list(run) for _, run in groupby(inputs, key=id)]
+    count = len(runs[0]) if len({len(run) for run in runs}) == 1 else 1
+    distinct = inputs[::count]
+    rank = gradient.V.shape[-1]
+    V = gradient.V.unflatten(0, (-1, count)).transpose(1, 2).flatten(2)
+    elements = _BLOCK_ELEMENTS if V.device.type == "cpu" else _BLOCK_ELEMENTS_ON_ACCELERATOR
+    size = max(1, elements // distinct[0].directions.numel())
+    # They are not widened for good.
+    widened = V.new_empty(min(size, len(distinct)), *distinct[0].directions.shape)
     found = []
-    for start, V in zip(range(0, len(inputs), count), gradient.V.split(count), strict=True):
-        block = inputs[start : start + count]
-        Q = torch.stack([each.directions for each in block]).to(V.dtype)
+    for start, columns in zip(range(0, len(distinct), size), V.split(size), strict=True):
+        block = distinct[start : start + size]
+        Q = widened[: len(block)]
+        torch._foreach_copy_(list(Q), [each.directions for each in block])
         spared = torch.stack([each.spared for each in block]).unsqueeze(-1)
-        found.append(torch.baddbmm(V, Q, spared * (Q.mT @ V), alpha=-1))
-    return LowRankGradient(U=gradient.U, V=torch.cat(found))
+        found.append(torch.baddbmm(columns, Q, (Q.mT @ columns).mul_(spared), alpha=-1))
+    spared_V = torch.cat(found).unflatten(2, (count, rank)).transpose(1, 2).flatten(0, 1)
+    return LowRankGradient(U=gradient.U, V=spared_V)
 
 
 def share(inputs: Mapping[str, RetainedInputs]) -> dict[str, RetainedInputs]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from .decompositions import eigh, on_all
 from .sketch import LoraSketch
@@ -140,4 +139,5 @@ def leading(gram: Tensor, count: int) -> Tensor:
 def along(state: Tensor, random: Tensor) -> Tensor:
     """Unit vectors along the state's columns; where a column is only rounding, the random one."""
     norms = torch.linalg.vector_norm(state, dim=-2, keepdim=True)
-    return torch.where(norms > WEAKEST * norms[..., :1], normalize(state, dim=-2), random)
+    unit = state / norms.clamp_min(torch.finfo(state.dtype).tiny)
+    return torch.where(norms > WEAKEST * norms[..., :1], unit, random)
