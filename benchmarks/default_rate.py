@@ -4,12 +4,12 @@ The default learning rate on models and forget sets of several sizes, with nothi
     python benchmarks/default_rate.py --data DIR [--settings smollm2-1 quickstart-2] [--seeds 0 1 2]
 
 SmolLM2-135M and Gemma 3 270M, fine-tuned on the last twenty authors of TOFU, forget the last one, two or ten of them,
-by recipes/tofu/unlearn.yaml without its stopping rule: 20 steps, which are four and two passes over the forget set, or
-for ten authors the 50 of one pass. The quickstart's model, which knows twenty invented people, forgets as many of them
-by its own recipe, and a seed is another world and another model. What is asked for is a forget quality of .05 with
-P(retain) and utility at 95% of what they were (see time_to_forget.py; of the quickstart TOFU's own harmonic mean).
-Finished runs are kept in outputs/default_rate and read back, so that the command goes on where it was interrupted
-(delete them when the code has changed). Writes outputs/default_rate.json.
+by recipes/tofu/unlearn.yaml and its stopping rule: in at most 20 steps, which are four and two passes over the forget
+set, or for ten authors the 50 of one pass. The quickstart's model, which knows twenty invented people, forgets as many
+of them by its own recipe, which has no stopping rule, and a seed is another world and another model. Asked for are,
+where the run ends, a forget quality of .05 and P(retain) and utility at 95% of what they were (see time_to_forget.py;
+of the quickstart TOFU's own harmonic mean). Finished runs are kept in outputs/default_rate and read back, so that the
+command goes on where it was interrupted (delete them when the code has changed). Writes outputs/default_rate.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BASES = {"smollm2": smollm2_folder, "gemma": gemma3_folder}
 # The smallest of TOFU's forget sets that has so many authors.
 FORGET = {1: "forget01", 2: "forget01", 10: "forget05"}
 SETTINGS = [f"{base}-{authors}" for base in (*BASES, "quickstart") for authors in FORGET]
-METRICS = ("forget_quality", "forget_probability", "truth_ratio")
+COLUMNS = ("steps", "forget_quality", "forget_probability", "truth_ratio")
 
 
 def few_authors(folder: Path, authors: int) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def few_authors(folder: Path, authors: int) -> dict[str, Any]:
 
 def tofu(base: str, authors: int, options: argparse.Namespace) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
     """Metrics before and after, for each seed."""
-    # Checked at the end alone: what the steps make of it, not the best moment on the way.
+    # Checked where the recipe ends a run: what a user gets, not the best moment on the way.
     benchmark = Benchmark(BASES[base](), few_authors(options.data, authors), options, passes=None, every=None)
     for seed in options.seeds:
         # Before the run's own, which is then not measured beside a second model.
@@ -80,7 +80,7 @@ def main() -> None:
         for seed, (before, after) in zip(options.seeds, runs, strict=True):
             kept = {f"{name}, kept": after[name] / before[name] for name in KEPT_METRICS}
             met = after["forget_quality"] >= FORGOTTEN and min(kept.values()) >= KEPT
-            rows[f"{setting}, seed {seed}"] = {"met": met, **{name: after[name] for name in METRICS}, **kept}
+            rows[f"{setting}, seed {seed}"] = {"met": met, **{name: after[name] for name in COLUMNS}, **kept}
     write_json(options.output, rows)
     print_table("The default learning rate", rows, list(next(iter(rows.values()))))
     print(f"{sum(row['met'] for row in rows.values())} of {len(rows)} met. The report is {options.output}.")

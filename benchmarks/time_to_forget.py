@@ -66,7 +66,7 @@ TIMED_STEPS = 10
 
 
 class Arrival(TrainerCallback):
-    """Ends a run once it has arrived, and keeps what was seen on the way."""
+    """Ends a run once it has arrived, and keeps what was seen on the way; without `every`, only looks at its end."""
 
     def __init__(self, check: Any, every: int | None):
         self.check, self.every = check, every
@@ -75,13 +75,21 @@ class Arrival(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         last = state.global_step == state.max_steps
-        if not last and (self.every is None or state.global_step % self.every):
-            return
+        if self.every is not None and (last or state.global_step % self.every == 0):
+            self.look(state, last)
+            if self.arrived is not None:
+                control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        # At no step before is it known where a stopping rule ends the run.
+        if self.every is None:
+            self.look(state, last=True)
+
+    def look(self, state: TrainerState, last: bool) -> None:
         metrics, arrived = self.check(last)
         self.seen.append({"step": state.global_step, **metrics})
         if arrived:
             self.arrived = state.global_step
-            control.should_training_stop = True
 
 
 class Clock(TrainerCallback):
@@ -148,7 +156,8 @@ class Benchmark:
             Passes over the forget set that a run may take; without them its steps are the recipe's, or as many more as
             one pass has.
         every (`int`, *optional*):
-            Steps between checks; without them there is one, at the end.
+            Steps between checks, which end a run; without them it ends as the recipe has it, by its stopping rule or
+            when its steps are taken, and is checked there.
     """
 
     def __init__(
@@ -239,7 +248,8 @@ class Benchmark:
             disable_tqdm=True,
             keep_original=False,
         )
-        rows = {f"{name}_dataset": self.data[name] for name in ("forget", "retain")}
+        names = ("forget", "retain", "holdout") if self.every is None else ("forget", "retain")
+        rows = {f"{name}_dataset": self.data[name] for name in names}
         return RUNS[run](self.load("before"), args, processing_class=self.tokenizer, callbacks=[callback], **rows)
 
     @property
@@ -269,7 +279,8 @@ class Benchmark:
             "learning_rate": rate,
             "seed": seed,
             "arrived": arrival.arrived is not None,
-            "steps": arrival.arrived or self.budget,
+            "steps": trainer.state.global_step if self.every is None else arrival.arrived or self.budget,
+            "stop_reason": trainer.stop_reason,
             "kept": self.kept(last),
             **{name: last[name] for name in ("forget_quality", "forget_probability", "truth_ratio", *KEPT_METRICS)},
             "way": arrival.seen,
