@@ -29,9 +29,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -208,17 +210,27 @@ def measure_time(model: str, dtype: str, options: argparse.Namespace, names: tup
 
 
 def split_update(model: str, dtype: str, options: argparse.Namespace) -> dict[str, float]:
-    """How the time of R2F's own work is divided, by the profiler; parts of 1."""
-    if options.device == "cuda":
-        # Its work does not end where the profiler's ranges do.
-        return {}
+    """How the time of R2F's own work is divided, by the names that it has in the profiler; parts of 1."""
     contender = Contender("r2f", load(model, dtype, options.device))
-    for number in range(3):
-        with torch.profiler.profile() as profile:
-            contender.step(draw_batch(contender.model, options, number))
-    found = {e.key: e.cpu_time_total for e in profile.key_averages() if e.key.startswith("r2f/")}
-    total = sum(found.values())
-    return {key.removeprefix("r2f/"): took / total for key, took in found.items()}
+    batches = [draw_batch(contender.model, options, number) for number in range(WARM_UP + 3)]
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        # The profiler's own ranges end before a GPU has done what was begun in them.
+        begin = now(batches[0])
+        yield
+        seconds[name] = seconds.get(name, 0.0) + now(batches[0]) - begin
+
+    with patch("r2f_hf.callback.record_function", timed):
+        for number, batch in enumerate(batches):
+            if number == WARM_UP:
+                seconds.clear()
+            contender.step(batch)
+    del contender
+    release_memory()
+    total = sum(seconds.values())
+    return {name.removeprefix("r2f/"): took / total for name, took in seconds.items()}
 
 
 def resident(field: str) -> int:
