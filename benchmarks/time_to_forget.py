@@ -164,6 +164,7 @@ class Benchmark:
         self, base: Path, data: dict[str, Any], options: argparse.Namespace, passes: int | None, every: int | None
     ):
         self.options, self.data, self.passes, self.every = options, data, passes, every
+        self.datasets = ("forget", "retain", "holdout") if every is None else ("forget", "retain")
         self.folders = {name: finetuned_folder(base, self.data[rows]) for name, rows in MODELS.items()}
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -177,6 +178,7 @@ class Benchmark:
         # Of everything that a run depends on, this package's code aside.
         models = [folder.name for folder in self.folders.values()]
         settings = [self.recipe.to_sanitized_dict(), self.data, models, self.budget, every, options.utility_rows]
+        settings.append(self.datasets)
         self.folder = options.output.with_suffix("") / content_hash([SWEEP, *settings])
 
     def load(self, name: str) -> torch.nn.Module:
@@ -248,8 +250,7 @@ class Benchmark:
             disable_tqdm=True,
             keep_original=False,
         )
-        names = ("forget", "retain", "holdout") if self.every is None else ("forget", "retain")
-        rows = {f"{name}_dataset": self.data[name] for name in names}
+        rows = {f"{name}_dataset": self.data[name] for name in self.datasets}
         return RUNS[run](self.load("before"), args, processing_class=self.tokenizer, callbacks=[callback], **rows)
 
     @property

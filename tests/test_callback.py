@@ -286,6 +286,13 @@ def test_what_is_left_is_an_empty_adapter_over_the_result(
         torch.testing.assert_close(loaded.eval()(**batch).logits, logits, atol=1e-6, rtol=1e-6)
 
 
+def test_a_learning_rate_of_zero_writes_nothing(model: PreTrainedModel, plain_trainer: BuildPlainTrainer) -> None:
+    before = weights(model)
+    wrapped = wrap(model)
+    plain_trainer(wrapped, R2FCallback(), learning_rate=0.0).train()
+    assert not changed(before, weights(wrapped))
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_sft_trainer_steps_the_base_weights(
     checkpointing: bool,

@@ -7,9 +7,13 @@ import torch
 from conftest import build_model, linear_gradients
 from torch import Tensor
 
-from r2f_hf.decoders import SketchCore, TikhonovDecoder
+from r2f_hf.decoders import GradientDecoder, SketchCore, SpectralDecoder, TikhonovDecoder
 from r2f_hf.decoders.core import orthonormalizers
-from r2f_hf.gradients import LoraSketch, draw_probes
+from r2f_hf.gradients import LoraSketch, LowRankGradient, draw_probes
+
+
+# Rows of a module's gradient, and the rank that it is probed with.
+SHAPES = [(30, 8), (24, 8), (30, 5)]
 
 
 def sketch_of(G: Tensor, rank: int = 8, held_out: int = 0) -> LoraSketch:
@@ -87,3 +91,29 @@ def test_modules_of_one_shape_are_decoded_as_one_would_be(G: Tensor) -> None:
     for sketch, together in zip(sketches, decoder.decode_all(sketches), strict=True):
         alone = decoder.decode(sketch)
         torch.testing.assert_close(together.U @ together.V.T, alone.U @ alone.V.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [TikhonovDecoder, SpectralDecoder])
+def test_groups_of_modules_are_decoded_as_each_is_alone(kind: type[GradientDecoder], G: Tensor) -> None:
+    torch.manual_seed(0)
+    decoder = kind()
+    shapes = [[sketch_of(factor * G[:rows], rank, held_out=2) for factor in (1, 3)] for rows, rank in SHAPES]
+    decoded = decoder.decode_all([LoraSketch.stack(sketches) for sketches in shapes])
+    for sketches, together in zip(shapes, decoded, strict=True):
+        for sketch, one in zip(sketches, together.unbind(), strict=True):
+            with torch.no_grad():
+                alone = decoder.decode(sketch)
+            torch.testing.assert_close(one.U @ one.V.T, alone.U @ alone.V.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("base", [GradientDecoder, TikhonovDecoder, SpectralDecoder])
+def test_a_subclass_that_decodes_in_its_own_way_is_asked(base: type[GradientDecoder], G: Tensor) -> None:
+    class RightSketchAlone(base):
+        def decode(self, sketch: LoraSketch) -> LowRankGradient:
+            # Of no module with more leading dimensions than it was given with.
+            assert sketch.Y.ndim == 3
+            return LowRankGradient(sketch.right, sketch.right_probe.mT)
+
+    group, single = LoraSketch.stack([sketch_of(G), sketch_of(2 * G)]), sketch_of(3 * G)
+    of_group, of_single = RightSketchAlone().decode_all([group, single])
+    assert torch.equal(of_group.U, group.right) and torch.equal(of_single.U, single.right)

@@ -16,6 +16,7 @@ from r2f_hf.gradients import (
     draw_probes,
     estimate_fidelity,
 )
+from r2f_hf.gradients.fidelity import error_moments
 
 
 DRAWS = 60
@@ -112,3 +113,15 @@ def test_settings_that_cannot_be_measured_are_refused() -> None:
         check_min_fidelity(None, 1)
     with pytest.raises(ValueError, match=r"min_fidelity=0.5 needs rows that measure .* set `held_out` to 2 or more"):
         check_min_fidelity(0.5, 0)
+
+
+def test_groups_together_are_measured_as_each_module_alone(gradients: dict[str, Tensor]) -> None:
+    decoder, groups = TikhonovDecoder(), {}
+    for G in gradients.values():
+        groups.setdefault(G.shape, []).append(sketch_of(G, 8, held_out=2))
+    assert len(groups) > 1
+    stacks = [LoraSketch.stack(sketches) for sketches in groups.values()]
+    together = error_moments(stacks, [decoder.decode(stack) for stack in stacks])
+    single = [sketch for sketches in groups.values() for sketch in sketches]
+    alone = [error_moments([sketch], [decoder.decode(sketch)]) for sketch in single]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-6 * together.abs().max().item())

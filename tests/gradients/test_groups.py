@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import read_sketches
@@ -22,9 +24,12 @@ from r2f_hf.gradients import (
 )
 
 
+CONFIG = LoraConfig(r=4, lora_alpha=4e-6, target_modules="all-linear")
+
+
 @pytest.fixture
 def wrapped(model: PreTrainedModel) -> PeftModel:
-    return get_peft_model(model, LoraConfig(r=4, lora_alpha=4e-6, target_modules="all-linear"))
+    return get_peft_model(model, CONFIG)
 
 
 def subspaces(group: ProbeGroup) -> GradientSubspace:
@@ -110,6 +115,35 @@ def test_a_group_is_read_and_followed_as_each_of_its_probes_is_alone(
                 # fp16 has eleven bits.
                 whole, atol = theirs @ theirs.T, 2**-10 * theirs.square().sum(-1).max().item()
                 torch.testing.assert_close(mine.float() @ mine.float().T, whole, atol=atol, rtol=0)
+
+
+def test_groups_are_followed_together_as_each_is_alone(wrapped: PeftModel, batch: dict[str, Tensor]) -> None:
+    groups = group_probes(find_probes(wrapped))
+    assert len(groups) > 1
+    for group in groups:
+        group.draw(seed=0, step=0)
+    wrapped(**batch).loss.backward()
+    sketches = [group.read(held_out=1) for group in groups]
+    found = []
+    for parts in ([slice(len(groups))], [slice(index, index + 1) for index in range(len(groups))]):
+        for group in groups:
+            group.subspace = None
+        for _ in range(3):
+            for part in parts:
+                follow_all(groups[part], sketches[part])
+        found.append([side for group in groups for side in (group.subspace.left, group.subspace.right)])
+    for together, alone in zip(*found, strict=True):
+        mine, theirs = together.float(), alone.float()
+        whole = theirs @ theirs.mT
+        torch.testing.assert_close(mine @ mine.mT, whole, atol=2**-10 * whole.abs().max().item(), rtol=0)
+
+
+def test_weights_of_another_precision_are_a_group_of_their_own(model: PreTrainedModel) -> None:
+    alike = len(group_probes(find_probes(get_peft_model(copy.deepcopy(model), CONFIG))))
+    model.model.layers[0].mlp.up_proj.to(torch.bfloat16)
+    groups = group_probes(find_probes(get_peft_model(model, CONFIG)))
+    assert len(groups) == alike + 1
+    assert all(len({probe.weight.dtype for probe in group.probes}) == 1 for group in groups)
 
 
 def test_a_group_evens_out_as_each_of_its_modules_is_alone(wrapped: PeftModel) -> None:

@@ -144,6 +144,25 @@ def test_several_weights_are_written_as_each_is_alone(dtype: torch.dtype, transp
         assert torch.equal(mine, theirs)
 
 
+def test_modules_that_share_a_weight_are_written_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one launch the one would lose what the other adds."""
+    weight, gradient = draw(8, 6)
+    gradients = LowRankGradient(torch.stack([gradient.U] * 3), torch.stack([gradient.V] * 3))
+    launches = []
+
+    def add(values: list[Tensor], modules: list[int], left: Tensor, right: Tensor, alphas: list[float], *_) -> None:
+        launches.append(len(values))
+        assert len({each.data_ptr() for each in values}) == len(values)
+        for each, module in zip(values, modules, strict=True):
+            each.addmm_(left[module], right[module].T, alpha=alphas[module])
+
+    monkeypatch.setattr("r2f_hf.gradients.update.fused_update", lambda *_: add)
+    other, expected = weight.clone(), weight + (1 + 3) * gradient.U @ gradient.V.T
+    add_low_rank_all_([weight, other, weight], gradients, [1.0, 2.0, 3.0], [0, 1, 2])
+    torch.testing.assert_close(weight, expected)
+    assert launches == [2, 1]
+
+
 def test_only_half_precision_is_rounded_in_one_pass() -> None:
     assert fused_update(torch.device("cuda"), torch.float32) is None
     assert fused_update(torch.device("cpu"), torch.bfloat16) is None

@@ -91,9 +91,12 @@ class GradientDecoder(
         Returns:
             `list[LowRankGradient]`: In the same order.
         """
-        decoded: dict[int, LowRankGradient] = {}
-        for indices, stack in LoraSketch.by_shape(sketches):
-            decoded |= dict(zip(indices, self.decode(stack).unbind(), strict=True))
+        # What is of several modules already is decoded as it is.
+        decoded = {index: self.decode(sketch) for index, sketch in enumerate(sketches) if sketch.Y.ndim > 2}
+        single = [index for index in range(len(sketches)) if index not in decoded]
+        for indices, stack in LoraSketch.by_shape([sketches[index] for index in single]):
+            places = [single[index] for index in indices]
+            decoded |= dict(zip(places, self.decode(stack).unbind(), strict=True))
         return [decoded[index] for index in range(len(sketches))]
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -181,6 +184,9 @@ class FilterDecoder(GradientDecoder):
 
     @torch.no_grad()
     def decode_all(self, sketches: Sequence[LoraSketch]) -> list[LowRankGradient]:
+        if type(self).decode is not FilterDecoder.decode:
+            # A subclass that decodes in its own way.
+            return super().decode_all(sketches)
         cores = SketchCore.of_all(sketches)
         return [
             core.reconstruct(gate * core.inverse_sigma) for core, gate in zip(cores, self.gates(cores), strict=True)

@@ -27,6 +27,8 @@ class SpectralDecoder(FilterDecoder):
     module's width, on the scale of the loss or on the rank: what was trained on one model is used unchanged on another
     one, of any architecture.
 
+    A subclass with another gate implements [`~SpectralDecoder.gate_of`].
+
     Args:
         channels (`int`, *optional*, defaults to `16`):
             Width of the hidden layers.
@@ -83,19 +85,24 @@ def spectral_features(cores: Sequence[SketchCore]) -> list[Tensor]:
     Returns:
         `list[torch.Tensor]`: Of each core, of shape `(..., k, features)`, fp32, finite.
     """
-    # In fp64 no square of an fp32 number over- or underflows.
-    sides = [[(side.double(), side.shape[-2]) for side in (core.right, core.left)] for core in cores]
     summaries = [
         (
-            *(columns.mT @ columns for columns, _ in pair),
+            double_gram(core.right),
+            double_gram(core.left),
             core.Q,
             core.P,
             core.sigma,
-            *(columns.new_full((*core.sigma.shape[:-1], 1), width) for columns, width in pair),
+            *(core.sigma.new_full((*core.sigma.shape[:-1], 1), side.shape[-2]) for side in (core.right, core.left)),
         )
-        for core, pair in zip(cores, sides, strict=True)
+        for core in cores
     ]
     return [features for (features,) in on_all(features_of, summaries)]
+
+
+def double_gram(columns: Tensor) -> Tensor:
+    """Gram matrix in fp64, where no square of an fp32 number over- or underflows."""
+    columns = columns.double()
+    return columns.mT @ columns
 
 
 def features_of(

@@ -69,7 +69,7 @@ def on_all(function: Callable[..., Sequence[Tensor]], stacks: Sequence[Sequence[
         )
         counts = [leading[index].numel() for index in indices]
         for index, *pieces in zip(indices, *(each.split(counts) for each in function(*together)), strict=True):
-            found[index] = tuple(piece.reshape(*leading[index], *piece.shape[1:]) for piece in pieces)
+            found[index] = tuple(piece.reshape((*leading[index], *piece.shape[1:])) for piece in pieces)
     return [found[index] for index in range(len(stacks))]
 
 

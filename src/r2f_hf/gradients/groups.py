@@ -98,7 +98,7 @@ class ProbeGroup:
         A, B = draw_probes(seed, step, "x".join(map(str, self.shape)), *self.shape, rank, device)
         count, (_, columns) = len(self.probes), self.shape
         A, B = self.subspace.probes(A.expand(count, -1, -1), B.expand(count, -1, -1), random_rows)
-        # Named after the first of them: another group of this shape, on another device, has other numbers.
+        # Named after the first of them: another group of this shape has other numbers.
         generator = named_generator(seed, step, self.probes[0].name, "random rows", device)
         A[:, rank - random_rows :] = (
             torch.randn(count, random_rows, columns, generator=generator, device=device) * columns**-0.5
@@ -150,7 +150,7 @@ def follow_all(groups: Sequence[ProbeGroup], sketches: Sequence[LoraSketch]) -> 
 
 def group_probes(probes: Sequence[LoraProbe]) -> list[ProbeGroup]:
     """
-    Probes by shape.
+    Probes by shape, and by how their weights are stored.
 
     Args:
         probes (`Sequence[LoraProbe]`):

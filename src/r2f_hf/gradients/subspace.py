@@ -55,8 +55,7 @@ class GradientSubspace:
         if previous[0] is None:
             found = follow(None, sides)
         else:
-            states = [state for subspace in previous for state in (subspace.left, subspace.right)]
-            found = follow([state.to(side.dtype) for state, side in zip(states, sides, strict=True)], sides)
+            found = follow([state for subspace in previous for state in (subspace.left, subspace.right)], sides)
         return [cls(left, right) for left, right in zip(found[::2], found[1::2], strict=True)]
 
     def probes(self, A: Tensor, B: Tensor, random_rows: int) -> tuple[Tensor, Tensor]:
@@ -85,14 +84,18 @@ def follow(states: Sequence[Tensor] | None, sketches: Sequence[Tensor]) -> list[
     if states is None:
         turns = on_all(of_new, [(gram,) for gram in grams])
         return [sketch @ turn.to(sketch.dtype) for sketch, (turn,) in zip(sketches, turns, strict=True)]
-    pairs = list(zip(states, sketches, strict=True))
-    crosses = [(state.mT @ sketch).double() for state, sketch in pairs]
-    olds = [(state.mT @ state).double() for state in states]
-    turns = on_all(of_both, list(zip(grams, crosses, olds, strict=True)))
+    # States of fewer bits are widened one by one, and not all at once for as long as this takes.
+    products = [old_and_cross(state.to(sketch.dtype), sketch) for state, sketch in zip(states, sketches, strict=True)]
+    turns = on_all(of_both, [(gram, *pair) for gram, pair in zip(grams, products, strict=True)])
     return [
-        state @ of_state.to(state.dtype) + sketch @ of_sketch.to(sketch.dtype)
-        for (state, sketch), (of_state, of_sketch) in zip(pairs, turns, strict=True)
+        state.to(sketch.dtype) @ of_state.to(sketch.dtype) + sketch @ of_sketch.to(sketch.dtype)
+        for state, sketch, (of_state, of_sketch) in zip(states, sketches, turns, strict=True)
     ]
+
+
+def old_and_cross(state: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram matrix of a state, and inner products of its columns and the sketch's; fp64."""
+    return (state.mT @ state).double(), (state.mT @ sketch).double()
 
 
 def of_new(gram: Tensor) -> tuple[Tensor]:
@@ -101,17 +104,17 @@ def of_new(gram: Tensor) -> tuple[Tensor]:
     return (leading(gram / norm.square(), gram.shape[-1]) / norm,)
 
 
-def of_both(gram: Tensor, cross: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+def of_both(gram: Tensor, old: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
     """
     What turns a state and a sketch into a state.
 
     Args:
         gram (`torch.Tensor` of shape `(modules, r, r)`):
             Gram matrix of the sketch, fp64.
-        cross (`torch.Tensor` of shape `(modules, r, r)`):
-            Inner products of the state's columns and the sketch's.
         old (`torch.Tensor` of shape `(modules, r, r)`):
             Gram matrix of the state.
+        cross (`torch.Tensor` of shape `(modules, r, r)`):
+            Inner products of the state's columns and the sketch's.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: What to multiply the state with, and what the sketch.

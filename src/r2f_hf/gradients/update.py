@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -184,8 +185,8 @@ def add_low_rank_all_(
     transposed: bool = False,
 ) -> None:
     """
-    [`add_low_rank_`] of several weights: on a GPU with Triton those of half precision take one launch, and one pass
-    over each weight.
+    [`add_low_rank_`] of several weights: on a GPU with Triton those of half precision take one launch, one pass over
+    each weight, and other random numbers.
 
     Args:
         weights (`Sequence[torch.Tensor]`):
@@ -210,10 +211,14 @@ def add_low_rank_all_(
         return
     left, right = (gradients.V, gradients.U) if transposed else (gradients.U, gradients.V)
     parts: dict[Any, list[tuple[int, Tensor]]] = {}
+    # Modules that share a weight take turns: within a launch no order is kept.
+    turns: Counter[int] = Counter()
     for index in written:
         for values, row, column in own_blocks(weights[index]):
-            parts.setdefault((row, column, values.shape, values.stride()), []).append((index, values))
-    for (row, column, (height, width), _), held in parts.items():
+            key = (turns[values.data_ptr()], row, column, values.shape, values.stride())
+            turns[values.data_ptr()] += 1
+            parts.setdefault(key, []).append((index, values))
+    for (_, row, column, (height, width), _), held in parts.items():
         indices, values = zip(*held, strict=True)
         factors = left[:, row : row + height], right[:, column : column + width]
         add_rounded_(values, indices, *factors, alphas, seeds, row, column, right.shape[1])
