@@ -33,9 +33,24 @@ def test_they_are_torchs_own_and_leave_the_threads_as_they_were() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_many_are_shared_out_among_the_threads() -> None:
+    matrices = torch.randn(3, 25, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for mine, theirs in zip(svd(matrices), torch.linalg.svd(matrices, full_matrices=False), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    # In no autograd graph of a thread's own.
+    grams = (matrices.mT @ matrices).requires_grad_()
+    with torch.no_grad():
+        assert not any(found.requires_grad for found in eigh(grams))
+    with pytest.raises(RuntimeError):
+        eigh(matrices)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_one_thread_is_one() -> None:
-    with one_thread():
+    with one_thread() as threads:
         assert torch.get_num_threads() == 1
+    assert threads == 2
 
 
 def test_several_stacks_are_one_call_a_size_and_come_back_as_they_were() -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
+# Fewer matrices take less time than another thread's start.
+_LEAST_A_THREAD = 16
+
+
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[int]:
     """
-    Let LAPACK work in this thread alone.
+    Let LAPACK work in this thread alone. Yields how many there are otherwise.
 
     With several it shares out each column of each matrix, and the threads wait for each other longer than they
     compute: with two a stack of 32 x 32 matrices takes twice as long as with one, and up to a hundred times as long
@@ -22,21 +28,31 @@ def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield threads
     finally:
         torch.set_num_threads(threads)
 
 
+def shared_out(function: Callable[[Tensor], Sequence[Tensor]], matrices: Tensor) -> tuple[Tensor, ...]:
+    """A decomposition of matrices of shape `(..., m, n)`: on a CPU each thread has its part of them, one by one."""
+    with one_thread() as threads:
+        few = matrices.shape[:-2].numel() < threads * _LEAST_A_THREAD
+        if few or threads == 1 or matrices.device.type != "cpu":
+            return tuple(function(matrices))
+        stack = matrices.flatten(end_dim=-3)
+        with ThreadPoolExecutor(threads) as pool:
+            found = zip(*pool.map(function, stack.chunk(threads)), strict=True)
+        return tuple(torch.cat(parts).unflatten(0, matrices.shape[:-2]) for parts in found)
+
+
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """[`torch.linalg.eigh`] of small matrices of shape `(..., n, n)`."""
-    with one_thread():
-        return torch.linalg.eigh(matrices)
+    return shared_out(torch.linalg.eigh, matrices)
 
 
 def svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[`torch.linalg.svd`] of small matrices of shape `(..., m, n)`, without the vectors of what is not there."""
-    with one_thread():
-        return torch.linalg.svd(matrices, full_matrices=False)
+    return shared_out(partial(torch.linalg.svd, full_matrices=False), matrices)
 
 
 def on_all(function: Callable[..., Sequence[Tensor]], stacks: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
