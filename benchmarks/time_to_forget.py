@@ -177,8 +177,8 @@ class Benchmark:
         self.forget = {"forget": splits["forget"]}
         # Of everything that a run depends on, this package's code aside.
         models = [folder.name for folder in self.folders.values()]
-        settings = [self.recipe.to_sanitized_dict(), self.data, models, self.budget, every, options.utility_rows]
-        settings.append(self.datasets)
+        settings = [self.recipe.to_sanitized_dict(), self.data, self.datasets, models]
+        settings += [self.budget, every, options.utility_rows]
         self.folder = options.output.with_suffix("") / content_hash([SWEEP, *settings])
 
     def load(self, name: str) -> torch.nn.Module:
@@ -280,7 +280,7 @@ class Benchmark:
             "learning_rate": rate,
             "seed": seed,
             "arrived": arrival.arrived is not None,
-            "steps": trainer.state.global_step if self.every is None else arrival.arrived or self.budget,
+            "steps": trainer.state.global_step,
             "stop_reason": trainer.stop_reason,
             "kept": self.kept(last),
             **{name: last[name] for name in ("forget_quality", "forget_probability", "truth_ratio", *KEPT_METRICS)},
