@@ -8,8 +8,11 @@ by recipes/tofu/unlearn.yaml and its stopping rule: in at most 20 steps, which a
 set, or for ten authors the 50 of one pass. The quickstart's model, which knows twenty invented people, forgets as many
 of them by its own recipe, which has no stopping rule, and a seed is another world and another model. Asked for are,
 where the run ends, a forget quality of .05 and P(retain) and utility at 95% of what they were (see time_to_forget.py;
-of the quickstart TOFU's own harmonic mean). Finished runs are kept in outputs/default_rate and read back, so that the
-command goes on where it was interrupted (delete them when the code has changed). Writes outputs/default_rate.json.
+of the quickstart TOFU's own harmonic mean). Why a forget quality is low is seen, for TOFU, in how the logarithm of the
+truth ratio R differs from gold's: `log_ratio_shift`, of the means, is below zero if the true answer is still
+preferred, and `log_ratio_spread`, of the standard deviations, above one if answers became unlikely unevenly. Finished
+runs are kept in outputs/default_rate and read back, so that the command goes on where it was interrupted (delete them
+when the code has changed). Writes outputs/default_rate.json.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 
 from pypi_models import gemma3_folder, smollm2_folder
 from r2f_hf.report import print_table, write_json
-from time_to_forget import FORGOTTEN, KEPT, KEPT_METRICS, Benchmark, add_arguments
+from time_to_forget import FORGET_METRICS, FORGOTTEN, KEPT, KEPT_METRICS, Benchmark, add_arguments
 from tofu_smollm2 import QUESTIONS_PER_AUTHOR, load_data
 
 
@@ -33,7 +36,7 @@ BASES = {"smollm2": smollm2_folder, "gemma": gemma3_folder}
 # The smallest of TOFU's forget sets that has so many authors.
 FORGET = {1: "forget01", 2: "forget01", 10: "forget05"}
 SETTINGS = [f"{base}-{authors}" for base in (*BASES, "quickstart") for authors in FORGET]
-COLUMNS = ("steps", "forget_quality", "forget_probability", "truth_ratio")
+COLUMNS = ("steps", *FORGET_METRICS)
 
 
 def few_authors(folder: Path, authors: int) -> dict[str, Any]:
@@ -80,9 +83,13 @@ def main() -> None:
         for seed, (before, after) in zip(options.seeds, runs, strict=True):
             kept = {f"{name}, kept": after[name] / before[name] for name in KEPT_METRICS}
             met = after["forget_quality"] >= FORGOTTEN and min(kept.values()) >= KEPT
-            rows[f"{setting}, seed {seed}"] = {"met": met, **{name: after[name] for name in COLUMNS}, **kept}
+            rows[f"{setting}, seed {seed}"] = {
+                "met": met,
+                **{name: after[name] for name in COLUMNS if name in after},
+                **kept,
+            }
     write_json(options.output, rows)
-    print_table("The default learning rate", rows, list(next(iter(rows.values()))))
+    print_table("The default learning rate", rows, ("met", *COLUMNS, *(f"{name}, kept" for name in KEPT_METRICS)))
     print(f"{sum(row['met'] for row in rows.values())} of {len(rows)} met. The report is {options.output}.")
 
 

