@@ -9,10 +9,10 @@ set, or for ten authors the 50 of one pass. The quickstart's model, which knows 
 of them by its own recipe, which has no stopping rule, and a seed is another world and another model. Asked for are,
 where the run ends, a forget quality of .05 and P(retain) and utility at 95% of what they were (see time_to_forget.py;
 of the quickstart TOFU's own harmonic mean). Why a forget quality is low is seen, for TOFU, in how the logarithm of the
-truth ratio R differs from gold's: `log_ratio_shift`, of the means, is below zero if the true answer is still
-preferred, and `log_ratio_spread`, of the standard deviations, above one if answers became unlikely unevenly. Finished
-runs are kept in outputs/default_rate and read back, so that the command goes on where it was interrupted (delete them
-when the code has changed). Writes outputs/default_rate.json.
+truth ratio R differs from gold's, after and before: `log_ratio_shift` is its mean less gold's, below zero if the true
+answer is preferred more than by gold, and `log_ratio_spread` its standard deviation in units of gold's. Finished runs
+are kept in outputs/default_rate and read back, so that the command goes on where it was interrupted (delete them when
+the code has changed). Writes outputs/default_rate.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 from pypi_models import gemma3_folder, smollm2_folder
 from r2f_hf.report import print_table, write_json
-from time_to_forget import FORGET_METRICS, FORGOTTEN, KEPT, KEPT_METRICS, Benchmark, add_arguments
+from time_to_forget import FORGET_METRICS, FORGOTTEN, KEPT, KEPT_METRICS, LOG_RATIO, Benchmark, add_arguments
 from tofu_smollm2 import QUESTIONS_PER_AUTHOR, load_data
 
 
@@ -86,10 +86,12 @@ def main() -> None:
             rows[f"{setting}, seed {seed}"] = {
                 "met": met,
                 **{name: after[name] for name in COLUMNS if name in after},
+                **{f"{name}, before": before[name] for name in LOG_RATIO if name in before},
                 **kept,
             }
     write_json(options.output, rows)
-    print_table("The default learning rate", rows, ("met", *COLUMNS, *(f"{name}, kept" for name in KEPT_METRICS)))
+    columns = [*COLUMNS, *(f"{name}, before" for name in LOG_RATIO), *(f"{name}, kept" for name in KEPT_METRICS)]
+    print_table("The default learning rate", rows, ("met", *columns))
     print(f"{sum(row['met'] for row in rows.values())} of {len(rows)} met. The report is {options.output}.")
 
 

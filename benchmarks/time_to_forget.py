@@ -59,7 +59,8 @@ SWEEP = {
 }
 FORGOTTEN, KEPT = 0.05, 0.95
 KEPT_METRICS = ("retain_probability", "utility")
-FORGET_METRICS = ("forget_quality", "forget_probability", "truth_ratio", "log_ratio_shift", "log_ratio_spread")
+LOG_RATIO = ("log_ratio_shift", "log_ratio_spread")
+FORGET_METRICS = ("forget_quality", "forget_probability", "truth_ratio", *LOG_RATIO)
 UTILITY = ("probability", "rouge_l_recall", "truth_ratio")
 # What rows each is fine-tuned on.
 MODELS = {"before": "train", "gold": "retain"}
@@ -183,7 +184,7 @@ class Benchmark:
         splits = {name: without_views(rows) for name, rows in self.data["splits"].items()}
         self.others = {name: spread(rows, options.utility_rows) for name, rows in splits.items() if name != "forget"}
         self.forget = {"forget": splits["forget"]}
-        # Of everything that a run depends on, this package's code aside.
+        # Of everything that a run and its record depend on, this package's code aside.
         models = [folder.name for folder in self.folders.values()]
         settings = [self.recipe.to_sanitized_dict(), self.data, self.datasets, models]
         settings += [self.budget, every, options.utility_rows, FORGET_METRICS]
@@ -232,8 +233,8 @@ class Benchmark:
         found = summarise(statistics, self.gold)
         if self.others.keys() <= statistics.keys():
             found["utility"] = fmean(found[f"{split}_{name}"] for split in self.others for name in UTILITY)
-        now, gold = log_ratios(statistics["forget"]), log_ratios(self.gold["forget"])
-        return found | {"log_ratio_shift": now.mean() - gold.mean(), "log_ratio_spread": now.std() / gold.std()}
+        own, gold = log_ratios(statistics["forget"]), log_ratios(self.gold["forget"])
+        return found | dict(zip(LOG_RATIO, (own.mean() - gold.mean(), own.std() / gold.std()), strict=True))
 
     def check(self, model: torch.nn.Module, last: bool) -> tuple[dict[str, float], bool]:
         """Where a run is, and whether it has arrived. What that does not depend on any more is measured at the end."""
