@@ -8,11 +8,9 @@ by recipes/tofu/unlearn.yaml and its stopping rule: in at most 20 steps, which a
 set, or for ten authors the 50 of one pass. The quickstart's model, which knows twenty invented people, forgets as many
 of them by its own recipe, which has no stopping rule, and a seed is another world and another model. Asked for are,
 where the run ends, a forget quality of .05 and P(retain) and utility at 95% of what they were (see time_to_forget.py;
-of the quickstart TOFU's own harmonic mean). Why a forget quality is low is seen, for TOFU, in how the logarithm of the
-truth ratio R differs from gold's, after and before: `log_ratio_shift` is its mean less gold's, below zero if the true
-answer is preferred more than by gold, and `log_ratio_spread` its standard deviation in units of gold's. Finished runs
-are kept in outputs/default_rate and read back, so that the command goes on where it was interrupted (delete them when
-the code has changed). Writes outputs/default_rate.json.
+of the quickstart TOFU's own harmonic mean). How truth ratios differ from gold's is told, for TOFU, after and before.
+Finished runs are kept in outputs/default_rate and read back, so that the command goes on where it was interrupted
+(delete them when the code has changed). Writes outputs/default_rate.json.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ spare nothing, have three retain examples to a forget example instead of one. R2
 each peer's is swept on the first seed, and the one that arrives first, or else ends with the highest forget quality at
 that utility, is used on all. A run that does not arrive counts as its whole budget; the best peer is the quickest of
 those that arrive on the most seeds. `--tune` makes the model forget the first of its authors instead: what is chosen
-is chosen on these.
+is chosen on these. Why a forget quality is low is seen in how the logarithm of the truth ratio R differs from gold's:
+`log_ratio_shift` is its mean less gold's, below zero if the true answer is preferred more than by gold, and
+`log_ratio_spread` its standard deviation in units of gold's.
 
 Utility is that of at most `--utility_rows` rows a split. Seconds are those until the first step, references and all,
 and steps times the median seconds of a step, measured at the end on the same batches, without checks. Finished runs
@@ -225,16 +227,12 @@ class Benchmark:
         return json.loads(file.read_text())
 
     def summarise(self, statistics: dict[str, Any]) -> dict[str, float]:
-        """
-        Metrics of the splits that were measured, with `utility` where all were, and how the logarithm of R differs
-        from gold's: its mean less gold's (`log_ratio_shift`), and its standard deviation in units of gold's
-        (`log_ratio_spread`).
-        """
+        """Metrics of the splits that were measured, with `utility` where all were."""
         found = summarise(statistics, self.gold)
         if self.others.keys() <= statistics.keys():
             found["utility"] = fmean(found[f"{split}_{name}"] for split in self.others for name in UTILITY)
         own, gold = log_ratios(statistics["forget"]), log_ratios(self.gold["forget"])
-        return found | dict(zip(LOG_RATIO, (own.mean() - gold.mean(), own.std() / gold.std()), strict=True))
+        return found | {"log_ratio_shift": own.mean() - gold.mean(), "log_ratio_spread": own.std() / gold.std()}
 
     def check(self, model: torch.nn.Module, last: bool) -> tuple[dict[str, float], bool]:
         """Where a run is, and whether it has arrived. What that does not depend on any more is measured at the end."""
