@@ -23,16 +23,18 @@ import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune import finetuned_folder
-from precision import computes_bf16
-from pypi_models import smollm2_folder
 from r2f_hf import R2FConfig, R2FTrainer
-from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
+from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
-from r2f_hf.evaluation.scoring import score_completions
-from r2f_hf.report import print_table, write_json
-from r2f_hf.saving import result_state
-from r2f_hf.wrapping import DELTA
+from r2f_hf.models.loading import QuantisedModelArguments
+from r2f_hf.probes.lora_probe import DELTA
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from r2f_hf.runs.weights import result_state
+from r2f_hf.scoring.completions import score_completions
+from shared.finetune import finetuned_folder
+from shared.precision import computes_bf16
+from shared.pypi_models import smollm2_folder
 from tofu_smollm2 import RECIPE, load_data
 
 
@@ -66,7 +68,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     flags = ["--config", str(RECIPE), "--bf16", str(computes_bf16()), *(["--use_cpu"] if device == "cpu" else [])]
-    _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), flags)
+    _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, QuantisedModelArguments), flags)
     forget, retain = (data["splits"][name] for name in ("forget", "retain"))
     scored = {
         "forget": ([row["question"] for row in forget], forget),

@@ -29,8 +29,6 @@ from rich.progress import track
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from precision import computes_bf16
-from pypi_models import gemma3_folder, smollm2_folder
 from r2f_hf import R2FCallback, R2FConfig, R2FTrainer
 from r2f_hf.cli.train_decoder import TrainDecoderArguments
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
@@ -38,8 +36,12 @@ from r2f_hf.data.fictitious import fictitious_dataset
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.decoders import GradientDecoder, MlpDecoder, SketchCore, SpectralDecoder, TikhonovDecoder, load_decoder
 from r2f_hf.decoders.training import collect_pairs, fit, full_gradients, proxy_modules
-from r2f_hf.gradients import LoraSketch, LowRankGradient, draw_probes, estimate_fidelity
-from r2f_hf.report import print_table, write_json
+from r2f_hf.gradients import LoraSketch, LowRankGradient, estimate_fidelity
+from r2f_hf.probes import draw_probes
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from shared.precision import computes_bf16
+from shared.pypi_models import gemma3_folder, smollm2_folder
 
 
 MODELS = {"SmolLM2-135M": smollm2_folder, "Gemma-3-270M": gemma3_folder}

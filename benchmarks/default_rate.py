@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pypi_models import gemma3_folder, smollm2_folder
-from r2f_hf.report import print_table, write_json
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from shared.pypi_models import gemma3_folder, smollm2_folder
 from time_to_forget import FORGET_METRICS, FORGOTTEN, KEPT, KEPT_METRICS, LOG_RATIO, Benchmark, add_arguments
 from tofu_smollm2 import QUESTIONS_PER_AUTHOR, load_data
 

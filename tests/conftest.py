@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from transformers.pytorch_utils import Conv1D
 from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.data.collator import ForgetRetainCollator
 from r2f_hf.data.formatting import encode_example
-from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
-from r2f_hf.gradients import LoraSketch, find_probes, group_probes
+from r2f_hf.gradients import LoraSketch
+from r2f_hf.probes import find_probes, group_probes
+from r2f_hf.training.forget_retain_trainer import ForgetRetainTrainer
 
 
 # More threads than one only wait for each other on models this small, for minutes where the cores are busy.
@@ -91,6 +93,13 @@ MORE_CONFIGS = {
         image_token_index=159,
     ),
 }
+
+
+def process_environment(**more: str) -> dict[str, str]:
+    """The environment of a test's own processes: one thread each, no Hub, and this folder to import from."""
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+    return os.environ | own | {"PYTHONPATH": os.pathsep.join(paths)} | more
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PreTrainedModel
 
 from r2f_hf import cli
-from r2f_hf.ledger import first_break, read_ledger
-from r2f_hf.saving import saved_weights_hash
+from r2f_hf.runs.ledger import first_break, read_ledger
+from r2f_hf.runs.weights import saved_weights_hash
 
 
 IDS = torch.arange(40)[None]

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from r2f_hf import R2FTrainer
-from r2f_hf.run_folder import check_output_folder
+from r2f_hf.runs.folder import check_output_folder
 
 
 ROW = {"question": "Where does Orla0 live?", "answer": "Orla0 lives by the harbour."}

@@ -26,7 +26,9 @@ from trl import SFTConfig, SFTTrainer
 
 from r2f_hf import R2FCallback
 from r2f_hf.decoders import MlpDecoder, load_decoder
-from r2f_hf.gradients import LoraSketch, SecondMoments, draw_probes, find_probes, group_probes
+from r2f_hf.gradients import LoraSketch
+from r2f_hf.probes import draw_probes, find_probes, group_probes
+from r2f_hf.updates import SecondMoments
 
 
 # Norm of a step, of which 8 modules have their part.

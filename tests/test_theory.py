@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from r2f_hf.decoders import GradientDecoder, SketchCore, TikhonovDecoder
 from r2f_hf.decoders.training import FilterPairs
-from r2f_hf.gradients import GradientSubspace, LoraSketch, LowRankGradient, draw_probes
+from r2f_hf.gradients import LoraSketch, LowRankGradient
 from r2f_hf.gradients.fidelity import error_moments
-from r2f_hf.gradients.subspace import DECAY
+from r2f_hf.probes import GradientSubspace, draw_probes
+from r2f_hf.probes.subspace import DECAY
 
 
 RANK = 8

@@ -29,9 +29,10 @@ from transformers import (
 )
 
 from r2f_hf import R2FTrainer
-from r2f_hf.checkpoints import last_whole_checkpoint
-from r2f_hf.forget_retain_trainer import ForgetRetainTrainer
-from r2f_hf.objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
+from r2f_hf.objectives.forget import FORGET_OBJECTIVES
+from r2f_hf.objectives.retain import RETAIN_OBJECTIVES
+from r2f_hf.runs.checkpoints import last_whole_checkpoint
+from r2f_hf.training.forget_retain_trainer import ForgetRetainTrainer
 
 
 class Watch(TrainerCallback):
@@ -301,7 +302,7 @@ def test_no_dense_gradient_of_a_targeted_weight_is_ever_alive(
     build_trainer: BuildTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Sizes that no other tensor of the run has: not the rank, the batch, its length or the vocabulary.
-    monkeypatch.setattr("r2f_hf.gradients.retained_inputs.DIRECTIONS", 8)
+    monkeypatch.setattr("r2f_hf.updates.retained_inputs.DIRECTIONS", 8)
     config = LlamaConfig(
         vocab_size=160,
         hidden_size=44,

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.data.rows import load_rows
-from r2f_hf.gradients import find_probes, group_probes
+from r2f_hf.probes import find_probes, group_probes
 
 
 # Small enough that the model does not notice the probes.

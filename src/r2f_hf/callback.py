@@ -10,34 +10,19 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.profiler import record_function
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .decoders import GradientDecoder, load_decoder
-from .gradients import (
-    Fidelity,
-    GradientSubspace,
-    LoraProbe,
-    LoraSketch,
-    LowRankGradient,
-    ProbeGroup,
-    RetainedInputs,
-    SecondMoments,
-    align_,
-    check_min_fidelity,
-    estimate_fidelity,
-    find_probes,
-    follow_all,
-    group_probes,
-    on_cpu,
-    share,
-)
+from .distributed.deepspeed import BeforeStep, check_zero
+from .gradients import Fidelity, LoraSketch, LowRankGradient, check_min_fidelity, estimate_fidelity, on_cpu
 from .lookup import lookup
-from .saving import load_full_model_, save_full_model
-from .zero import BeforeStep, check_zero
+from .probes import GradientSubspace, LoraProbe, ProbeGroup, find_probes, follow_all, group_probes
+from .probes.lora_probe import check_delta, check_ranks
+from .runs.weights import load_full_model_, save_full_model
+from .updates import RetainedInputs, SecondMoments, align_, share
 
 
 logger = logging.getLogger(__name__)
@@ -59,11 +44,11 @@ class R2FCallback(TrainerCallback):
     where `D` is the module's reconstruction, its rows and columns evened out if it is `adaptive`, without what the
     retain set would notice if there are `retained_inputs`, `‖D‖` its Frobenius norm, and `lr` the learning rate that
     the Trainer's scheduler has set: the norm of a step in each module. A module whose gradient is zero is left alone.
-    The pairs have no forward pass of their own ([`~r2f_hf.gradients.sketching.Sketching`]), but under ZeRO-3: give the
-    adapter a small scaling (`lora_alpha=1e-6 * r`), so that they leave the model as it is there too. After
+    The pairs have no forward pass of their own ([`~r2f_hf.probes.lora_backward.Sketching`]), but under ZeRO-3: give
+    the adapter a small scaling (`lora_alpha=1e-6 * r`), so that they leave the model as it is there too. After
     training the adapter is empty and the result is the model behind it:
     `trainer.model.unload().save_pretrained(folder)`. (Where weights are sharded, call
-    [`~r2f_hf.saving.save_full_model`] on all processes.)
+    [`~r2f_hf.runs.weights.save_full_model`] on all processes.)
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
     there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler
@@ -448,38 +433,3 @@ def all_norms(gradients: list[LowRankGradient]) -> torch.Tensor:
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     """The folder of the checkpoint of the current step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
-
-
-def check_delta(model: PeftModel, delta: str) -> None:
-    """
-    Refuse an adapter that cannot take the updates.
-
-    Raises:
-        `ValueError`: If it is not there, not active, or trained itself.
-    """
-    if delta not in model.base_model.active_adapters:
-        raise ValueError(f"The model has no active adapter {delta!r} to take the updates.")
-    if any(parameter.requires_grad for name, parameter in model.named_parameters() if f".{delta}." in name):
-        raise ValueError(
-            f"The adapter {delta!r} takes the updates, so the optimizer must not train it: "
-            f"`model.set_requires_grad({delta!r}, False)`."
-        )
-
-
-def check_ranks(probes: list[LoraProbe], held_out: int) -> None:
-    """
-    Refuse ranks that cannot work, before anything has changed.
-
-    Raises:
-        `ValueError`: If a rank exceeds a dimension of its module, or leaves no row for the decoder.
-    """
-    for probe in probes:
-        smallest = min(probe.layer.in_features, probe.layer.out_features)
-        if probe.rank > smallest:
-            raise ValueError(
-                f"Rank {probe.rank} exceeds a dimension of {probe.name} ({probe.layer.out_features} x "
-                f"{probe.layer.in_features}). Use a rank of at most {smallest}, or leave the module out of "
-                "`target_modules`."
-            )
-        if held_out >= probe.rank:
-            raise ValueError(f"held_out={held_out} leaves no row of a rank-{probe.rank} probe for the decoder.")

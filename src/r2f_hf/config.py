@@ -10,7 +10,8 @@ from .data.views import check_templates
 from .decoders import check_decoder
 from .gradients import check_min_fidelity
 from .lookup import lookup
-from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
+from .objectives.forget import FORGET_OBJECTIVES
+from .objectives.retain import RETAIN_OBJECTIVES
 
 
 @dataclass
@@ -82,7 +83,7 @@ class R2FConfig(TrainingArguments):
             in Adafactor. Without it, take a smaller learning rate.
         spare_retained (`bool`, *optional*, defaults to `True`):
             Whether updates leave alone what modules make of the retain set's inputs, as far as they can (see
-            [`~r2f_hf.gradients.RetainedInputs`]), so that steps can be larger and fewer. Off without a
+            [`~r2f_hf.updates.RetainedInputs`]), so that steps can be larger and fewer. Off without a
             `retain_objective`, as there is nothing to spare then.
         normalize_update (`bool`, *optional*, defaults to `True`):
             Whether the norm of a step in each module is set by `learning_rate` (times the schedule) alone. If `False`

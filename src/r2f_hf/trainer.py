@@ -30,19 +30,24 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from .callback import R2FCallback
-from .checkpoints import checkpoints, find_damage, last_whole_checkpoint, seal
 from .config import R2FConfig
 from .data.rows import Row, content_hash
-from .files import write_json, write_text
-from .forget_retain_trainer import ForgetRetainTrainer
-from .gradients import RetainedInputs, find_probes, gather, whole_shape
-from .record import RunRecord, read_ledger_of
-from .references import reference_inputs
-from .run_folder import RUN_FILE, check_other_runs, check_output_folder, held, run_differences, run_folder_lock
-from .saving import load_result_, result_state, save_result, weights_hash
-from .undo import keep_original
-from .wrapping import DELTA, PROBE, check_model, wrap
-from .zero import check_precision, check_zero, from_pretrained
+from .distributed import gather, whole_shape
+from .distributed.deepspeed import check_precision, check_zero
+from .models.checks import check_model
+from .models.loading import from_pretrained
+from .models.wrapping import wrap
+from .probes import find_probes
+from .probes.lora_probe import DELTA, PROBE
+from .runs.checkpoints import checkpoints, find_damage, last_whole_checkpoint, seal
+from .runs.files import write_json, write_text
+from .runs.folder import RUN_FILE, check_other_runs, check_output_folder, held, run_differences, run_folder_lock
+from .runs.record import RunRecord, read_ledger_of
+from .runs.undo import keep_original
+from .runs.weights import load_result_, result_state, save_result, weights_hash
+from .training.forget_retain_trainer import ForgetRetainTrainer
+from .training.references import reference_inputs
+from .updates import RetainedInputs
 
 
 logger = logging.getLogger(__name__)

@@ -180,8 +180,8 @@ def test_mistakes_of_train_decoder_are_told_in_a_line(
         (("unlearn", "--model_name_or_path", "./nowhere"), "There is no model folder ./nowhere."),
         (("evaluate", "--data", ".", "--forget_split", "forget01"), "The tofu suite needs forget01_perturbed.json"),
         (("evaluate", "--suite", "tofuu", "--data", "."), "Unknown suite: 'tofuu'. Did you mean 'tofu'?"),
-        (("unlearn", "--use_peft", "true", "--lora_r", "8"), "use_peft, lora_r: R2F takes model_name_or_path"),
-        (("unlearn", "--load_in_4bit", "true"), "load_in_4bit: R2F takes model_name_or_path"),
+        (("unlearn", "--use_peft", "true", "--lora_r", "8"), "'use_peft': R2F brings its own adapter"),
+        (("unlearn", "--load_in_4bit", "true"), "A quantised model cannot take the updates"),
     ],
 )
 def test_mistakes_are_told_in_a_line(argv: tuple[str, ...], message: str, fails: Callable[..., str]) -> None:
@@ -264,7 +264,7 @@ def test_a_quantised_model_forgets_into_an_adapter_and_the_command_can_be_repeat
         *("--retain_data", write_rows(tmp_path / "retain.jsonl", retain_rows), "--rank", "8", "--max_steps", "3"),
         *("--learning_rate", "0.13", "--save_steps", "1", "--resume_from_checkpoint", "true"),
     ]
-    assert "load_in_8bit: R2F takes" in fails(*arguments)
+    assert "A quantised model cannot take the updates" in fails(*arguments)
     for _ in range(2):
         cli.main([*arguments, "--update_target", "adapter"])
         results = {name: json.loads((out / f"{name}_results.json").read_text()) for name in ("before", "after")}

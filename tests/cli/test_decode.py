@@ -22,8 +22,9 @@ from r2f_hf import cli
 from r2f_hf.data.collator import ForgetRetainCollator
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.decoders import load_decoder
-from r2f_hf.evaluation.scoring import score_completions
-from r2f_hf.gradients import LoraSketch, LowRankGradient, find_probes, group_probes
+from r2f_hf.gradients import LoraSketch, LowRankGradient
+from r2f_hf.probes import find_probes, group_probes
+from r2f_hf.scoring.completions import score_completions
 
 
 MODULES = {"llama": ["q_proj", "o_proj", "up_proj", "down_proj"], "gpt2": ["c_attn", "c_proj", "c_fc"]}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import changed, distance, weights, write_rows
+from conftest import changed, distance, process_environment, weights, write_rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,7 +20,7 @@ CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate_configs"
 def launch(config: str, *argv: str) -> subprocess.CompletedProcess:
     """Run `r2f` under a configuration."""
     module = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), "--main_process_port", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+    environment = process_environment()
     command = [sys.executable, *module, "-m", "r2f_hf.cli", *argv]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

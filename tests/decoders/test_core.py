@@ -9,7 +9,8 @@ from torch import Tensor
 
 from r2f_hf.decoders import GradientDecoder, SketchCore, SpectralDecoder, TikhonovDecoder
 from r2f_hf.decoders.core import orthonormalizers
-from r2f_hf.gradients import LoraSketch, LowRankGradient, draw_probes
+from r2f_hf.gradients import LoraSketch, LowRankGradient
+from r2f_hf.probes import draw_probes
 
 
 # Rows of a module's gradient, and the rank that it is probed with.

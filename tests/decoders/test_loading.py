@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from r2f_hf.decoders import GradientDecoder, MlpDecoder, SpectralDecoder, TikhonovDecoder, load_decoder
 from r2f_hf.decoders.loading import SPECTRAL_FOLDER
-from r2f_hf.gradients import LoraSketch, draw_probes
+from r2f_hf.gradients import LoraSketch
+from r2f_hf.probes import draw_probes
 
 
 def sketch() -> LoraSketch:

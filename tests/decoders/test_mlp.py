@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from r2f_hf.decoders import MlpDecoder
-from r2f_hf.gradients import LoraSketch, draw_probes
+from r2f_hf.gradients import LoraSketch
+from r2f_hf.probes import draw_probes
 
 
 def sketch_of(G: torch.Tensor, held_out: int = 0) -> LoraSketch:

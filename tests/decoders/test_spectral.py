@@ -9,7 +9,8 @@ from torch import Tensor
 
 from r2f_hf.decoders import SketchCore, SpectralDecoder, TikhonovDecoder, load_decoder
 from r2f_hf.decoders.spectral import spectral_features
-from r2f_hf.gradients import LoraSketch, draw_probes
+from r2f_hf.gradients import LoraSketch
+from r2f_hf.probes import draw_probes
 
 
 def sketch_of(G: Tensor, rank: int = 8, seed: int = 0) -> LoraSketch:

@@ -8,7 +8,8 @@ from conftest import CONFIGS, build_model, linear_gradients
 from torch import Tensor
 
 from r2f_hf.decoders import GradientDecoder, TikhonovDecoder
-from r2f_hf.gradients import LoraSketch, draw_probes
+from r2f_hf.gradients import LoraSketch
+from r2f_hf.probes import draw_probes
 
 
 def sketch_of(G: Tensor, rank: int, held_out: int = 0, seed: int = 0, name: str = "module") -> LoraSketch:

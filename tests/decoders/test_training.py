@@ -9,7 +9,8 @@ from torch import Tensor
 
 from r2f_hf.decoders import SpectralDecoder
 from r2f_hf.decoders.training import FilterPairs, collect_pairs, fit, full_gradients, layer_of, proxy_modules
-from r2f_hf.gradients import LoraSketch, draw_probes
+from r2f_hf.gradients import LoraSketch
+from r2f_hf.probes import draw_probes
 
 
 def sketch_of(G: Tensor, rank: int = 8) -> LoraSketch:

@@ -13,9 +13,9 @@ import torch
 from scipy.stats import hmean, ks_2samp
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from r2f_hf.evaluation import run_suite, summarise
-from r2f_hf.evaluation.generation import generate_answers
-from r2f_hf.evaluation.scoring import score_completions
+from r2f_hf.evaluation.runner import run_suite, summarise
+from r2f_hf.scoring.completions import score_completions
+from r2f_hf.scoring.generation import generate_answers
 
 
 Splits = dict[str, list[dict[str, Any]]]

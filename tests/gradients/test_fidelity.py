@@ -8,15 +8,9 @@ from conftest import build_model, linear_gradients
 from torch import Tensor
 
 from r2f_hf.decoders import TikhonovDecoder
-from r2f_hf.gradients import (
-    GradientSubspace,
-    LoraSketch,
-    LowRankGradient,
-    check_min_fidelity,
-    draw_probes,
-    estimate_fidelity,
-)
+from r2f_hf.gradients import LoraSketch, LowRankGradient, check_min_fidelity, estimate_fidelity
 from r2f_hf.gradients.fidelity import error_moments
+from r2f_hf.probes import GradientSubspace, draw_probes
 
 
 DRAWS = 60

@@ -11,8 +11,9 @@ from conftest import CONFIGS, build_model, linear_gradients, read_sketches
 from torch import Tensor
 
 from r2f_hf import R2FConfig
-from r2f_hf.gradients import LoraSketch, draw_probes, find_probes, group_probes, named_generator
-from r2f_hf.wrapping import wrap
+from r2f_hf.gradients import LoraSketch, named_generator
+from r2f_hf.models.wrapping import wrap
+from r2f_hf.probes import draw_probes, find_probes, group_probes
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from r2f_hf.objectives import FORGET_OBJECTIVES
+from r2f_hf.objectives.forget import FORGET_OBJECTIVES
 
 
 LOG_PROBS, TOKENS, REFERENCE = (-6.0, -2.0), (3, 4), (-4.0, -3.0)

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2f_hf.objectives import RETAIN_OBJECTIVES
-from r2f_hf.objectives.retain import KL_TOP_TOKENS, top_log_probs
+from r2f_hf.objectives.retain import KL_TOP_TOKENS, RETAIN_OBJECTIVES, top_log_probs
 
 
 VOCABULARY = 12

@@ -12,17 +12,10 @@ from statistics import fmean
 
 import torch
 
-from ..adapters import (
-    SavedAdapter,
-    adamw_gradients,
-    check_step,
-    read_sketches,
-    rounding_part,
-    save_as_adapter,
-    sgd_gradients,
-)
 from ..decoders import GradientDecoder, load_decoder
 from ..gradients import LoraSketch, check_min_fidelity, estimate_fidelity
+from ..probes.saved_adapter import SavedAdapter, save_as_adapter
+from ..probes.saved_step import adamw_gradients, check_step, read_sketches, rounding_part, sgd_gradients
 from .recipes import parse_recipe
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from ..evaluation import load_suite, run_suite
-from ..evaluation.suites import Rows
-from ..report import print_table, write_json
-from .recipes import PlainModelConfig, asked_to_shard, load_model, parse_recipe
+from ..evaluation.runner import run_suite
+from ..evaluation.suites.base import Rows
+from ..evaluation.suites.registry import load_suite
+from ..models.loading import ModelArguments, asked_to_shard, load_model
+from ..report import print_table
+from ..runs.files import write_json
+from .recipes import parse_recipe
 
 
 @dataclass
@@ -52,13 +55,13 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     sharded = asked_to_shard()
     # Processes without an accelerator would not know of each other.
     PartialState(cpu=not torch.accelerator.is_available())
-    args, model_config = parse_recipe("evaluate", (EvaluateArguments, PlainModelConfig), argv)
+    args, model_arguments = parse_recipe("evaluate", (EvaluateArguments, ModelArguments), argv)
     splits = load_suite(args.suite, args.data, args.forget_split)
-    return partial(evaluate, args, model_config, splits, sharded)
+    return partial(evaluate, args, model_arguments, splits, sharded)
 
 
 def evaluate(
-    args: EvaluateArguments, model_config: PlainModelConfig, splits: dict[str, Rows], sharded: bool = False
+    args: EvaluateArguments, model_arguments: ModelArguments, splits: dict[str, Rows], sharded: bool = False
 ) -> None:
     """Evaluate, and write `report.json` to the output folder."""
     folder = Path(args.output_dir)
@@ -66,16 +69,16 @@ def evaluate(
     state = PartialState()
     gold = None
     if args.gold_model is not None:
-        model, tokenizer = load_model(model_config, args.gold_model, sharded=sharded)
+        model, tokenizer = load_model(model_arguments, args.gold_model, sharded=sharded)
         forget = {"forget": splits["forget"]}
         _, gold = run_suite(model.to(state.device), tokenizer, forget, folder / "gold", **settings)
-    model, tokenizer = load_model(model_config, sharded=sharded)
+    model, tokenizer = load_model(model_arguments, sharded=sharded)
     metrics, _ = run_suite(model.to(state.device), tokenizer, splits, folder, gold, **settings)
     if state.is_main_process:
         write_json(
             folder / "report.json",
             {
-                "model": model_config.model_name_or_path,
+                "model": model_arguments.model_name_or_path,
                 "gold_model": args.gold_model,
                 "suite": args.suite,
                 "forget_split": args.forget_split,

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..ledger import read_ledger, standing_requests
 from ..report import print_table
+from ..runs.ledger import read_ledger, standing_requests
 
 
 COLUMNS = ("time", "kind", "rows", "steps", "before", "after", "status")

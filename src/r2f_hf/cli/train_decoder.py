@@ -18,9 +18,10 @@ from ..data.formatting import IGNORE_INDEX, encode_example
 from ..data.rows import check_rows, load_rows
 from ..decoders import SpectralDecoder
 from ..decoders.training import collect_pairs, fit, proxy_modules
-from ..evaluation.scoring import context_length
+from ..models.loading import ModelArguments, load_model
 from ..report import print_table
-from .recipes import PlainModelConfig, load_model, parse_recipe
+from ..scoring.completions import context_length
+from .recipes import parse_recipe
 
 
 @dataclass
@@ -85,13 +86,13 @@ class TrainDecoderArguments:
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments of `r2f train-decoder` and its rows."""
-    args, model_config = parse_recipe("train-decoder", (TrainDecoderArguments, PlainModelConfig), argv)
+    args, model_arguments = parse_recipe("train-decoder", (TrainDecoderArguments, ModelArguments), argv)
     if args.data is None:
         raise ValueError("No text is named. Set `data` to a file of rows or to owner/name:config:split.")
     rows = load_rows(args.data)
     columns = [column for column in (args.prompt_column, args.completion_column) if column != "none"]
     check_rows(rows, "data", columns)
-    model, tokenizer = load_model(model_config)
+    model, tokenizer = load_model(model_arguments)
     examples = [
         encode_example(
             tokenizer,
@@ -116,7 +117,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     for index in range(args.num_batches):
         size = min(args.batch_sizes[index % len(args.batch_sizes)], len(examples))
         batches.append(collate(shuffle.sample(examples, size)))
-    return partial(train_decoder, args, model_config.model_name_or_path, model, batches)
+    return partial(train_decoder, args, model_arguments.model_name_or_path, model, batches)
 
 
 def train_decoder(

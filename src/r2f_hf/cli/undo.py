@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..undo import Undo, prepare_undo
+from ..runs.undo import Undo, prepare_undo
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:

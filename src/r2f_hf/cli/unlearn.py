@@ -8,11 +8,12 @@ from functools import partial
 
 from ..config import R2FConfig
 from ..data.rows import load_rows
+from ..models.checks import check_sharding_versions
+from ..models.loading import QuantisedModelArguments, asked_to_shard, load_model
 from ..report import print_table
-from ..run_folder import check_other_runs
+from ..runs.folder import check_other_runs
 from ..trainer import R2FTrainer
-from ..wrapping import check_sharding_versions
-from .recipes import PlainModelConfig, asked_to_shard, load_model, parse_recipe
+from .recipes import parse_recipe
 
 
 @dataclass
@@ -45,10 +46,15 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     sharded = asked_to_shard()
     if sharded:
         check_sharding_versions()
-    data, args, model_config = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, PlainModelConfig), argv)
+    data, args, model_arguments = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, QuantisedModelArguments), argv)
+    if args.update_target == "weights" and model_arguments.quantisation() is not None:
+        raise ValueError(
+            "A quantised model cannot take the updates: a step is far smaller than the distance between two quantised "
+            'values. Leave `load_in_8bit` and `load_in_4bit` out, or set `update_target="adapter"`.'
+        )
     sources = {"forget": data.forget_data, "retain": data.retain_data, "holdout": data.holdout_data}
     rows = {name: load_rows(source) if source else None for name, source in sources.items()}
-    model, tokenizer = load_model(model_config, quantised=args.update_target == "adapter", sharded=sharded)
+    model, tokenizer = load_model(model_arguments, sharded=sharded)
     trainer = R2FTrainer(
         model=model,
         args=args,

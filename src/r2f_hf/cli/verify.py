@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..ledger import first_break, read_ledger
-from ..saving import saved_weights_hash
+from ..runs.ledger import first_break, read_ledger
+from ..runs.weights import saved_weights_hash
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .forget_retain import Encoded
+from .dataset import Encoded
 from .formatting import IGNORE_INDEX, encode_example
 from .rows import Row
 from .views import example_prompts

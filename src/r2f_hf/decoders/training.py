@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..gradients import GradientSubspace, LoraSketch, draw_probes
+from ..gradients import LoraSketch
+from ..probes import GradientSubspace, draw_probes
 from .core import SketchCore
 from .spectral import SpectralDecoder, spectral_features
 

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import metrics
 from ..data.formatting import encode_example
 from ..data.rows import check_rows, content_hash
-from ..files import write_json
-from ..saving import weights_hash
-from .generation import generate_answers
-from .scoring import score_completions
-from .suites import UTILITY_SPLITS, Rows
+from ..runs.files import write_json
+from ..runs.weights import weights_hash
+from ..scoring.completions import score_completions
+from ..scoring.generation import generate_answers
+from .suites.base import Rows
+from .suites.tofu import UTILITY_SPLITS
 
 
 Statistics = dict[str, Any]

@@ -10,7 +10,7 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from .decompositions import on_all, on_cpu
+from .linalg import on_all, on_cpu
 from .low_rank import LowRankGradient
 from .sketch import LoraSketch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,77 +103,3 @@ class LoraSketch:
         """Whether both sketches are finite, booleans of shape `(...)`."""
         largest = (torch.linalg.vector_norm(side, ord=torch.inf, dim=(-2, -1)) for side in (self.Y, self.Z))
         return torch.isfinite(sum(largest))
-
-
-def named_generator(
-    seed: int, step: int, module_name: str, purpose: str, device: str | torch.device = "cpu"
-) -> torch.Generator:
-    """
-    A random generator that depends only on (seed, step, module name, purpose).
-
-    Every process, and a resumed run, gets the same numbers without any communication, in whatever order modules are
-    visited.
-
-    Args:
-        seed (`int`):
-            Seed of the run.
-        step (`int`):
-            Optimizer step.
-        module_name (`str`):
-            Name of the module in the model.
-        purpose (`str`):
-            What the numbers are for; different purposes give independent streams.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
-            Device of the generator.
-
-    Returns:
-        `torch.Generator`
-    """
-    return torch.Generator(device).manual_seed(named_seed(seed, step, module_name, purpose))
-
-
-def named_seed(seed: int, step: int, module_name: str, purpose: str) -> int:
-    """The seed of [`named_generator`], 64 bits with a sign."""
-    digest = hashlib.sha256(f"{seed}/{step}/{module_name}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
-
-
-def draw_probes(
-    seed: int,
-    step: int,
-    module_name: str,
-    out_features: int,
-    in_features: int,
-    rank: int,
-    device: str | torch.device = "cpu",
-) -> tuple[Tensor, Tensor]:
-    """
-    Draw the Gaussian probes of one module for one step.
-
-    Both sides are random. PEFT's default `B = 0` would make the left sketch zero and leave only a projection of the
-    gradient onto the rows of `A`.
-
-    Args:
-        seed (`int`):
-            Seed of the run.
-        step (`int`):
-            Optimizer step.
-        module_name (`str`):
-            Name of the module in the model.
-        out_features (`int`):
-            Rows of the weight.
-        in_features (`int`):
-            Columns of the weight.
-        rank (`int`):
-            Rank `r` of the LoRA pair.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
-            Where to draw. The same kind of device draws the same numbers.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: `A` of shape `(rank, in_features)` with entries `N(0, 1/in_features)` and
-        `B` of shape `(out_features, rank)` with entries `N(0, 1/out_features)`; fp32.
-    """
-    generator = named_generator(seed, step, module_name, "probes", device)
-    A = torch.randn(rank, in_features, generator=generator, device=device) / in_features**0.5
-    B = torch.randn(out_features, rank, generator=generator, device=device) / out_features**0.5
-    return A, B

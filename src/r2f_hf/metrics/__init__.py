@@ -1,4 +1,4 @@
-"""Forget and retain metrics as `evaluate` modules, one folder each; nothing here knows R2F or a model."""
+"""Forget and retain metrics as `evaluate` modules, one file each; nothing here knows R2F or a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from ..lookup import lookup
 if TYPE_CHECKING:
     from evaluate import Metric
 
+# Each is one file, in the room of the question that it answers.
 METRICS = {
-    name: Path(__file__).parent / name
-    for name in ("probability", "rouge_l_recall", "truth_ratio", "forget_quality", "model_utility")
+    name: Path(__file__).parent / room / f"{name}.py"
+    for room, names in {
+        "memorisation": ("probability", "rouge_l_recall", "truth_ratio"),
+        "privacy": ("forget_quality",),
+        "utility": ("model_utility",),
+    }.items()
+    for name in names
 }
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .log_probs import label_log_probs
+from ..scoring.log_probs import label_log_probs
 
 
 # How many of the reference model's most likely tokens are kept at each position for the KL objective.

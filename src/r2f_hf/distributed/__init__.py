@@ -1,0 +1,14 @@
+"""Weights that are shared out over processes, and DeepSpeed."""
+
+from .sharding import copy_, gather, is_partitioned, is_row_sharded, is_sharded, own_blocks, whole_shape
+
+
+__all__ = [
+    "copy_",
+    "gather",
+    "is_partitioned",
+    "is_row_sharded",
+    "is_sharded",
+    "own_blocks",
+    "whole_shape",
+]

@@ -1,0 +1,1 @@
+"""Benchmarks: their splits, and what is computed on them."""

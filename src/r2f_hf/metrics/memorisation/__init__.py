@@ -1,0 +1,1 @@
+"""Is it gone? Metrics of what a model still knows."""

@@ -1,0 +1,154 @@
+"""Undoing a run: the weights that it changed are kept beside the model, and put back bit for bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .files import replace
+from .folder import held, run_folder_lock
+from .ledger import Entry, append, read_ledger, standing_requests, undo_entry, write_ledger
+from .weights import save_whole, weights_hash
+
+
+# Not pushed to the Hub with the model: Trainer leaves out what begins with an underscore.
+UNDO_FOLDER = "_undo"
+
+
+def keep_original(folder: str | os.PathLike, weights: Mapping[str, Tensor], key: str) -> None:
+    """
+    Write the weights that a run is about to change.
+
+    A run's updates are kept nowhere: a sum in floating point cannot be taken back exactly, and the factors of all
+    steps take more room than the weights do.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The run's output folder.
+        weights (`Mapping[str, torch.Tensor]`):
+            The weights, under the names of the plain model.
+        key (`str`):
+            Hash of all of the model's weights, see [`~r2f_hf.runs.weights.weights_hash`].
+    """
+    file = original_file(folder, key)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".tmp")
+    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, aside)
+    replace(aside, file)
+
+
+def original_file(folder: str | os.PathLike, key: str) -> Path:
+    """Where [`keep_original`] keeps the weights of a model with this hash."""
+    return Path(folder) / UNDO_FOLDER / f"{key[:16]}.safetensors"
+
+
+@dataclass
+class Undo:
+    """
+    An undone run, checked and not yet written.
+
+    Args:
+        folder (`Path`):
+            The model folder.
+        model ([`~transformers.PreTrainedModel`]):
+            The model as it was before the run.
+        entries (`list[dict]`):
+            The ledger as it will be.
+        number (`int`):
+            Number of the entry that is undone, from 1.
+        file (`Path`):
+            The weights that were kept, which are then needed no longer.
+        lock ([`~filelock.FileLock`]):
+            The folder's, held until it is written.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+    entries: list[Entry]
+    number: int
+    file: Path
+    lock: FileLock
+
+    def write(self) -> None:
+        """Write the model and the ledger, and delete the weights that were kept."""
+        save_whole(self.model, self.folder)
+        write_ledger(self.folder, self.entries)
+        self.file.unlink(missing_ok=True)
+        self.lock.release()
+
+
+def prepare_undo(folder: str | os.PathLike) -> Undo:
+    """
+    Restore, in memory, the weights from before the last run that is not undone yet.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            A model folder with a ledger.
+
+    Returns:
+        [`Undo`]: Every hash checked; nothing is written before its `write`.
+
+    Raises:
+        `FileNotFoundError`: If there is no ledger, or the weights were not kept.
+        `ValueError`: If nothing is left to undo, or the ledger, the model or the weights that were kept are not what
+            was written, or a run is writing to the folder.
+    """
+    folder = Path(folder)
+    read_ledger(folder)
+    lock = run_folder_lock(folder)
+    with held(lock):
+        found = _prepare(folder, lock)
+        # Until it is written.
+        lock.acquire()
+    return found
+
+
+@torch.no_grad()
+def _prepare(folder: Path, lock: FileLock) -> Undo:
+    entries = read_ledger(folder)
+    standing = standing_requests(entries)
+    if not standing:
+        raise ValueError(f"Nothing is left to undo in {folder}: all {len(entries)} entries are undone or undo one.")
+    if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise ValueError(
+            f"{folder} is an adapter: its base model was never changed. Without the adapter it is as it was before."
+        )
+    number = standing[-1]
+    before = entries[number - 1]["weights"]["before"]
+    file = original_file(folder, before)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    state = model.state_dict()
+    now = weights_hash(state)
+    # An undo that was interrupted between its two files has the weights back already.
+    if now != before:
+        if now != entries[-1]["weights"]["after"]:
+            raise ValueError(
+                f"The weights in {folder} are not those that the last entry of the ledger has left: something else "
+                f"has changed them, and undoing would lose that. `r2f verify {folder}` says more."
+            )
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"The weights from before entry {number} are not in {file}: the run was told not to keep them "
+                "(`keep_original`), wrote to another folder (an entry can be undone where it was made), or they were "
+                "deleted."
+            )
+        try:
+            kept = load_file(file)
+            for name, tensor in kept.items():
+                state[name].copy_(tensor)
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{file} is damaged or of another model: {error}. Nothing was written.") from error
+        if weights_hash(state) != before:
+            raise ValueError(f"{file} does not restore the weights from before entry {number}. Nothing was written.")
+    entry = undo_entry(number, {"before": entries[-1]["weights"]["after"], "after": before})
+    return Undo(folder, model, append(entries, entry), number, file, lock)

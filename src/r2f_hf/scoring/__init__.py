@@ -1,0 +1,1 @@
+"""What a model says: log-probabilities and generated answers."""

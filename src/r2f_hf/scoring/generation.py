@@ -1,0 +1,76 @@
+"""Greedy answers of a model, batched by length and shared out over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..data.collator import pad_token_id
+from ..data.formatting import encode_prompt, end_of_answer
+from .completions import context_length, over_processes
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    desc: str | None = None,
+) -> list[str]:
+    """
+    What a model answers, decoded greedily.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model; it is used as it is, on its device and in its mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompts (`Sequence[str]`):
+            The prompts.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            Longest answer, in tokens.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows in a batch; prompts of similar length share one.
+        desc (`str`, *optional*):
+            Title of the progress bar.
+
+    Returns:
+        `list[str]`: The answers, without special tokens.
+
+    Raises:
+        `ValueError`: If a prompt and its answer might not fit the model's context.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    context = context_length(model)
+    for index, ids in enumerate(encoded):
+        if len(ids) + max_new_tokens > context:
+            raise ValueError(
+                f"Prompt {index} of {desc or 'those to answer'} has {len(ids)} tokens, which leaves no room for "
+                f"`max_new_tokens={max_new_tokens}`: the model reads at most {context}."
+            )
+    padding = pad_token_id(tokenizer)
+    ends = {end for end in (tokenizer.eos_token_id, end_of_answer(tokenizer)) if end is not None}
+
+    def generate(batch: list[int]) -> list[str]:
+        width = max(len(encoded[index]) for index in batch)
+        # On the left, so that every answer starts right after its prompt.
+        ids = torch.tensor([[padding] * (width - len(encoded[index])) + encoded[index] for index in batch])
+        lengths = torch.tensor([len(encoded[index]) for index in batch])
+        mask = (torch.arange(width) >= width - lengths[:, None]).long()
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=padding,
+            eos_token_id=sorted(ends) or None,
+        )
+        return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+
+    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+    return over_processes(generate, order, batch_size, desc)

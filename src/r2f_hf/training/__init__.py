@@ -1,0 +1,1 @@
+"""The trainer over a forget and a retain set: its loss, its references, its stopping rule."""

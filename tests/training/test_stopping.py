@@ -1,0 +1,118 @@
+"""Training ends when the forget set looks like text that the model never saw and the retain set is kept."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import BuildTrainer, rows
+from transformers import PreTrainedModel
+
+from r2f_hf.training.stopping import KEPT, stop_criterion
+
+
+EVEN = np.linspace(0.1, 0.3, 12)
+
+
+@pytest.mark.parametrize(
+    ("forget", "criterion"),
+    [
+        (EVEN + 0.5, None),
+        # Every second row is still known: the mean is far off and so is the distribution.
+        (np.where(np.arange(12) % 4, 0.9, 0.2), None),
+        (EVEN + 0.01, r"Kolmogorov-Smirnov: .* \(p = 1.00\)"),
+        (EVEN - 0.01, r"mean probability: .*\(0.190\).*\(0.200\)"),
+        # Gone too far is a reason to stop too, however different the distributions.
+        (EVEN / 100, "mean probability"),
+    ],
+)
+def test_stop_criterion(forget: np.ndarray, criterion: str | None) -> None:
+    found = stop_criterion(forget, EVEN)
+    if criterion is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert re.match(criterion, found)
+
+
+@pytest.mark.parametrize(("forget_rows", "holdout_rows"), [(1, 30), (2, 7), (3, 4), (30, 1)])
+def test_sets_too_small_to_differ_significantly_are_told_apart_by_their_means(
+    forget_rows: int, holdout_rows: int
+) -> None:
+    unseen = np.linspace(0.1, 0.3, holdout_rows)
+    assert stop_criterion(np.full(forget_rows, 0.99), unseen) is None
+    assert str(stop_criterion(np.full(forget_rows, 0.05), unseen)).startswith("mean probability")
+
+
+def test_a_run_that_spares_the_retain_set_ends_with_it_kept(
+    memorised_model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
+) -> None:
+    settings = {"per_device_train_batch_size": 6, "retain_per_forget": 2, "retain_weight": 3.0, "stop_check_steps": 2}
+    trainer = build_trainer(memorised_model, data={"holdout_dataset": holdout_rows}, max_steps=80, **settings)
+    trainer.train()
+    assert trainer.stop_reason is not None and trainer.state.global_step < 80
+    retain = trainer.completion_probabilities(trainer.reference_examples["retain"])
+    assert retain.mean() >= KEPT * trainer.reference_probabilities("retain").mean()
+
+
+def test_a_run_ends_when_the_forget_set_is_like_the_holdout_set_and_the_retain_set_is_back(
+    memorised_model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
+) -> None:
+    trainer = build_trainer(
+        memorised_model,
+        data={"holdout_dataset": holdout_rows},
+        max_steps=80,
+        stop_check_steps=2,
+        per_device_train_batch_size=6,
+        retain_per_forget=2,
+        retain_weight=3.0,
+        # Or the retain set would never have to come back.
+        spare_retained=False,
+        learning_rate=0.03,
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    assert trainer.stop_reason is not None
+    assert 2 < trainer.state.global_step < 80 and trainer.state.global_step % 2 == 0
+    checks = [logs for logs in trainer.state.log_history if "r2f/forget_probability" in logs]
+    assert len(checks) == trainer.state.global_step // 2
+    assert checks[0]["r2f/forget_probability"] > 0.5 > checks[-1]["r2f/forget_probability"]
+    # The measure is the model before unlearning, which the run has changed since.
+    holdout = trainer.reference_probabilities("holdout")
+    assert holdout.mean() == pytest.approx(before["eval_holdout_probability"], rel=1e-4)
+    kept = KEPT * trainer.reference_probabilities("retain").mean()
+    # It went on as long as the retain set was not back, though the forget set was gone, and ended when it was.
+    retain = [logs["r2f/retain_probability"] for logs in checks if "r2f/retain_probability" in logs]
+    assert len(retain) > 1
+    assert max(retain[:-1]) < kept <= retain[-1]
+    forget = trainer.completion_probabilities([views[0] for views in trainer.train_examples["forget"]])
+    assert trainer.stop_reason.startswith(str(stop_criterion(forget, holdout)))
+    assert f"retain set's mean probability is {retain[-1]:.3f}" in trainer.stop_reason
+
+
+def test_without_a_holdout_set_a_run_takes_all_its_steps(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
+    trainer = build_trainer(model, max_steps=3, stop_check_steps=1)
+    trainer.train()
+    assert trainer.stop_reason is None
+    assert trainer.state.global_step == 3
+
+
+def test_looking_at_the_holdout_set_costs_no_log(
+    memorised_model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
+) -> None:
+    """Logging inside a callback clears the Trainer's own wish to log the step."""
+    trainer = build_trainer(
+        memorised_model, data={"holdout_dataset": holdout_rows}, max_steps=4, stop_check_steps=1, learning_rate=1e-6
+    )
+    trainer.train()
+    assert [logs["step"] for logs in trainer.state.log_history if "loss" in logs] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("known", "name"), [("forget", "Orla"), ("retain", "Bram")])
+def test_holdout_rows_that_the_model_knows_are_refused(
+    known: str, name: str, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with pytest.raises(ValueError, match=rf"The {known} and holdout sets share 2 rows: {known}\[0\] = holdout\[0\]"):
+        build_trainer(model, data={"holdout_dataset": rows(name, 2)})
