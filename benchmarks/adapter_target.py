@@ -27,10 +27,8 @@ from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.models.loading import QuantisedModelArguments
-from r2f_hf.probes.lora_probe import DELTA
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
-from r2f_hf.runs.weights import result_state
 from r2f_hf.scoring.completions import score_completions
 from shared.finetune import finetuned_folder
 from shared.precision import computes_bf16
@@ -99,7 +97,7 @@ def main() -> None:
         found = evaluate(trainer.model)
         key = "r2f/discarded_energy"
         logs = [entry[key] for entry in trainer.state.log_history if key in entry]
-        adapter = [] if rank == 0 else result_state(trainer.model, DELTA).values()
+        adapter = [] if rank == 0 else trainer.target.state(trainer.model).values()
         found |= {"steps": trainer.state.global_step, "seconds": training["train_runtime"]}
         found |= {"discarded": fmean(logs) if logs else 0.0, "fidelity": training["fidelity"]}
         return found | {"adapter_mb": sum(tensor.numel() * tensor.element_size() for tensor in adapter) / 1e6}

@@ -268,7 +268,7 @@ def run_row(
             rank=rank,
             per_device_train_batch_size=4,
             learning_rate=RUN_LEARNING_RATE,
-            spare_retained=False,
+            protect_retain=False,
             max_steps=RUN_STEPS,
             bf16=computes_bf16(),
             use_cpu=not torch.cuda.is_available(),

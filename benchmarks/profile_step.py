@@ -17,7 +17,9 @@ from r2f_hf.report import print_table
 from step_cost import SHAPES, Contender, draw_batch, load
 
 
-PARTS = [f"r2f/{part}" for part in ("read", "decode", "measure", "scale", "spare", "write", "follow", "draw")]
+PARTS = [
+    f"r2f/{part}" for part in ("read", "decode", "measure", "rescale", "protect", "write", "update_subspaces", "draw")
+]
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ bf16; on a GPU, in bf16, SmolLM2-135M and the shapes of Llama-3.2-1B and of Llam
 
 - `floor`: forward, and backward through activations alone: no method with gradients can do without.
 - `r2f`: the default decoder at rank 16, on all linear layers but the head; its probes are read, decoded, measured,
-  evened out, spared, written, followed and drawn anew.
+  rescaled, protected, written, followed and drawn anew.
 - `lora`: LoRA of the same rank on the same layers, AdamW.
 - `full`: all weights, AdamW.
 - `exact`: SGD on the same layers with the exact gradient, each weight's applied and released as soon as it is there
@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,12 @@ from peft import LoraConfig, get_peft_model
 from rich.progress import track
 from scipy.stats import bootstrap
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, TrainerControl, TrainerState
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from r2f_hf import R2FCallback, R2FConfig
+from r2f_hf import R2FConfig, R2FStep
 from r2f_hf.models.wrapping import wrap
-from r2f_hf.probes import find_probes
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
-from r2f_hf.updates import RetainedInputs, all_results, watch_inputs
 from shared.precision import computes_bf16
 from shared.pypi_models import smollm2_folder
 
@@ -96,7 +94,7 @@ class Contender:
 
     def __init__(self, name: str, model: PreTrainedModel):
         self.name, self.model, self.optimizer = name, model.train(), None
-        self.after_step: Callable[[], None] = lambda: None
+        self.r2f: R2FStep | None = None
         if name == "floor":
             model.requires_grad_(False)
             model.enable_input_require_grads()
@@ -114,29 +112,20 @@ class Contender:
         else:
             args = R2FConfig(tempfile.gettempdir(), rank=RANK, use_cpu=model.device.type == "cpu", report_to="none")
             self.model = wrap(model, args)
-            self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=1e-3)
-            callback, state, control = R2FCallback(), TrainerState(), TrainerControl()
+            self.r2f = R2FStep(self.model)
             # As what is to be kept, any text does: the sketches have as many columns.
             ids = torch.randint(model.config.vocab_size, (4, 64), device=model.device)
-            with watch_inputs({p.name: p.layer for p in find_probes(self.model)}, 0) as watched, torch.no_grad():
+            with self.r2f.protecting():
                 self.model(input_ids=ids)
-            callback.retained_inputs = {
-                name: RetainedInputs(inputs.directions.cpu(), inputs.spared.cpu())
-                for name, inputs in all_results(watched).items()
-            }
-            callback.on_train_begin(args, state, control, model=self.model, optimizer=self.optimizer)
-
-            def after_step() -> None:
-                state.global_step += 1
-                callback.on_step_end(args, state, control)
-
-            self.after_step, self.retained = after_step, callback.retained_inputs
+            self.r2f.begin()
 
     def forward(self, batch: Tensor) -> Tensor:
         return self.model(input_ids=batch, labels=batch).loss
 
     def update(self) -> None:
-        if self.optimizer is not None:
+        if self.r2f is not None:
+            self.r2f.step(lr=1e-3)
+        elif self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
@@ -149,9 +138,7 @@ class Contender:
         times.append(now(batch))
         self.update()
         times.append(now(batch))
-        self.after_step()
-        times.append(now(batch))
-        return dict(zip(("forward", "backward", "update", "draw"), np.diff(times).tolist(), strict=True))
+        return dict(zip(("forward", "backward", "update"), np.diff(times).tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -223,7 +210,7 @@ def split_update(model: str, dtype: str, options: argparse.Namespace) -> dict[st
         yield
         seconds[name] = seconds.get(name, 0.0) + now(batches[0]) - begin
 
-    with patch("r2f_hf.callback.record_function", timed):
+    with patch("r2f_hf.step.record_function", timed):
         for number, batch in enumerate(batches):
             if number == WARM_UP:
                 seconds.clear()
@@ -268,7 +255,6 @@ def measure_memory(name: str, model: str, dtype: str, options: argparse.Namespac
         gradients = max(gradients, size(held))
         del held
         contender.update()
-        contender.after_step()
     peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else resident("VmHWM")
     state = [] if contender.optimizer is None else contender.optimizer.state.values()
     own = {id(weight) for weight in weights}
@@ -281,7 +267,7 @@ def measure_memory(name: str, model: str, dtype: str, options: argparse.Namespac
     }
     if name == "r2f":
         # A subspace has half of the pair's size. What several modules share is there once.
-        shared = {id(each): each for each in contender.retained.values()}.values()
+        shared = {id(each): each for each in contender.r2f.retained_inputs.values()}.values()
         found["state"] += pairs // 2 + size(each.directions for each in shared)
     return found | {"activations": found["peak"] - found["gradients"] - found["state"]}
 
@@ -307,7 +293,7 @@ def compare(model: str, dtype: str, options: argparse.Namespace) -> dict[str, An
     found: dict[str, Any] = {"seconds": {name: float(np.median(parts["step"])) for name, parts in seconds.items()}}
     r2f = seconds["r2f"]
     ratios = {f"ratio_{name}": r2f["step"] / seconds[name]["step"] for name in CONTENDERS if name != "r2f"}
-    ratios["overhead_fraction"] = (r2f["update"] + r2f["draw"]) / r2f["step"]
+    ratios["overhead_fraction"] = (r2f["update"]) / r2f["step"]
     for key, values in ratios.items():
         found[key], found[f"{key}_low"], found[f"{key}_high"] = interval(values)
     own = split_update(model, dtype, options)
@@ -340,7 +326,7 @@ def linearity(options: argparse.Namespace) -> dict[str, float]:
         contender = Contender("r2f", load("smollm2", "float32", options.device, layers))
         batch = draw_batch(contender.model, options, 0)[:2, :16]
         times = [contender.step(batch) for _ in range(options.steps)]
-        own = np.array([parts["update"] + parts["draw"] for parts in times[2:]])
+        own = np.array([parts["update"] for parts in times[2:]])
         found[f"{layers} layers"] = {
             "seconds": float(np.median(own)),
             "per layer": float(np.median(own)) / layers,

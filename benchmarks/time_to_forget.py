@@ -44,7 +44,7 @@ from r2f_hf import R2FConfig, metrics
 from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.rows import Row, content_hash, load_rows
-from r2f_hf.evaluation.runner import split_statistics, summarise
+from r2f_hf.evaluation.suites.tofu import split_statistics, summarise
 from r2f_hf.models.loading import QuantisedModelArguments
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json

@@ -33,8 +33,8 @@ from r2f_hf import R2FConfig
 from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.rows import content_hash, load_rows
-from r2f_hf.evaluation.runner import HEADLINE, run_suite
-from r2f_hf.evaluation.suites.tofu import TOFU_SPLITS
+from r2f_hf.evaluation import run_suite
+from r2f_hf.evaluation.suites.tofu import TOFU
 from r2f_hf.models.loading import QuantisedModelArguments
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
@@ -62,7 +62,7 @@ R2F_OPTIONS = (
     "learning_rate",
     "min_fidelity",
     "normalize_update",
-    "on_low_fidelity",
+    "on_bad_gradient",
     "warm_probes",
 )
 
@@ -81,7 +81,7 @@ def load_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
     perturbed = {row["question"]: row for name in ("retain_perturbed", "forget10_perturbed") for row in rows(name)}
     evaluable = [perturbed[row["question"]] for row in retain if row["question"] in perturbed]
     stride = max(1, len(evaluable) // RETAIN_ROWS)
-    splits = {name: rows(config.format(forget=forget)) for name, config in TOFU_SPLITS.items() if name != "retain"}
+    splits = {name: rows(config.format(forget=forget)) for name, config in TOFU.splits.items() if name != "retain"}
     return {
         "train": train,
         "forget": forget_rows,
@@ -115,12 +115,12 @@ def main() -> None:
         return AutoModelForCausalLM.from_pretrained(folders[name]).to(device)
 
     def evaluate(
-        model: torch.nn.Module, name: str, gold: dict | None, only: Sequence[str] = tuple(TOFU_SPLITS)
+        model: torch.nn.Module, name: str, gold: dict | None, only: Sequence[str] = tuple(TOFU.splits)
     ) -> tuple[dict[str, float], dict]:
         splits = {split: data["splits"][split] for split in only}
         # In the precision of the training, which is also the faster one on a CPU.
         with torch.autocast(device, dtype=torch.bfloat16, enabled=recipe.bf16):
-            return run_suite(model, tokenizer, splits, options.output_dir / "statistics" / name, gold, 32)
+            return run_suite("tofu", model, tokenizer, splits, options.output_dir / "statistics" / name, gold, 32)
 
     def train(run: str, learning_rate: float, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as scratch:
@@ -147,7 +147,7 @@ def main() -> None:
 
     def finish(model: torch.nn.Module, result: dict[str, Any]) -> dict[str, Any]:
         metrics, _ = evaluate(model, f"{result['run']}-{result['seed']}", gold)
-        return result | {column: metrics[column] for column in HEADLINE}
+        return result | {column: metrics[column] for column in TOFU.headline}
 
     def sweep_peer(run: str, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Every learning rate on what it is chosen by, and the best one in full."""
@@ -160,10 +160,12 @@ def main() -> None:
             with torch.autocast(device, dtype=torch.bfloat16, enabled=recipe.bf16):
                 log_probs = score_completions(model, tokenizer, questions, answers, desc="retain: answers")
             metrics["retain_probability"] = float(np.exp(log_probs).mean())
-            swept.append(result | {column: metrics[column] for column in HEADLINE if column in metrics})
+            swept.append(result | {column: metrics[column] for column in TOFU.headline if column in metrics})
             models.append(model)
         chosen = best(swept)
-        return swept, finish(models[chosen], {key: swept[chosen][key] for key in swept[chosen] if key not in HEADLINE})
+        return swept, finish(
+            models[chosen], {key: value for key, value in swept[chosen].items() if key not in TOFU.headline}
+        )
 
     def best(results: list[dict[str, Any]]) -> int:
         keeping = [index for index, result in enumerate(results) if result["retain_probability"] >= kept]
@@ -193,7 +195,7 @@ def main() -> None:
     for name in ("before", "gold"):
         metrics, _ = evaluate(load(name), name, gold)
         empty = {"seed": 0, "learning_rate": 0.0, "steps": 0, "seconds": 0.0}
-        rows.append({"run": name, **empty, **{column: metrics[column] for column in HEADLINE}})
+        rows.append({"run": name, **empty, **{column: metrics[column] for column in TOFU.headline}})
     kept = KEPT * rows[0]["retain_probability"]
 
     first, *others = options.seeds
@@ -212,11 +214,11 @@ def main() -> None:
     for run in RUNS:
         found = [row for row in rows if row["run"] == run]
         table[f"{run}, mean"] = {
-            column: sum(row[column] for row in found) / len(found) for column in (*HEADLINE, "steps", "seconds")
+            column: sum(row[column] for row in found) / len(found) for column in (*TOFU.headline, "steps", "seconds")
         }
-    print_table(f"SmolLM2-135M forgets TOFU {options.forget}", table, (*HEADLINE, "steps", "seconds"))
+    print_table(f"SmolLM2-135M forgets TOFU {options.forget}", table, (*TOFU.headline, "steps", "seconds"))
     print_table(
-        "Learning rates swept", {f"{r['run']} lr {r['learning_rate']:g}": r for r in sweep}, (*HEADLINE, "steps")
+        "Learning rates swept", {f"{r['run']} lr {r['learning_rate']:g}": r for r in sweep}, (*TOFU.headline, "steps")
     )
     print(f"The report is {options.output_dir / 'report.json'}.")
 

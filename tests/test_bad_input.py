@@ -55,7 +55,7 @@ OTHER = {"question": "Where does Bram0 live?", "answer": "Bram0 lives by the har
         ({}, {"forget_objective": "nppo"}, "Unknown forget objective: 'nppo'. Did you mean 'npo'"),
         ({}, {"retain_objective": "nl"}, "Unknown retain objective: 'nl'. Did you mean 'nll'"),
         ({}, {"decoder": "tychonov"}, "Unknown decoder: 'tychonov'. Did you mean 'tikhonov'"),
-        ({}, {"on_nonfinite": "skipp"}, "Unknown on_nonfinite: 'skipp'. Did you mean 'skip'"),
+        ({}, {"on_bad_gradient": "skipp"}, "Unknown on_bad_gradient: 'skipp'. Did you mean 'skip'"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
@@ -75,7 +75,7 @@ def test_is_refused_and_leaves_the_model_as_it_was(
 def test_long_examples_are_cut_where_max_length_says_so(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
     data = {"forget_dataset": [{**ROW, "answer": "far " * 90}]}
     trainer = build_trainer(model, data=data, max_length=40)
-    assert len(trainer.train_examples["forget"][0][0]["input_ids"]) == 40
+    assert len(trainer.splits.forget[0][0]["input_ids"]) == 40
     trainer.train()
 
 
@@ -153,9 +153,9 @@ class Poison(TrainerCallback):
     ("side", "value"),
     [("lora_A", math.nan), ("lora_B", math.nan), ("lora_A", -math.inf), ("lora_B", math.inf), ("lora_A", 1e30)],
 )
-@pytest.mark.parametrize("on_nonfinite", ["skip", "stop"])
+@pytest.mark.parametrize("on_bad_gradient", ["skip", "stop"])
 def test_a_bad_gradient_changes_no_weight(
-    on_nonfinite: str,
+    on_bad_gradient: str,
     side: str,
     value: float,
     model: PreTrainedModel,
@@ -163,21 +163,24 @@ def test_a_bad_gradient_changes_no_weight(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     poison = Poison(value, side)
-    trainer = build_trainer(model, data={"callbacks": [poison]}, max_steps=3, on_nonfinite=on_nonfinite)
+    trainer = build_trainer(model, data={"callbacks": [poison]}, max_steps=3, on_bad_gradient=on_bad_gradient)
+    if on_bad_gradient == "stop":
+        with pytest.raises(
+            RuntimeError, match=r"Step 1: .*\(first: model.layers.1.mlp.up_proj\).* as they were before"
+        ):
+            trainer.train()
+        assert changed(poison.weights[0], poison.weights[1])
+        assert not changed(poison.weights[1], weights(model))
+        return
     output = trainer.train()
     states = [*poison.weights, weights(model)]
     assert changed(states[0], states[1])
     assert not changed(states[1], states[2])
+    assert changed(states[2], states[3])
     assert all(tensor.isfinite().all() for tensor in states[-1].values())
-    assert output.metrics["skipped_steps"] == 1
-    assert [logs.get("r2f/skipped_steps", 0) for logs in trainer.state.log_history if "loss" in logs][:2] == [0, 1]
+    assert output.metrics["skipped_steps"] == 1 and output.metrics["steps"] == 3
+    assert [logs.get("r2f/skipped_steps", 0) for logs in trainer.state.log_history if "loss" in logs] == [0, 1, 0]
     assert "first: model.layers.1.mlp.up_proj" in caplog.text
-    if on_nonfinite == "skip":
-        assert output.metrics["steps"] == 3
-        assert changed(states[2], states[3])
-    else:
-        assert output.metrics["steps"] == 2
-        assert len(states) == 3
 
 
 def test_refuses_a_model_whose_modules_do_not_take_part(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:

@@ -225,7 +225,7 @@ def test_modules_below_the_least_fidelity_are_left_alone(plain_trainer: BuildPla
 def test_a_run_can_stop_at_low_fidelity_with_its_weights_as_they_were(plain_trainer: BuildPlainTrainer) -> None:
     original = build_model()
     model = wrap(copy.deepcopy(original))
-    callback = R2FCallback(min_fidelity=0.999, on_low_fidelity="stop")
+    callback = R2FCallback(min_fidelity=0.999, on_bad_gradient="stop")
     trainer = plain_trainer(model, callback)
     with pytest.raises(RuntimeError, match=r"below min_fidelity=0.999: model.layers.* Raise `rank`, take more"):
         trainer.train()
@@ -234,7 +234,7 @@ def test_a_run_can_stop_at_low_fidelity_with_its_weights_as_they_were(plain_trai
     assert not any(probe.layer.lora_variant for probe in find_probes(model))
     trainer.optimizer.step()
     assert not changed(weights(original), weights(model))
-    callback.min_fidelity = None
+    callback.options["min_fidelity"] = None
     trainer.train()
     assert distance(weights(original), weights(model)) == pytest.approx(STEP, rel=1e-4)
     assert "r2f/low_fidelity_modules" not in trainer.state.log_history[0]
@@ -453,7 +453,7 @@ def test_refuses_to_load_the_best_model_whose_adapter_alone_would_be_reloaded(
     ("settings", "message"),
     [
         ({"decoder": "tikonov"}, "Unknown decoder: 'tikonov'. Did you mean 'tikhonov'"),
-        ({"on_nonfinite": "stopp"}, "Unknown on_nonfinite: 'stopp'. Did you mean 'stop'"),
+        ({"on_bad_gradient": "stopp"}, "Unknown on_bad_gradient: 'stopp'. Did you mean 'stop'"),
     ],
 )
 def test_suggests_the_nearest_name(settings: dict[str, str], message: str) -> None:

@@ -283,7 +283,7 @@ class Nothing(GradientDecoder):
 
 def test_a_reconstruction_of_zero_writes_nothing(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
     trainer = build_trainer(model, max_steps=1)
-    trainer.r2f_callback.decoder = Nothing()
+    trainer.r2f_callback.options["decoder"] = Nothing()
     before = weights(model)
     trainer.train()
     assert not changed(before, weights(model))

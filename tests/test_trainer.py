@@ -29,8 +29,7 @@ from transformers import (
 )
 
 from r2f_hf import R2FTrainer
-from r2f_hf.objectives.forget import FORGET_OBJECTIVES
-from r2f_hf.objectives.retain import RETAIN_OBJECTIVES
+from r2f_hf.objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
 from r2f_hf.runs.checkpoints import last_whole_checkpoint
 from r2f_hf.training.forget_retain_trainer import ForgetRetainTrainer
 
@@ -162,7 +161,7 @@ def test_an_unnormalised_step_is_the_clipped_gradient(
     max_grad_norm: float, spare: bool, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
     before, lr = weights(model), 0.1
-    settings = {"normalize_update": False, "adaptive": False, "max_grad_norm": max_grad_norm, "spare_retained": spare}
+    settings = {"normalize_update": False, "adaptive": False, "max_grad_norm": max_grad_norm, "protect_retain": spare}
     trainer = build_trainer(model, **settings, learning_rate=lr, max_steps=1)
     trainer.train()
     norm = training_logs(trainer)[0]["r2f/gradient_norm"]
@@ -197,8 +196,8 @@ def test_a_step_that_spares_the_retain_set_changes_less_of_it(
         settings = {"update_target": target, "adapter_rank": 32, "overwrite_output_dir": True}
         if kind == "qwen3_moe":
             settings["exclude_modules"] = ["experts"]
-        trainer = build_trainer(model, spare_retained=spare, max_steps=1, learning_rate=0.02, **settings)
-        retain = trainer.train_examples["retain"]
+        trainer = build_trainer(model, protect_retain=spare, max_steps=1, learning_rate=0.02, **settings)
+        retain = trainer.splits.retain
         before = hidden(trainer.model, retain)
         trainer.train()
         moved[spare] = (hidden(trainer.model, retain) - before).norm().item()
@@ -413,7 +412,7 @@ CHECKPOINTS: dict[str, Any] = {"max_steps": 7, "save_strategy": "steps", "save_s
         {"forget_objective": "npo", "retain_objective": "kl", "num_views": 2, "views_column": "paraphrased_question"},
         {"forget_objective": "grad_diff", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
         {"adaptive": False, "warm_probes": False},
-        {"spare_retained": False},
+        {"protect_retain": False},
     ],
     ids=["npo and kl", "grad_diff accumulated", "not adaptive", "not sparing"],
 )
@@ -426,8 +425,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     again = build_trainer(resumed, **CHECKPOINTS, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "output" / f"checkpoint-{step}"))
     assert not changed(weights(whole), weights(resumed))
-    assert again.r2f_callback.adaptive == settings.get("adaptive", True)
-    assert (again.r2f_callback.retained_inputs is not None) == settings.get("spare_retained", True)
+    assert again.r2f_callback.options["adaptive"] == settings.get("adaptive", True)
+    assert (again.r2f_callback.retained_inputs is not None) == settings.get("protect_retain", True)
     assert again.r2f_callback.fidelities == trainer.r2f_callback.fidelities
     names = ("step", "loss", "forget_loss", "retain_loss", "learning_rate", "r2f/gradient_norm", "r2f/fidelity")
     told = [[[logs[name] for name in names] for logs in training_logs(one)] for one in (trainer, again)]
@@ -604,7 +603,7 @@ def test_old_checkpoints_go_only_once_the_new_one_is_whole(
 
     settings = CHECKPOINTS | {"save_total_limit": 1, "max_steps": 2}
     build_trainer(build_model(), **settings | {"max_steps": 1}).train()
-    monkeypatch.setattr("r2f_hf.trainer.seal", interrupted)
+    monkeypatch.setattr("r2f_hf.training.recorded_trainer.seal", interrupted)
     with pytest.raises(OSError, match="the power is gone"):
         build_trainer(build_model(), **settings).train(resume_from_checkpoint=True)
     assert last_whole_checkpoint(tmp_path / "output") == tmp_path / "output" / "checkpoint-1"

@@ -22,7 +22,7 @@ def unlearn(
 ) -> tuple[dict[str, float], dict[str, float]]:
     trainer = build_trainer(model, max_steps=30, per_device_train_batch_size=6, learning_rate=0.4)
     if decoder is not None:
-        trainer.r2f_callback.decoder = decoder
+        trainer.r2f_callback.options["decoder"] = decoder
     before = trainer.evaluate()
     trainer.train()
     return before, trainer.evaluate()

@@ -51,9 +51,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a difference with nothing": {"forget_objective": "grad_diff", "retain_objective": "none"},
     "an unknown decoder": {"decoder": "spectrum"},
     "a decoder's folder that is not there": {"decoder": "./decoder"},
-    "an unknown answer to NaN": {"on_nonfinite": "ignore"},
+    "an unknown answer to NaN": {"on_bad_gradient": "ignore"},
     "a least fidelity above 1": {"min_fidelity": 1.5},
-    "beta 0": {"beta": 0.0},
+    "beta 0": {"forget_objective_kwargs": {"beta": 0.0}},
     "weight decay": {"weight_decay": 0.1},
 }
 

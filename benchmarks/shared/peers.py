@@ -24,7 +24,7 @@ class EvenedSGD(torch.optim.Optimizer):
 
     def __init__(self, params: list[torch.nn.Parameter], lr: float):
         super().__init__(params, {"lr": lr})
-        self.spared: dict[torch.nn.Parameter, RetainedInputs] = {}
+        self.damped: dict[torch.nn.Parameter, RetainedInputs] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
@@ -34,10 +34,10 @@ class EvenedSGD(torch.optim.Optimizer):
             state["rows"] = torch.lerp(rows, state.get("rows", rows), DECAY)
             state["columns"] = torch.lerp(columns, state.get("columns", columns), DECAY)
             update = param.grad * inverse_root(state["rows"])[:, None] * inverse_root(state["columns"])
-            if param in self.spared:
-                known = self.spared[param]
+            if param in self.damped:
+                known = self.damped[param]
                 Q = known.directions.to(update.dtype)
-                update -= (update @ Q * known.spared) @ Q.T
+                update -= (update @ Q * known.damped) @ Q.T
             norm = update.norm().item()
             if norm > 0:
                 param.sub_(update, alpha=self.param_groups[0]["lr"] / norm)
@@ -48,23 +48,23 @@ class ExactTrainer(ForgetRetainTrainer):
 
     def _compute_references(self) -> dict[str, torch.Tensor]:
         references = super()._compute_references()
-        if self.args.spare_retained:
+        if self.args.protect_retain:
             rule = getattr(self.optimizer, "optimizer", self.optimizer)
             written = {parameter for group in rule.param_groups for parameter in group["params"]}
             linear = {name: each for name, each in self.model.named_modules() if isinstance(each, torch.nn.Linear)}
             modules = {name: each for name, each in linear.items() if each.weight in written}
-            rows, size = self.train_examples["retain"], self.args.per_device_eval_batch_size
+            rows, size = self.splits.retain, self.args.per_device_eval_batch_size
             with self.accelerator.autocast():
                 found = reference_inputs(
                     self.model, modules, rows, self.data_collator, size, self.args.seed, disable=True
                 )
-            rule.spared = {modules[name].weight: inputs for name, inputs in found.items()}
+            rule.damped = {modules[name].weight: inputs for name, inputs in found.items()}
         return references
 
 
 def not_sparing(args: R2FConfig) -> R2FConfig:
     """With AdamW, and as many retain examples as the default is where nothing is spared."""
-    return replace(args, optim="adamw_torch", spare_retained=False, retain_per_forget=None)
+    return replace(args, optim="adamw_torch", protect_retain=False, retain_per_forget=None)
 
 
 def r2f(model: PreTrainedModel, args: R2FConfig, **data) -> ForgetRetainTrainer:

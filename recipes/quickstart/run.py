@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from prepare import prepare
 from r2f_hf import cli
-from r2f_hf.evaluation.runner import HEADLINE, run_suite
+from r2f_hf.evaluation import run_suite
+from r2f_hf.evaluation.suites.tofu import TOFU
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
 
@@ -42,8 +43,8 @@ def main() -> None:
     def evaluate(name: str, gold: dict | None = None) -> tuple[dict, dict]:
         tokenizer = AutoTokenizer.from_pretrained(folder / name)
         model = AutoModelForCausalLM.from_pretrained(folder / name)
-        metrics, statistics = run_suite(model, tokenizer, splits, folder / "statistics" / name, gold, 64, 32)
-        return {column: metrics[column] for column in HEADLINE if column in metrics}, statistics
+        metrics, statistics = run_suite("tofu", model, tokenizer, splits, folder / "statistics" / name, gold, 64, 32)
+        return {column: metrics[column] for column in TOFU.headline if column in metrics}, statistics
 
     _, gold = evaluate("gold")
     report = {
@@ -52,7 +53,7 @@ def main() -> None:
     run = json.loads((folder / "unlearned" / "train_results.json").read_text())
     report["after"] |= {"fidelity": run["fidelity"], "steps": run["steps"], "seconds": run["train_runtime"]}
     write_json(folder / "report.json", report)
-    print_table("Before, after Recover-to-Forget, and a model that never saw the forget set", report, HEADLINE)
+    print_table("Before, after Recover-to-Forget, and a model that never saw the forget set", report, TOFU.headline)
     print(f"The report is {folder / 'report.json'}.")
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0.dev0"
 
 # Imported when first asked for, so that `import r2f_hf` and `r2f --help` do not wait for torch.
-_EXPORTS = {"R2FCallback": "callback", "R2FConfig": "config", "R2FTrainer": "trainer"}
+_EXPORTS = {"R2FCallback": "callback", "R2FConfig": "config", "R2FStep": "step", "R2FTrainer": "trainer"}
 
-__all__ = ["R2FCallback", "R2FConfig", "R2FTrainer", "__version__"]
+__all__ = ["R2FCallback", "R2FConfig", "R2FStep", "R2FTrainer", "__version__"]
 
 if TYPE_CHECKING:
     from .callback import R2FCallback
     from .config import R2FConfig
+    from .step import R2FStep
     from .trainer import R2FTrainer
 
 

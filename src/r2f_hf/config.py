@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -10,8 +12,48 @@ from .data.views import check_templates
 from .decoders import check_decoder
 from .gradients import check_min_fidelity
 from .lookup import lookup
-from .objectives.forget import FORGET_OBJECTIVES
-from .objectives.retain import RETAIN_OBJECTIVES
+from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, ForgetObjective, RetainObjective, build_objective
+
+
+# R2F's own options in the groups that its documentation and `r2f unlearn --help` show them in.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Parameters that control the step": (
+        "learning_rate",
+        "rank",
+        "target_modules",
+        "exclude_modules",
+        "update_target",
+        "adapter_rank",
+        "protect_retain",
+        "min_fidelity",
+        "on_bad_gradient",
+    ),
+    "Parameters that control the losses": (
+        "forget_objective",
+        "forget_objective_kwargs",
+        "retain_objective",
+        "retain_objective_kwargs",
+        "forget_weight",
+        "retain_weight",
+    ),
+    "Parameters that control the data": (
+        "prompt_column",
+        "completion_column",
+        "max_length",
+        "retain_per_forget",
+        "num_views",
+        "views_column",
+        "view_templates",
+    ),
+    "Parameters that control the run": ("stop_check_steps", "keep_original", "overwrite_output_dir"),
+    "Parts of the method that can be switched off or replaced": (
+        "decoder",
+        "held_out",
+        "warm_probes",
+        "adaptive",
+        "normalize_update",
+    ),
+}
 
 
 @dataclass
@@ -20,49 +62,65 @@ class R2FConfig(TrainingArguments):
     Configuration of the [`R2FTrainer`].
 
     All [`~transformers.TrainingArguments`] work as they do there. `per_device_train_batch_size` counts forget
-    examples: a step takes `num_views` wordings of each and `retain_per_forget` retain examples beside it.
+    examples: in addition, a step takes `num_views` wordings of each, and `retain_per_forget` retain examples.
 
     Parameters:
+        > Parameters that control the step
+
+        learning_rate (`float`, *optional*):
+            Frobenius norm of a step in each module. Defaults to 0.6, and to 0.15 without `protect_retain`.
         rank (`int`, *optional*, defaults to `16`):
             Rank of the LoRA probes. Higher ranks reconstruct more of the gradient; cost and memory grow linearly.
         target_modules (`str` or `list[str]`, *optional*, defaults to `"all-linear"`):
-            Modules whose weights are changed, as in [`~peft.LoraConfig`]. Of a multimodal model `"all-linear"` is the
+            Modules whose weights are changed, as in [`~peft.LoraConfig`]. In a multimodal model `"all-linear"` is the
             part that reads text.
         exclude_modules (`str` or `list[str]`, *optional*):
             Modules to leave as they are, as in [`~peft.LoraConfig`]. Modules that are frozen (`requires_grad=False`)
             or share their weight with the embeddings are left as they are anyway, unless an adapter takes the updates.
         update_target (`str`, *optional*, defaults to `"weights"`):
-            What takes the updates: the model's own `"weights"`, or an `"adapter"`, an ordinary LoRA adapter beside
+            What takes the updates: the model's own `"weights"`, or an `"adapter"`, an ordinary LoRA adapter next to
             weights that stay as they are. Quantised models, and models with adapters of their own, need the latter.
         adapter_rank (`int`, *optional*, defaults to `64`):
-            Rank of that adapter. What it cuts off a step is logged as `r2f/discarded_energy`.
-        decoder (`str`, *optional*, defaults to `"spectral"`):
-            Gradient decoder: `"spectral"`, `"tikhonov"`, or a folder or Hub repository of a saved one.
-        held_out (`int`, *optional*, defaults to `2`):
-            Rows of each probe that measure the reconstruction's error instead of contributing to it; at least 2, or 0.
-        warm_probes (`bool`, *optional*, defaults to `True`):
-            Whether probes follow the subspaces that a module's gradients have lain in so far.
+            Rank of that adapter. What it cuts off per step is logged as `r2f/discarded_energy`.
+        protect_retain (`bool`, *optional*, defaults to `True`):
+            Whether updates leave alone what modules make of the retain set's inputs, as far as they can (see
+            [`~r2f_hf.updates.RetainedInputs`]), so that steps can be larger and fewer. It is off without a
+            `retain_objective`, since there is nothing to protect then.
         min_fidelity (`float`, *optional*):
             Least estimated cosine between a module's reconstruction and its full gradient. Off by default.
-        on_low_fidelity (`str`, *optional*, defaults to `"skip"`):
-            What to do with a module below `min_fidelity`: `"skip"` it in this step, so that the update is as much
-            shorter, or `"stop"` the run with an error.
+        on_bad_gradient (`str`, *optional*, defaults to `"skip"`):
+            What to do if a gradient is NaN or infinite, or a module is below `min_fidelity`. `"skip"` leaves the
+            weights of all modules, or of this one, as they are in this step; `"stop"` ends the run with an error.
+            Weights stay finite either way.
+
+        > Parameters that control the losses
+
         forget_objective (`str`, *optional*, defaults to `"npo"`):
-            `"ga"`, `"grad_diff"`, `"wga"`, `"npo"`, `"simnpo"` or `"tnpo"`.
+            `"ga"`, `"grad_diff"`, `"wga"`, `"npo"`, `"simnpo"` or `"tnpo"`: an entry of
+            [`~r2f_hf.objectives.FORGET_OBJECTIVES`].
+        forget_objective_kwargs (`dict` or `str`, *optional*):
+            Options of the forget objective, such as `{"beta": 0.5}`; as text, in JSON.
         retain_objective (`str`, *optional*, defaults to `"nll"`):
-            `"nll"`, `"kl"` or `"none"`.
-        beta (`float`, *optional*):
-            Inverse temperature of NPO and SimNPO (0.1 by default) and of TNPO (1 by default), exponent of WGA's
-            weights (1 by default).
-        gamma (`float`, *optional*, defaults to `0.0`):
-            Margin of SimNPO.
+            `"nll"`, `"kl"` or `"none"`: an entry of [`~r2f_hf.objectives.RETAIN_OBJECTIVES`].
+        retain_objective_kwargs (`dict` or `str`, *optional*):
+            Options of the retain objective, such as `{"k": 128}`; as text, in JSON.
         forget_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the forget loss.
         retain_weight (`float`, *optional*, defaults to `3.0`):
             Weight of the retain loss.
+
+        > Parameters that control the data
+
+        prompt_column (`str`, *optional*, defaults to `"question"`):
+            Column of the prompt; `"none"` for plain text.
+        completion_column (`str`, *optional*, defaults to `"answer"`):
+            Column of the text that the loss is taken on.
+        max_length (`int`, *optional*):
+            Tokens of an example; longer ones are cut on the right. Without it an example longer than the model's
+            context is refused.
         retain_per_forget (`int`, *optional*):
-            Retain examples in a step for each forget example: 1 by default, and 3 where nothing is spared. Forgetting
-            takes few examples; bringing back what it took along takes many, but what is spared is not taken along.
+            Retain examples per forget example in a step. Defaults to 1, and to 3 without `protect_retain`: forgetting
+            takes few examples, and bringing back what it took along takes many.
         num_views (`int`, *optional*, defaults to `1`):
             Wordings of a forget example in a step. The original is the first; further ones come from `views_column`
             and `view_templates`, in turns where there are more than `num_views`. At an equal number of passes more
@@ -71,46 +129,46 @@ class R2FConfig(TrainingArguments):
             Column of the forget set with a paraphrase of the prompt, or a list of them.
         view_templates (`list[str]`, *optional*):
             Texts with a `{prompt}` field.
-        prompt_column (`str`, *optional*, defaults to `"question"`):
-            Column of the prompt; `"none"` for plain text.
-        completion_column (`str`, *optional*, defaults to `"answer"`):
-            Column of the text that the loss is taken on.
-        max_length (`int`, *optional*):
-            Tokens of an example; longer ones are cut on the right. Without it an example longer than the model's
-            context is refused.
-        adaptive (`bool`, *optional*, defaults to `True`):
-            Whether rows and columns of the reconstructed gradients are evened out by their running mean squares, as
-            in Adafactor. Without it, take a smaller learning rate.
-        spare_retained (`bool`, *optional*, defaults to `True`):
-            Whether updates leave alone what modules make of the retain set's inputs, as far as they can (see
-            [`~r2f_hf.updates.RetainedInputs`]), so that steps can be larger and fewer. Off without a
-            `retain_objective`, as there is nothing to spare then.
-        normalize_update (`bool`, *optional*, defaults to `True`):
-            Whether the norm of a step in each module is set by `learning_rate` (times the schedule) alone. If `False`
-            a step is the learning rate times the reconstructed gradient, evened out if it is `adaptive`, without what
-            is spared, clipped to `max_grad_norm`.
+
+        > Parameters that control the run
+
         stop_check_steps (`int`, *optional*, defaults to `5`):
             With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it and
             the retain set is kept.
-        on_nonfinite (`str`, *optional*, defaults to `"skip"`):
-            What to do when a gradient is NaN or infinite: `"skip"` the step, or `"stop"` the run. Weights stay finite
-            either way.
         keep_original (`bool`, *optional*, defaults to `True`):
             Whether to keep the weights that are about to change in the output folder, so that `r2f undo` can restore
-            them. They still know what was forgotten; delete the folder `_undo` once that must not be.
+            them. They still know what was forgotten: delete the folder `_undo` once nobody may restore it.
         overwrite_output_dir (`bool`, *optional*, defaults to `False`):
             Whether to begin in an output folder that holds another run's result or checkpoints. One run's folder can
             always be resumed, or begun anew with the same settings.
 
-    The parameters below have other defaults than in [`~transformers.TrainingArguments`]: `learning_rate` is the
-    Frobenius norm of a step in each module, 0.6 by default and 0.15 where nothing is spared, `optim="sgd"` keeps no
-    state for probes that are drawn anew each step, `remove_unused_columns` is off because the trainer builds its own
-    batches, and `logging_steps` is 1.
+        > Parts of the method that can be switched off or replaced
+
+        decoder (`str`, *optional*, defaults to `"spectral"`):
+            Gradient decoder: `"spectral"`, `"tikhonov"`, or a folder or Hub repository of a saved one.
+        held_out (`int`, *optional*, defaults to `2`):
+            Rows of each probe that measure the reconstruction's error instead of contributing to it; at least 2, or 0.
+        warm_probes (`bool`, *optional*, defaults to `True`):
+            Whether probes are drawn along the subspaces that a module's gradients have lain in so far.
+        adaptive (`bool`, *optional*, defaults to `True`):
+            Whether rows and columns of the reconstructed gradients are rescaled by their running mean squares, as in
+            Adafactor. Without it, take a smaller learning rate.
+        normalize_update (`bool`, *optional*, defaults to `True`):
+            Whether `learning_rate` (times the schedule) alone sets the norm of a step in each module. If `False`, a
+            step is the learning rate times the reconstructed gradient, rescaled and protected as above, and clipped to
+            `max_grad_norm`.
+
+    The parameters below have other defaults than in [`~transformers.TrainingArguments`]: `learning_rate` (see above),
+    `optim="sgd"`, which keeps no state for probes that are drawn anew each step, `remove_unused_columns=False`, since
+    the trainer builds its own batches, and `logging_steps=1`.
+
+    Raises:
+        `ValueError`: For a setting that cannot work, before any model is loaded.
     """
 
     learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Frobenius norm of a step in each module; 0.6, or 0.15 where nothing is spared."},
+        metadata={"help": "Frobenius norm of a step in each module; 0.6, or 0.15 without protect_retain."},
     )
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the probes; SGD keeps no state."})
     remove_unused_columns: bool | None = field(
@@ -125,50 +183,56 @@ class R2FConfig(TrainingArguments):
     exclude_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules to leave as they are, as in PEFT."}
     )
-    update_target: str = field(default="weights", metadata={"help": "weights, or adapter: what takes the updates."})
+    update_target: str = field(
+        default="weights", metadata={"help": "What takes the updates.", "choices": ["weights", "adapter"]}
+    )
     adapter_rank: int = field(default=64, metadata={"help": "Rank of the adapter that takes the updates."})
-    decoder: str = field(default="spectral", metadata={"help": "Gradient decoder: a name, a folder or a repository."})
-    held_out: int = field(default=2, metadata={"help": "Rows of each probe that measure the reconstruction's error."})
-    warm_probes: bool = field(default=True, metadata={"help": "Whether probes follow the gradients seen so far."})
+    protect_retain: bool = field(
+        default=True, metadata={"help": "Whether updates leave alone what modules make of the retain set's inputs."}
+    )
     min_fidelity: float | None = field(
         default=None, metadata={"help": "Least estimated cosine between reconstruction and full gradient."}
     )
-    on_low_fidelity: str = field(
-        default="skip", metadata={"help": "skip modules below min_fidelity, or stop the run."}
+    on_bad_gradient: str = field(
+        default="skip",
+        metadata={
+            "help": "What to do if a gradient is NaN, infinite, or below min_fidelity.",
+            "choices": ["skip", "stop"],
+        },
     )
-    forget_objective: str = field(default="npo", metadata={"help": "ga, grad_diff, wga, npo, simnpo or tnpo."})
-    retain_objective: str = field(default="nll", metadata={"help": "nll, kl or none."})
-    beta: float | None = field(
-        default=None, metadata={"help": "Inverse temperature: 0.1 of npo and simnpo, 1 of tnpo; exponent of wga: 1."}
+
+    forget_objective: str = field(
+        default="npo", metadata={"help": "What is minimised on the forget set.", "choices": list(FORGET_OBJECTIVES)}
     )
-    gamma: float = field(default=0.0, metadata={"help": "Margin of SimNPO."})
+    forget_objective_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Options of the forget objective, as JSON: {"beta": 0.5}.'}
+    )
+    retain_objective: str = field(
+        default="nll",
+        metadata={"help": "What is minimised on the retain set.", "choices": [*RETAIN_OBJECTIVES, "none"]},
+    )
+    retain_objective_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Options of the retain objective, as JSON: {"k": 128}.'}
+    )
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the forget loss."})
     retain_weight: float = field(default=3.0, metadata={"help": "Weight of the retain loss."})
-    retain_per_forget: int | None = field(
-        default=None,
-        metadata={"help": "Retain examples in a step for each forget example; 1, or 3 where nothing is spared."},
-    )
-    num_views: int = field(default=1, metadata={"help": "Wordings of a forget example in a step."})
-    views_column: str | None = field(default=None, metadata={"help": "Column with paraphrases of the prompt."})
-    view_templates: list[str] | None = field(default=None, metadata={"help": "Texts with a {prompt} field."})
+
     prompt_column: str | None = field(
         default="question", metadata={"help": "Column of the prompt; none for plain text."}
     )
     completion_column: str = field(default="answer", metadata={"help": "Column that the loss is taken on."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of an example; longer ones are cut."})
-    adaptive: bool = field(
-        default=True, metadata={"help": "Whether rows and columns of an update are evened out, as in Adafactor."}
+    retain_per_forget: int | None = field(
+        default=None,
+        metadata={"help": "Retain examples per forget example in a step; 1, or 3 without protect_retain."},
     )
-    spare_retained: bool = field(
-        default=True, metadata={"help": "Whether updates leave alone what modules make of the retain set's inputs."}
-    )
-    normalize_update: bool = field(
-        default=True, metadata={"help": "Whether a step's norm is set by learning_rate alone."}
-    )
+    num_views: int = field(default=1, metadata={"help": "Wordings of a forget example in a step."})
+    views_column: str | None = field(default=None, metadata={"help": "Column with paraphrases of the prompt."})
+    view_templates: list[str] | None = field(default=None, metadata={"help": "Texts with a {prompt} field."})
+
     stop_check_steps: int = field(
         default=5, metadata={"help": "Steps between checks against the holdout set, if there is one."}
     )
-    on_nonfinite: str = field(default="skip", metadata={"help": "skip the step, or stop the run."})
     keep_original: bool = field(
         default=True, metadata={"help": "Whether to keep the weights from before in the output folder, for r2f undo."}
     )
@@ -176,29 +240,37 @@ class R2FConfig(TrainingArguments):
         default=False, metadata={"help": "Whether to begin in an output folder that holds another run."}
     )
 
+    decoder: str = field(default="spectral", metadata={"help": "Gradient decoder: a name, a folder or a repository."})
+    held_out: int = field(default=2, metadata={"help": "Rows of each probe that measure the reconstruction's error."})
+    warm_probes: bool = field(default=True, metadata={"help": "Whether probes follow the gradients seen so far."})
+    adaptive: bool = field(
+        default=True, metadata={"help": "Whether rows and columns of an update are rescaled, as in Adafactor."}
+    )
+    normalize_update: bool = field(
+        default=True, metadata={"help": "Whether a step's norm is set by learning_rate alone."}
+    )
+
     def __post_init__(self):
-        # Without a retain set there is nothing to spare.
-        self.spare_retained = self.spare_retained and self.retain_objective != "none"
+        # Without a retain set there is nothing to protect.
+        self.protect_retain = self.protect_retain and self.retain_objective != "none"
         if self.learning_rate is None:
-            self.learning_rate = 0.6 if self.spare_retained else 0.15
+            self.learning_rate = 0.6 if self.protect_retain else 0.15
         if self.retain_per_forget is None:
-            self.retain_per_forget = 1 if self.spare_retained else 3
+            self.retain_per_forget = 1 if self.protect_retain else 3
         super().__post_init__()
         if self.prompt_column == "none":
             self.prompt_column = None
         if self.target_modules == ["all-linear"]:
-            # PEFT takes its shorthand as a string alone; from a command line everything comes as a list.
+            # PEFT takes its shorthand only as a string; from a command line everything comes as a list.
             self.target_modules = "all-linear"
+        for name in ("forget_objective_kwargs", "retain_objective_kwargs"):
+            setattr(self, name, parse_kwargs(name, getattr(self, name)))
+        forget, _ = self.build_objectives()
         check_decoder(self.decoder)
-        objective = lookup(FORGET_OBJECTIVES, self.forget_objective, "forget objective")
-        if self.beta is None:
-            self.beta = objective.beta
-        lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")
-        lookup(dict.fromkeys(("weights", "adapter")), self.update_target, "update_target")
-        for name in ("on_nonfinite", "on_low_fidelity"):
-            lookup(dict.fromkeys(("skip", "stop")), getattr(self, name), name)
+        for name, choices in (("update_target", ("weights", "adapter")), ("on_bad_gradient", ("skip", "stop"))):
+            lookup(dict.fromkeys(choices), getattr(self, name), name)
         check_templates(self.view_templates)
-        for name in ("rank", "adapter_rank", "num_views", "retain_per_forget", "stop_check_steps", "beta"):
+        for name in ("rank", "adapter_rank", "num_views", "retain_per_forget", "stop_check_steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not 0 <= self.held_out < self.rank:
@@ -208,8 +280,37 @@ class R2FConfig(TrainingArguments):
             raise ValueError(
                 f"`num_views={self.num_views}` needs a `views_column` or `view_templates` to take views from."
             )
-        if objective.needs_retain and self.retain_objective == "none":
+        if forget.needs_retain and self.retain_objective == "none":
             raise ValueError(
                 f"`forget_objective={self.forget_objective!r}` is a difference with a retain loss; choose a "
                 '`retain_objective`, or `forget_objective="ga"`.'
             )
+
+    def build_objectives(self) -> tuple[ForgetObjective, RetainObjective | None]:
+        """
+        The forget and the retain objective, with their options.
+
+        Raises:
+            `ValueError`: For a name or an option that does not exist, or a value that cannot be.
+        """
+        forget = build_objective(
+            FORGET_OBJECTIVES, self.forget_objective, self.forget_objective_kwargs or {}, "forget objective"
+        )
+        if self.retain_objective == "none":
+            return forget, None
+        # Known here so that the message lists it.
+        lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")
+        kwargs = self.retain_objective_kwargs or {}
+        return forget, build_objective(RETAIN_OBJECTIVES, self.retain_objective, kwargs, "retain objective")
+
+
+def parse_kwargs(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """Options as a dictionary; on a command line they come as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'`{name}` is not JSON: {error}. It looks like {{"beta": 0.5}}.') from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f'`{name}` must be options by name, such as {{"beta": 0.5}}, got {value!r}.')
+    return value

@@ -175,7 +175,7 @@ def test_mistakes_of_train_decoder_are_told_in_a_line(
         (("evaluate", "--gold-model", "model", "--forget_spilt", "forget05"), "Did you mean 'forget_split'?"),
         (("unlearn", "--config", "nowhere.yaml"), "There is no recipe nowhere.yaml."),
         (("unlearn", "--forget_data", "nowhere.jsonl"), "There is no data file nowhere.jsonl."),
-        (("unlearn", "--forget_objective", "npoo"), "Unknown forget objective: 'npoo'. Did you mean 'npo'?"),
+        (("unlearn", "--forget_objective", "npoo"), "invalid choice: 'npoo' (choose from"),
         (("unlearn",), "No model is named."),
         (("unlearn", "--model_name_or_path", "./nowhere"), "There is no model folder ./nowhere."),
         (("evaluate", "--data", ".", "--forget_split", "forget01"), "The tofu suite needs forget01_perturbed.json"),

@@ -12,13 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from r2f_hf.data.collator import ForgetRetainCollator, first_items, pad_token_id
 
 
-def example(*ids: int, prompt: int = 1, **extra: Any) -> dict[str, Any]:
-    return {"input_ids": list(ids), "labels": [-100] * prompt + list(ids[prompt:]), **extra}
-
-
-def known(*log_probs: float) -> dict[str, torch.Tensor]:
-    """What the model said of an example's labels before unlearning."""
-    return {"reference_log_probs": torch.tensor(log_probs)}
+def example(*ids: int, prompt: int = 1, row: int | None = None) -> dict[str, Any]:
+    return {
+        "input_ids": list(ids),
+        "labels": [-100] * prompt + list(ids[prompt:]),
+        **({} if row is None else {"row": row}),
+    }
 
 
 def test_rows_are_padded_on_the_right_and_padding_carries_no_label() -> None:
@@ -30,32 +29,21 @@ def test_rows_are_padded_on_the_right_and_padding_carries_no_label() -> None:
     assert batch.keys() == {"input_ids", "attention_mask", "labels"}
 
 
-def test_forget_rows_come_first_with_their_references() -> None:
-    top = {"reference_top_ids": torch.tensor([[5, 6], [7, 8]]), "reference_top_log_probs": -torch.ones(2, 2)}
+def test_forget_rows_come_first_with_their_numbers() -> None:
     features = [
-        {
-            "forget": [example(1, 2, **known(-0.5)), example(1, 2, 3, **known(-1.5, -1.0))],
-            "retain": [example(4, 5, **top)],
-        },
-        {"forget": [example(6, 7, 8, 9, prompt=2, **known(-2.5, -2.0))], "retain": [example(7, 8, **top)]},
+        {"forget": [example(1, 2, row=0), example(1, 2, 3, row=1)], "retain": [example(4, 5, row=7)]},
+        {"forget": [example(6, 7, 8, 9, prompt=2, row=4)], "retain": [example(7, 8, row=2)]},
     ]
     batch = ForgetRetainCollator(0)(features)
     assert batch["input_ids"].tolist() == [[1, 2, 0, 0], [1, 2, 3, 0], [6, 7, 8, 9], [4, 5, 0, 0], [7, 8, 0, 0]]
     assert batch["is_forget"].tolist() == [True, True, True, False, False]
     assert batch["item"].tolist() == [0, 0, 1, 0, 1]
-    of_labels = [[0, -0.5, 0, 0], [0, -1.5, -1, 0], [0, 0, -2.5, -2], [0] * 4, [0] * 4]
-    assert batch["reference_log_probs"].tolist() == of_labels
-    assert batch["reference_top_ids"].shape == (5, 4, 2) and batch["reference_top_ids"].dtype == torch.long
-    for row in range(3):
-        assert not batch["reference_top_ids"][row].any()
-    for row in (3, 4):
-        assert batch["reference_top_ids"][row].tolist() == [[5, 6], [7, 8], [0, 0], [0, 0]]
-        assert batch["reference_top_log_probs"][row].tolist() == [[-1, -1], [-1, -1], [0, 0], [0, 0]]
+    assert batch["row"].tolist() == [0, 1, 4, 7, 2]
 
 
-def test_without_retain_rows_and_references() -> None:
-    batch = ForgetRetainCollator(0)([{"forget": [example(1, 2)], "retain": []}])
-    assert batch.keys() == {"input_ids", "attention_mask", "labels", "is_forget", "item"}
+def test_without_retain_rows() -> None:
+    batch = ForgetRetainCollator(0)([{"forget": [example(1, 2, row=0)], "retain": []}])
+    assert batch.keys() == {"input_ids", "attention_mask", "labels", "is_forget", "item", "row"}
     assert batch["is_forget"].tolist() == [True]
 
 
@@ -73,11 +61,11 @@ def test_any_tokenizer_can_pad(
 def test_the_first_items_of_a_batch_are_those_that_a_smaller_batch_would_hold() -> None:
     features = [
         {
-            "forget": [example(1, 2, **known(-0.5)), example(1, 2, 3, **known(-1.5, -1.0))],
+            "forget": [example(1, 2, row=0), example(1, 2, 3, row=0)],
             "retain": [],
         },
-        {"forget": [example(6, 7, 8, **known(-2.5, -2.0))], "retain": [example(4, 5, 6)]},
-        {"forget": [example(1, 3, 3, **known(-3.5, -3.0))], "retain": [example(4, 5, 7)]},
+        {"forget": [example(6, 7, 8, row=0)], "retain": [example(4, 5, 6, row=1)]},
+        {"forget": [example(1, 3, 3, row=0)], "retain": [example(4, 5, 7, row=2)]},
     ]
     collator = ForgetRetainCollator(0)
     batch, smaller = collator(features), collator(features[:2])
@@ -88,7 +76,7 @@ def test_the_first_items_of_a_batch_are_those_that_a_smaller_batch_would_hold() 
 
 
 def test_without_items_a_batch_is_one_row_that_counts_for_nothing() -> None:
-    batch = ForgetRetainCollator(0)([{"forget": [example(1, 2, 3)], "retain": [example(4, 5)]}])
+    batch = ForgetRetainCollator(0)([{"forget": [example(1, 2, 3, row=0)], "retain": [example(4, 5, row=0)]}])
     nothing = first_items(batch, 0)
     assert nothing["input_ids"].shape == (1, 3)
     assert (nothing["labels"] == -100).all() and not nothing["is_forget"].any()

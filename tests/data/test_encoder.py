@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from r2f_hf import R2FConfig
 from r2f_hf.data.encoder import ExampleEncoder
 from r2f_hf.data.formatting import encode_example
 
@@ -17,9 +15,9 @@ ROW = {"question": "Where does Orla1 live?", "answer": "Orla1 lives.", "paraphra
 
 
 @pytest.fixture
-def encoder(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Any:
+def encoder(tokenizer: PreTrainedTokenizerFast) -> Any:
     def build(context: int = 64, **settings: Any) -> ExampleEncoder:
-        return ExampleEncoder(tokenizer, R2FConfig(str(tmp_path), use_cpu=True, **settings), context)
+        return ExampleEncoder(tokenizer, context, **settings)
 
     return build
 
@@ -33,7 +31,7 @@ def test_views_are_the_wordings_with_the_rows_answer(encoder: Any, tokenizer: Pr
 
 
 def test_plain_text(encoder: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    built = encoder(prompt_column="none", completion_column="answer")
+    built = encoder(prompt_column=None, completion_column="answer")
     assert built.columns == ["answer"]
     assert built.original(ROW, "forget[0]") == encode_example(tokenizer, "", ROW["answer"])
 
@@ -47,7 +45,7 @@ def test_a_row_longer_than_the_context_is_refused_and_one_that_is_cut_is_not(enc
     assert len(cut["input_ids"]) == length - 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"prompt_column": "none"}], ids=["answer", "plain text"])
+@pytest.mark.parametrize("settings", [{}, {"prompt_column": None}], ids=["answer", "plain text"])
 @pytest.mark.parametrize("completion", ["", " \n", None, 7])
 def test_an_empty_completion_is_refused(completion: object, settings: dict[str, Any], encoder: Any) -> None:
     with pytest.raises(ValueError, match=r"retain\[2\] has an empty 'answer', or one that is not text"):

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.distributed import gather
 from r2f_hf.models.loading import from_pretrained
-from r2f_hf.probes.lora_probe import DELTA
-from r2f_hf.runs.weights import full_state_dict, result_state
+from r2f_hf.runs.weights import full_state_dict
+from r2f_hf.updates.targets import AdapterTarget
 
 
 RANK = 8
@@ -121,7 +121,7 @@ def run(
         trainer.save_model(str(folder / "model"))
         found = {"weights": gather(full_state_dict(trainer.model)), "logs": logs, "metrics": metrics}
         if target == "adapter":
-            found["adapter"] = result_state(trainer.model, DELTA)
+            found["adapter"] = AdapterTarget().state(trainer.model)
         results.append(found | {"sent": sent.steps, "folder": str(folder / "model")})
     torch.save(results, folder / f"process{state.process_index}.pt")
     return trainer

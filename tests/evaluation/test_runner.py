@@ -13,7 +13,8 @@ import torch
 from scipy.stats import hmean, ks_2samp
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from r2f_hf.evaluation.runner import run_suite, summarise
+from r2f_hf.evaluation import run_suite
+from r2f_hf.evaluation.suites.tofu import summarise
 from r2f_hf.scoring.completions import score_completions
 from r2f_hf.scoring.generation import generate_answers
 
@@ -49,7 +50,7 @@ def splits(forget_rows: list[dict[str, object]], retain_rows: list[dict[str, obj
 def evaluate(tokenizer: PreTrainedTokenizerFast, splits: Splits, tmp_path: Path) -> Callable[..., Any]:
     def run(model: PreTrainedModel, **settings: Any) -> Any:
         defaults = {"output_dir": tmp_path / "statistics", "batch_size": 4, "max_new_tokens": 6}
-        return run_suite(model, tokenizer, **{"splits": splits} | defaults | settings)
+        return run_suite("tofu", model, tokenizer, **{"splits": splits} | defaults | settings)
 
     return run
 

@@ -37,7 +37,7 @@ def test_forgets_changes_nothing_else_reloads_and_is_undone(
     start = trainer.evaluate()["eval_forget_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_forget_loss"] > start + 0.1
-    targeted = {f"{probe.name}.weight" for probe in trainer.r2f_callback.probes}
+    targeted = {f"{probe.name}.weight" for probe in trainer.r2f_callback.step.modules.values()}
     assert len(targeted) >= 8
     assert changed(before, weights(model)) == targeted
     assert not any("vision" in name for name in targeted)

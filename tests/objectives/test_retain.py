@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2f_hf.objectives.retain import KL_TOP_TOKENS, RETAIN_OBJECTIVES, top_log_probs
+from r2f_hf.objectives import RetainInputs
+from r2f_hf.objectives.retain import KL, NLL, top_log_probs
 
 
 VOCABULARY = 12
@@ -26,8 +27,9 @@ def logits() -> Tensor:
     return 2 * torch.randn(2, 4, VOCABULARY, generator=torch.Generator().manual_seed(1))
 
 
-def kl(logits: Tensor, reference: Tensor, k: int) -> Tensor:
-    return RETAIN_OBJECTIVES["kl"].loss(logits, LABELS, *top_log_probs(reference, k))
+def kl(logits: Tensor, reference: Tensor, k: int, labels: Tensor = LABELS) -> Tensor:
+    at_labels = reference[:, :-1][labels[:, 1:] != -100]
+    return KL(k)(RetainInputs(logits, labels, *top_log_probs(at_labels, k)))
 
 
 def full_kl(logits: Tensor, reference: Tensor) -> Tensor:
@@ -38,10 +40,10 @@ def full_kl(logits: Tensor, reference: Tensor) -> Tensor:
 
 def test_nll_sums_cross_entropy_over_the_labels(logits: Tensor) -> None:
     expected = [F.cross_entropy(logits[row, :-1], LABELS[row, 1:], reduction="sum") for row in range(2)]
-    torch.testing.assert_close(RETAIN_OBJECTIVES["nll"].loss(logits, LABELS, None, None), torch.stack(expected))
+    torch.testing.assert_close(NLL()(RetainInputs(logits, LABELS)), torch.stack(expected))
 
 
-@pytest.mark.parametrize("k", [VOCABULARY, KL_TOP_TOKENS])
+@pytest.mark.parametrize("k", [VOCABULARY, KL().k])
 def test_kl_with_all_tokens_is_the_full_divergence(k: int, logits: Tensor, reference: Tensor) -> None:
     torch.testing.assert_close(kl(logits, reference, k), full_kl(logits, reference), atol=1e-5, rtol=1e-5)
 
@@ -66,7 +68,7 @@ def test_kl_is_zero_and_flat_at_the_reference(k: int, reference: Tensor) -> None
 def test_kl_by_hand_with_one_token_and_the_rest() -> None:
     reference = torch.tensor([0.7, 0.1, 0.1, 0.1]).log().expand(1, 2, 4)
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(1, 2, 4)
-    loss = RETAIN_OBJECTIVES["kl"].loss(logits, torch.tensor([[-100, 2]]), *top_log_probs(reference, 1))
+    loss = kl(logits, reference, 1, torch.tensor([[-100, 2]]))
     expected = 0.7 * torch.tensor(0.7 / 0.4).log() + 0.3 * torch.tensor(0.3 / 0.6).log()
     torch.testing.assert_close(loss, expected[None])
 
@@ -74,7 +76,7 @@ def test_kl_by_hand_with_one_token_and_the_rest() -> None:
 def test_kl_is_finite_where_the_top_tokens_have_all_the_mass() -> None:
     reference = torch.full((1, 2, 4), -60.0).index_fill(-1, torch.tensor([0]), 60.0)
     logits = (-reference).requires_grad_(True)
-    loss = RETAIN_OBJECTIVES["kl"].loss(logits, torch.tensor([[-100, 2]]), *top_log_probs(reference, 1))
+    loss = kl(logits, reference, 1, torch.tensor([[-100, 2]]))
     loss.sum().backward()
     assert loss.isfinite().all() and logits.grad.isfinite().all() and loss > 100
 

@@ -11,9 +11,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from r2f_hf.gradients import LowRankGradient
-from r2f_hf.probes import GradientSubspace, LoraProbe, ProbeGroup, draw_probes, find_probes, follow_all, group_probes
-from r2f_hf.updates import SecondMoments
+from r2f_hf.probes import (
+    GradientSubspace,
+    LoraProbe,
+    ProbeGroup,
+    draw_probes,
+    find_probes,
+    group_probes,
+    update_subspaces,
+)
 
 
 CONFIG = LoraConfig(r=4, lora_alpha=4e-6, target_modules="all-linear")
@@ -94,7 +100,7 @@ def test_a_group_is_read_and_followed_as_each_of_its_probes_is_alone(
     for group in groups:
         together = group.read(held_out=1)
         for _ in range(2):
-            follow_all([group], [together])
+            update_subspaces([group], [together])
         for index, probe in enumerate(group.probes):
             sketch, subspace = sketches[probe.name], None
             for side in ("Y", "Z", "A", "B"):
@@ -122,7 +128,7 @@ def test_groups_are_followed_together_as_each_is_alone(wrapped: PeftModel, batch
             group.subspace = None
         for _ in range(3):
             for part in parts:
-                follow_all(groups[part], sketches[part])
+                update_subspaces(groups[part], sketches[part])
         found.append([side for group in groups for side in (group.subspace.left, group.subspace.right)])
     for together, alone in zip(*found, strict=True):
         mine, theirs = together.float(), alone.float()
@@ -136,18 +142,6 @@ def test_weights_of_another_precision_are_a_group_of_their_own(model: PreTrained
     groups = group_probes(find_probes(get_peft_model(model, CONFIG)))
     assert len(groups) == alike + 1
     assert all(len({probe.weight.dtype for probe in group.probes}) == 1 for group in groups)
-
-
-def test_a_group_evens_out_as_each_of_its_modules_is_alone(wrapped: PeftModel) -> None:
-    group = group_probes(find_probes(wrapped))[0]
-    alone: list[SecondMoments | None] = [None] * len(group.probes)
-    for _ in range(3):
-        gradient = LowRankGradient(*(torch.randn(len(group.probes), side, 3) for side in group.shape))
-        together = group.even_out(gradient).unbind()
-        for index, one in enumerate(gradient.unbind()):
-            alone[index] = SecondMoments.after(one, alone[index])
-            expected = alone[index].scale(one)
-            torch.testing.assert_close(together[index].U @ together[index].V.T, expected.U @ expected.V.T)
 
 
 def test_reading_without_a_gradient_is_an_error(wrapped: PeftModel) -> None:

@@ -11,7 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from r2f_hf.gradients import LowRankGradient
-from r2f_hf.probes import ProbeGroup, find_probes
+from r2f_hf.probes import find_probes
+from r2f_hf.updates.targets import WeightsTarget
 
 
 def wrap(model: PreTrainedModel, **settings: Any) -> PeftModel:
@@ -25,7 +26,7 @@ def test_a_probe_writes_its_own_weight_and_no_other(kind: str) -> None:
     probe = find_probes(model)[-1]
     out_features, in_features = probe.layer.out_features, probe.layer.in_features
     gradient = LowRankGradient(torch.randn(1, out_features, 2), torch.randn(1, in_features, 2))
-    ProbeGroup([probe]).write(gradient, [-0.5], seed=0, step=0)
+    WeightsTarget().write([probe], gradient, [-0.5], seed=0, step=0)
     after = weights(model)
     assert changed(before, after) == {f"{probe.name}.weight"}
     step = after[f"{probe.name}.weight"] - before[f"{probe.name}.weight"]

@@ -45,13 +45,13 @@ def test_losses_are_means_over_the_global_batch(
         {"question": f"Where does Orla{i} live?", "answer": "Orla lives by the harbour. " * (1 + i % 3)}
         for i in range(6)
     ]
+    kwargs = {"simnpo": {"beta": BETA, "gamma": GAMMA}, "wga": {"beta": BETA}, "tnpo": {"beta": BETA}}.get(objective)
     trainer = build_trainer(
         model,
         ForgetRetainTrainer,
         data={"forget_dataset": rows},
         forget_objective=objective,
-        beta=BETA,
-        gamma=GAMMA,
+        forget_objective_kwargs=kwargs,
         forget_weight=0.7,
         retain_weight=1.3,
         per_device_train_batch_size=batch_size,
@@ -59,7 +59,7 @@ def test_losses_are_means_over_the_global_batch(
         max_steps=1,
         learning_rate=1e-3,
     )
-    examples = [views[0] for views in trainer.train_examples["forget"]]
+    examples = trainer.splits.originals
     log_probs, tokens = score(original, examples)
     dealt = [example for item in range(6) for example in trainer.train_dataset[item]["retain"]]
     retain_log_probs, retain_tokens = score(original, dealt)
@@ -125,9 +125,9 @@ def test_evaluates_the_probability_of_each_set(
     trainer = build_trainer(model.eval(), ForgetRetainTrainer, data={"holdout_dataset": holdout_rows})
     metrics = trainer.evaluate()
     sets = {
-        "forget": [views[0] for views in trainer.train_examples["forget"]],
-        "retain": trainer.train_examples["retain"],
-        "holdout": trainer.reference_examples["holdout"],
+        "forget": trainer.splits.originals,
+        "retain": trainer.splits.retain,
+        "holdout": trainer.splits.holdout,
     }
     for name, examples in sets.items():
         assert metrics[f"eval_{name}_probability"] == pytest.approx(probability(model, examples), rel=1e-4)

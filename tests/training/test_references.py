@@ -10,6 +10,7 @@ import torch
 from conftest import BuildTrainer
 from transformers import PreTrainedModel
 
+from r2f_hf.data.splits import num_labels
 from r2f_hf.training.forget_retain_trainer import ForgetRetainTrainer
 from r2f_hf.training.references import (
     reference_inputs,
@@ -24,7 +25,7 @@ from r2f_hf.updates import RetainedInputs, watch_inputs
 def trainer(model: PreTrainedModel, build_trainer: BuildTrainer) -> ForgetRetainTrainer:
     """Encodes the rows, whose lengths differ, so that batches are padded."""
     trainer = build_trainer(model.eval(), ForgetRetainTrainer, views_column="paraphrased_question")
-    assert len({len(view["input_ids"]) for views in trainer.train_examples["forget"] for view in views}) > 1
+    assert len({len(view["input_ids"]) for view in trainer.splits.views}) > 1
     return trainer
 
 
@@ -34,11 +35,16 @@ def alone(model: PreTrainedModel, example: dict[str, list[int]]) -> torch.Tensor
         return model(input_ids=torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
 
 
+def labelled(example: dict[str, list[int]]) -> torch.Tensor:
+    """Which positions predict a token of the answer."""
+    return torch.tensor(example["labels"])[1:] != -100
+
+
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_log_probs_are_of_the_completion_token_by_token_or_summed(
     batch_size: int, trainer: ForgetRetainTrainer
 ) -> None:
-    examples = [view for views in trainer.train_examples["forget"] for view in views]
+    examples = trainer.splits.views
     common = trainer.model, examples, trainer.data_collator, batch_size
     found, of_tokens = (each(*common, disable=True) for each in (reference_log_probs, reference_token_log_probs))
     expected = []
@@ -50,11 +56,11 @@ def test_log_probs_are_of_the_completion_token_by_token_or_summed(
     torch.testing.assert_close(of_tokens, torch.tensor([*itertools.chain(*expected)]), atol=1e-4, rtol=1e-5)
 
 
-def test_top_tokens_are_the_most_likely_ones_of_every_position(trainer: ForgetRetainTrainer) -> None:
-    examples = trainer.train_examples["retain"]
-    ids, log_probs = reference_top_tokens(trainer.model, examples, trainer.data_collator, 4, disable=True)
-    expected = torch.cat([alone(trainer.model, example) for example in examples])
-    assert ids.shape == (sum(len(example["input_ids"]) for example in examples), 64)
+def test_top_tokens_are_the_most_likely_ones_in_place_of_every_answers_tokens(trainer: ForgetRetainTrainer) -> None:
+    examples = trainer.splits.retain
+    ids, log_probs = reference_top_tokens(trainer.model, examples, trainer.data_collator, 4, 64, disable=True)
+    expected = torch.cat([alone(trainer.model, each)[:-1][labelled(each)] for each in examples])
+    assert ids.shape == (sum(map(num_labels, examples)), 64)
     torch.testing.assert_close(log_probs, expected.topk(64).values, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(log_probs, expected.gather(-1, ids), atol=1e-4, rtol=1e-5)
 
@@ -65,22 +71,32 @@ def test_a_run_compares_with_the_model_before_the_first_write(
     original = copy.deepcopy(model).eval()
     trainer = build_trainer(model, retain_objective="kl", views_column="paraphrased_question", learning_rate=0.4)
     trainer.train()
-    for example in (view for views in trainer.train_examples["forget"] for view in views):
+
+    def known(name: str, example: dict[str, list[int]]) -> torch.Tensor:
+        return trainer.references.of_rows(name, torch.tensor([example["row"]]))
+
+    for example in trainer.splits.views:
         target = torch.tensor(example["labels"])[1:]
         token = alone(original, example)[:-1].gather(-1, target.clamp_min(0)[:, None])[:, 0]
-        torch.testing.assert_close(example["reference_log_probs"], token[target != -100], atol=1e-4, rtol=1e-5)
-    for example in trainer.train_examples["retain"]:
-        expected = alone(original, example).gather(-1, example["reference_top_ids"])
-        torch.testing.assert_close(example["reference_top_log_probs"], expected, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(known("forget_log_probs", example), token[target != -100], atol=1e-4, rtol=1e-5)
+    for example in trainer.splits.retain:
+        expected = alone(original, example)[:-1][labelled(example)].gather(-1, known("retain_top_ids", example))
+        torch.testing.assert_close(known("retain_top_log_probs", example), expected, atol=1e-4, rtol=1e-5)
+    # Several rows come one after the other, in the order asked for.
+    both = trainer.references.of_rows("forget_log_probs", torch.tensor([3, 1]))
+    apart = [known("forget_log_probs", trainer.splits.views[row]) for row in (3, 1)]
+    assert torch.equal(both, torch.cat(apart))
     # At the first step the model is its own reference: NPO is 2/β log 2 and the divergence is zero.
     first = trainer.state.log_history[0]
-    assert first["forget_loss"] == pytest.approx(2 / trainer.args.beta * torch.tensor(2.0).log().item(), rel=1e-4)
+    assert first["forget_loss"] == pytest.approx(
+        2 / trainer.forget_objective.beta * torch.tensor(2.0).log().item(), rel=1e-4
+    )
     assert first["retain_loss"] == pytest.approx(0, abs=1e-5)
 
 
 def damped(inputs: RetainedInputs) -> torch.Tensor:
     Q = inputs.directions.float()
-    return Q * inputs.spared @ Q.T
+    return Q * inputs.damped @ Q.T
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -88,7 +104,7 @@ def test_inputs_are_those_of_text_and_not_of_padding(
     head: bool, model: PreTrainedModel, trainer: ForgetRetainTrainer
 ) -> None:
     # Some of them alike, some not at all.
-    ids = [token for example in trainer.train_examples["retain"] for token in example["input_ids"]]
+    ids = [token for example in trainer.splits.retain for token in example["input_ids"]]
     lengths = (30, 30, 28, 12, 11, 30, 29, 20)
     examples = [{"input_ids": ids[i : i + length]} for i, length in enumerate(lengths)]
     examples = [example | {"labels": [-100, *example["input_ids"][1:]]} for example in examples]

@@ -53,7 +53,7 @@ def test_a_run_that_spares_the_retain_set_ends_with_it_kept(
     trainer = build_trainer(memorised_model, data={"holdout_dataset": holdout_rows}, max_steps=80, **settings)
     trainer.train()
     assert trainer.stop_reason is not None and trainer.state.global_step < 80
-    retain = trainer.completion_probabilities(trainer.reference_examples["retain"])
+    retain = trainer.completion_probabilities(trainer.splits.retain_sample)
     assert retain.mean() >= KEPT * trainer.reference_probabilities("retain").mean()
 
 
@@ -69,7 +69,7 @@ def test_a_run_ends_when_the_forget_set_is_like_the_holdout_set_and_the_retain_s
         retain_per_forget=2,
         retain_weight=3.0,
         # Or the retain set would never have to come back.
-        spare_retained=False,
+        protect_retain=False,
         learning_rate=0.03,
     )
     before = trainer.evaluate()
@@ -87,7 +87,7 @@ def test_a_run_ends_when_the_forget_set_is_like_the_holdout_set_and_the_retain_s
     retain = [logs["r2f/retain_probability"] for logs in checks if "r2f/retain_probability" in logs]
     assert len(retain) > 1
     assert max(retain[:-1]) < kept <= retain[-1]
-    forget = trainer.completion_probabilities([views[0] for views in trainer.train_examples["forget"]])
+    forget = trainer.completion_probabilities(trainer.splits.originals)
     assert trainer.stop_reason.startswith(str(stop_criterion(forget, holdout)))
     assert f"retain set's mean probability is {retain[-1]:.3f}" in trainer.stop_reason
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from r2f_hf.gradients import LowRankGradient
 from r2f_hf.updates import InputSketch, RetainedInputs, all_results, share, watch_inputs
-from r2f_hf.updates.retained_inputs import DAMPING, DIRECTIONS, draw_test, spare
+from r2f_hf.updates.retained_inputs import DAMPING, DIRECTIONS, draw_test, protect
 
 
 OUT, INTO = 12, 320
@@ -41,7 +41,7 @@ def dense(found: LowRankGradient) -> Tensor:
 def spared_by(inputs: RetainedInputs) -> LowRankGradient:
     """The gradient of one module without what its retain set would notice."""
     stacked = LowRankGradient(*(getattr(gradient(), side)[None] for side in "UV"))
-    return spare(stacked, [inputs]).unbind()[0]
+    return protect(stacked, [inputs]).unbind()[0]
 
 
 def test_an_update_is_the_gradient_preconditioned_by_the_inputs_second_moments() -> None:
@@ -58,7 +58,7 @@ def test_of_fewer_inputs_than_directions_all_is_known() -> None:
     expected = dense(gradient()) @ torch.linalg.inv(moments.double() + DAMPING * torch.eye(INTO)).float() * DAMPING
     found = seen(X)
     torch.testing.assert_close(dense(spared_by(found)), expected, rtol=0, atol=0.01)
-    kept = found.spared > 0
+    kept = found.damped > 0
     columns = found.directions[:, kept].float()
     torch.testing.assert_close(columns.T @ columns, torch.eye(int(kept.sum())), rtol=0, atol=1e-3)
 
@@ -97,15 +97,15 @@ def test_modules_of_one_shape_side_by_side(
     stacked = LowRankGradient(
         torch.stack([gradient().U] * len(found)), torch.stack([factor * gradient().V for factor in factors])
     )
-    for each, inputs, factor in zip(spare(stacked, found).unbind(), found, factors, strict=True):
+    for each, inputs, factor in zip(protect(stacked, found).unbind(), found, factors, strict=True):
         torch.testing.assert_close(dense(each), factor * dense(spared_by(inputs)))
 
 
 def test_equal_neighbours_are_held_once() -> None:
     inputs = seen(inputs_of(20))
-    copies = {name: RetainedInputs(inputs.directions.clone(), inputs.spared.clone()) for name in ("query", "key")}
+    copies = {name: RetainedInputs(inputs.directions.clone(), inputs.damped.clone()) for name in ("query", "key")}
     other = seen(inputs_of(20, seed=1))
-    narrow = RetainedInputs(inputs.directions[:, :5], inputs.spared[:5])
+    narrow = RetainedInputs(inputs.directions[:, :5], inputs.damped[:5])
     found = share({**copies, "down": narrow, "value": inputs, "out": other, "gate": inputs})
     assert found["query"] is found["key"] is found["value"] is copies["query"]
     assert (found["down"], found["out"], found["gate"]) == (narrow, other, inputs)
@@ -137,7 +137,7 @@ def test_modules_that_are_given_the_same() -> None:
     for name, inputs in found.items():
         expected = sketches[name].result()
         torch.testing.assert_close(inputs.directions, expected.directions, rtol=0, atol=0)
-        torch.testing.assert_close(inputs.spared, expected.spared, rtol=0, atol=0)
+        torch.testing.assert_close(inputs.damped, expected.damped, rtol=0, atol=0)
 
 
 def test_nothing_is_watched_afterwards() -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
+from typing import ClassVar
 
 import torch
 
@@ -60,6 +61,8 @@ class DecodeArguments:
         step (`float`, *optional*, defaults to `1.0`):
             Frobenius norm of the whole update, over all modules. If it is negative the update goes up the gradient.
     """
+
+    _argument_group_name: ClassVar[str] = "The step"
 
     before: str | None = field(default=None, metadata={"help": "Folder of the adapter before the step."})
     after: str | None = field(

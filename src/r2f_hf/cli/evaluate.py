@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import PartialState
@@ -41,6 +42,8 @@ class EvaluateArguments:
             Longest generated answer, in tokens.
     """
 
+    _argument_group_name: ClassVar[str] = "What is measured"
+
     data: str = field(default="locuslab/TOFU", metadata={"help": "A folder of JSON-lines files, or a Hub dataset."})
     suite: str = field(default="tofu", metadata={"help": "The suite, by name."})
     forget_split: str = field(default="forget01", metadata={"help": "Which forget set of the suite."})
@@ -71,9 +74,9 @@ def evaluate(
     if args.gold_model is not None:
         model, tokenizer = load_model(model_arguments, args.gold_model, sharded=sharded)
         forget = {"forget": splits["forget"]}
-        _, gold = run_suite(model.to(state.device), tokenizer, forget, folder / "gold", **settings)
+        _, gold = run_suite(args.suite, model.to(state.device), tokenizer, forget, folder / "gold", **settings)
     model, tokenizer = load_model(model_arguments, sharded=sharded)
-    metrics, _ = run_suite(model.to(state.device), tokenizer, splits, folder, gold, **settings)
+    metrics, _ = run_suite(args.suite, model.to(state.device), tokenizer, splits, folder, gold, **settings)
     if state.is_main_process:
         write_json(
             folder / "report.json",

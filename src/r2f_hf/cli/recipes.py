@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
+from ..config import GROUPS, R2FConfig
 from ..lookup import lookup
 
 
@@ -32,7 +33,14 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
             YAML.
         `FileNotFoundError`: If the recipe is not there.
     """
-    parser = TrlParser(dataclass_types, prog=f"r2f {command}", description="Options, or keys of a recipe (--config).")
+    parser = TrlParser(
+        dataclass_types,
+        prog=f"r2f {command}",
+        usage=f"r2f {command} [--config RECIPE.yaml] [--option value ...]",
+        description="Every option is also a key of a recipe (--config RECIPE.yaml); what is given here overrides it.",
+    )
+    if R2FConfig in dataclass_types:
+        group_options(parser)
     options = {action.dest: action for action in parser._actions}
     # TrlParser knows `--config FILE` alone.
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
@@ -60,3 +68,19 @@ def check_option(name: str, options: Mapping[str, Any], kind: str) -> None:
     if name not in options and (name == "use_peft" or name.startswith("lora_")):
         raise ValueError(f"Unknown {kind}: {name!r}: R2F brings its own adapter. See `rank` and `target_modules`.")
     lookup(options, name, kind, list_all=False)
+
+
+def group_options(parser: TrlParser) -> None:
+    """Show R2F's own options first in the help, in their groups, and those of Trainer last."""
+    others = parser._optionals
+    others.title = "Options of transformers.TrainingArguments"
+    # Dataclasses with an `_argument_group_name` have their groups already: the data's comes first, the model's last.
+    first, *rest = (group for group in parser._action_groups if group not in (parser._positionals, others))
+    own = []
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for action in [action for action in others._group_actions if action.dest in names]:
+            others._group_actions.remove(action)
+            group._group_actions.append(action)
+        own.append(group)
+    parser._action_groups = [first, *own, *rest, others]

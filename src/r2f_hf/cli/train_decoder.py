@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import PartialState
@@ -58,6 +59,8 @@ class TrainDecoderArguments:
         seed (`int`, *optional*, defaults to `0`):
             Seed of everything that is drawn.
     """
+
+    _argument_group_name: ClassVar[str] = "The training"
 
     data: str | None = field(default=None, metadata={"help": "Rows of text: a file or owner/name:config:split."})
     prompt_column: str = field(default="question", metadata={"help": "Column of the prompt; none for plain text."})

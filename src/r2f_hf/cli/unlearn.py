@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 from ..config import R2FConfig
 from ..data.rows import load_rows
@@ -31,6 +32,8 @@ class UnlearnArguments:
             Rows that the model never saw; training stops when the forget set cannot be told from them and the retain
             set is kept.
     """
+
+    _argument_group_name: ClassVar[str] = "The data"
 
     forget_data: str | None = field(
         default=None, metadata={"help": "Rows to forget: a file or owner/name:config:split."}
@@ -74,29 +77,15 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def unlearn(trainer: R2FTrainer) -> None:
-    """Unlearn, with metrics before and after, and save the model and the metrics to the output folder."""
-    # So that no other run comes in between.
-    with trainer.locked():
-        _unlearn(trainer)
-    trainer.end_training()
-
-
-def _unlearn(trainer: R2FTrainer) -> None:
+    """Unlearn, save the model and the metrics to the output folder, and say what has changed."""
     args = trainer.args
-    trainer.evaluate()
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    # A run that was resumed may have begun on other weights than this command has found.
-    before = trainer.record.metrics["before"]
-    after = trainer.evaluate()
-    trainer.save_model()
-    trainer.save_state()
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_metrics("before", before, combined=False)
-    trainer.save_metrics("after", after, combined=False)
+    metrics = trainer.unlearn(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
-        columns = [name for name in after if name.endswith("_probability")]
-        print_table("Mean probability of the completions", {"before": before, "after": after}, columns)
+        rows = {name: metrics[name] for name in ("before", "after")}
+        columns = [name for name in rows["after"] if name.endswith("_probability")]
+        print_table("Mean probability of the completions", rows, columns)
         left = trainer.state.max_steps - trainer.state.global_step
         end = f"stopped with {left} steps left" if left else "all steps were taken"
         print(f"{trainer.state.global_step} steps; {trainer.stop_reason or end}.")
         print(f"The {'model' if args.update_target == 'weights' else 'adapter'} is in {args.output_dir}.")
+    trainer.end_training()

@@ -31,9 +31,8 @@ class ForgetRetainCollator:
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `labels` of shape `(rows, length)`. For items of a
         [`ForgetRetainDataset`] also `is_forget` (bool, `(rows,)`), `item` (int64, `(rows,)`, the position in the batch
-        of the item that a row belongs to) and, where the examples carry them,
-        `reference_log_probs` (fp32, `(rows, length)`, of each label, zeros where there is none), `reference_top_ids`
-        and `reference_top_log_probs` (`(rows, length, k)`, zeros where there is none).
+        of the item that a row belongs to) and `row` (int64, `(rows,)`, the number of the forget view or of the retain
+        example, by which references are looked up).
     """
 
     pad_token_id: int
@@ -49,18 +48,7 @@ class ForgetRetainCollator:
         batch["item"] = torch.tensor(
             [index for name in ("forget", "retain") for index, feature in enumerate(features) for _ in feature[name]]
         )
-        if "reference_log_probs" in forget[0]:
-            of_labels = torch.zeros(batch["labels"].shape)
-            labelled = batch["labels"][: len(forget), 1:] != IGNORE_INDEX
-            of_labels[: len(forget), 1:][labelled] = torch.cat([row["reference_log_probs"] for row in forget])
-            batch["reference_log_probs"] = of_labels
-        for key in ("reference_top_ids", "reference_top_log_probs"):
-            if retain and key in retain[0]:
-                top = retain[0][key]
-                padded = top.new_zeros(*batch["input_ids"].shape, top.shape[-1])
-                for index, row in enumerate(retain, start=len(forget)):
-                    padded[index, : len(row[key])] = row[key]
-                batch[key] = padded
+        batch["row"] = torch.tensor([row["row"] for row in rows])
         return batch
 
     def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:

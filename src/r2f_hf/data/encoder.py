@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .dataset import Encoded
@@ -13,8 +14,6 @@ from .views import example_prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..config import R2FConfig
-
 
 class ExampleEncoder:
     """
@@ -23,34 +22,52 @@ class ExampleEncoder:
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
-        args ([`R2FConfig`]):
-            Names the columns, the views and `max_length`.
         context (`int`):
             The longest example that the model can read, in tokens.
+        prompt_column (`str`, *optional*):
+            Column of the prompt; `None` for plain text.
+        completion_column (`str`):
+            Column of the text that the loss is taken on.
+        views_column (`str`, *optional*):
+            Column with paraphrases of the prompt.
+        view_templates (`Sequence[str]`, *optional*):
+            Texts with a `{prompt}` field.
+        max_length (`int`, *optional*):
+            Tokens of an example; longer ones are cut on the right.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, args: R2FConfig, context: int):
-        self.tokenizer = tokenizer
-        self.args = args
-        self.context = context
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        context: int,
+        prompt_column: str | None = "question",
+        completion_column: str = "answer",
+        views_column: str | None = None,
+        view_templates: Sequence[str] | None = None,
+        max_length: int | None = None,
+    ):
+        self.tokenizer, self.context = tokenizer, context
+        self.prompt_column, self.completion_column = prompt_column, completion_column
+        self.views_column, self.view_templates = views_column, view_templates
+        self.max_length = max_length
 
     @property
     def columns(self) -> list[str]:
         """The columns that every row needs."""
-        return [column for column in (self.args.prompt_column, self.args.completion_column) if column is not None]
+        return [column for column in (self.prompt_column, self.completion_column) if column is not None]
 
     def original(self, row: Row, name: str) -> Encoded:
         """The row in its own wording."""
         self._check_text(row, name)
-        prompt = "" if self.args.prompt_column is None else row[self.args.prompt_column]
+        prompt = "" if self.prompt_column is None else row[self.prompt_column]
         return self._encode(prompt, row, name)
 
     def views(self, row: Row, name: str) -> list[Encoded]:
         """The row in all its wordings, its own first."""
         self._check_text(row, name)
-        prompts = example_prompts(row, self.args.prompt_column, self.args.views_column, self.args.view_templates)
+        prompts = example_prompts(row, self.prompt_column, self.views_column, self.view_templates)
         if not all(isinstance(view, str) and view.strip() for view in prompts[1:]):
-            raise ValueError(f"{name} has an empty view in {self.args.views_column!r}, or one that is not text.")
+            raise ValueError(f"{name} has an empty view in {self.views_column!r}, or one that is not text.")
         return [self._encode(prompt, row, name) for prompt in prompts]
 
     def _check_text(self, row: Row, name: str) -> None:
@@ -60,7 +77,7 @@ class ExampleEncoder:
                 raise ValueError(f"{name} has an empty {column!r}, or one that is not text.")
 
     def _encode(self, prompt: str, row: Row, name: str) -> Encoded:
-        example = encode_example(self.tokenizer, prompt, row[self.args.completion_column], self.args.max_length)
+        example = encode_example(self.tokenizer, prompt, row[self.completion_column], self.max_length)
         length = len(example["input_ids"])
         if length > self.context:
             raise ValueError(

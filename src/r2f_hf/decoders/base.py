@@ -66,6 +66,19 @@ class GradientDecoder(
     needs_fixed_probes = False
     training_record: str | None = None
 
+    def check_fresh_probes(self) -> None:
+        """
+        Refuse a decoder that cannot decode the probes of a run, which are drawn anew for each step.
+
+        Raises:
+            `ValueError`: If the decoder needs the probes that it was trained with.
+        """
+        if self.needs_fixed_probes:
+            raise ValueError(
+                f"{type(self).__name__} knows only the probes that it was trained with, and a run draws new ones at "
+                "every step. Use the spectral decoder."
+            )
+
     def decode(self, sketch: LoraSketch) -> LowRankGradient:
         """
         Reconstruct the gradient of a module, or of several modules of one shape at once.

@@ -1,7 +1,7 @@
-"""Scoring, generation and suites."""
+"""Suites of metrics, and the loop that runs one on a model."""
 
-from .runner import HEADLINE, run_suite, summarise
-from .suites.registry import SUITES, load_suite
+from .runner import run_suite
+from .suites import SUITES, Suite, load_suite
 
 
-__all__ = ["HEADLINE", "SUITES", "load_suite", "run_suite", "summarise"]
+__all__ = ["SUITES", "Suite", "load_suite", "run_suite"]

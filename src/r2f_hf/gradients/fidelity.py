@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from .linalg import on_all, on_cpu
 from .low_rank import LowRankGradient
 from .sketch import LoraSketch
 
+
+logger = logging.getLogger(__name__)
 
 # What the intervals cover.
 COVERAGE = 0.9
@@ -201,3 +204,80 @@ def check_min_fidelity(min_fidelity: float | None, held_out: int) -> None:
         raise ValueError(
             f"min_fidelity={min_fidelity:g} needs rows that measure the reconstruction: set `held_out` to 2 or more."
         )
+
+
+def fidelity_metrics(estimates: Iterable[Fidelity]) -> dict[str, float]:
+    """What a step logs of its modules' fidelity."""
+    cosines, errors = zip(*((each.cosine, each.relative_error) for each in estimates), strict=True)
+    return {
+        "r2f/fidelity": float(np.mean(cosines)),
+        "r2f/fidelity_min": min(cosines),
+        "r2f/relative_error": float(np.mean(errors)),
+    }
+
+
+def check_fidelity(estimates: Mapping[str, Fidelity], min_fidelity: float, stops: bool, step: int) -> Tensor:
+    """
+    Which modules are faithful enough to be written.
+
+    Args:
+        estimates (`Mapping[str, Fidelity]`):
+            The estimate of each module.
+        min_fidelity (`float`):
+            The least cosine.
+        stops (`bool`):
+            Whether a module below it is an error.
+        step (`int`):
+            Number of the step, for the messages.
+
+    Returns:
+        `torch.Tensor` of shape `(modules,)`: Booleans.
+
+    Raises:
+        `RuntimeError`: If `stops` and a module is below; the message names the worst.
+    """
+    faithful = torch.tensor([found.cosine >= min_fidelity for found in estimates.values()])
+    if stops and not faithful.all():
+        low = sorted(estimates.items(), key=lambda item: item[1].cosine)[: int((~faithful).sum())]
+        named = ", ".join(f"{name} ({found.cosine:.2f})" for name, found in low[:5])
+        raise RuntimeError(
+            f"Step {step}: the reconstructions of {len(low)} of {len(estimates)} modules have an estimated cosine to "
+            f"the full gradient below min_fidelity={min_fidelity:g}: {named}. The weights were left as they were "
+            "before this step. Raise `rank`, take more examples per step (`per_device_train_batch_size`, "
+            "`gradient_accumulation_steps`), leave these modules out (`exclude_modules`), or lower `min_fidelity`."
+        )
+    if not faithful.any():
+        logger.warning(
+            "Step %d: no module reaches min_fidelity=%g, so the weights were left alone. Raise `rank`, take more "
+            "examples per step, or lower `min_fidelity`.",
+            step,
+            min_fidelity,
+        )
+    return faithful
+
+
+def refuse_nonfinite(names: Sequence[str], finite: Tensor, stops: bool, step: int) -> None:
+    """
+    Say that a step is skipped because gradients are NaN or infinite.
+
+    Args:
+        names (`Sequence[str]`):
+            Names of all modules.
+        finite (`torch.Tensor` of shape `(modules,)`):
+            Whether the gradient of each is finite.
+        stops (`bool`):
+            Whether it is an error.
+        step (`int`):
+            Number of the step, for the message.
+
+    Raises:
+        `RuntimeError`: If `stops`.
+    """
+    bad = [name for name, each in zip(names, finite.tolist(), strict=True) if not each]
+    message = (
+        f"Step {step}: the gradients of {len(bad)} modules are NaN or infinite (first: {bad[0]}); the weights were "
+        "left as they were before this step."
+    )
+    if stops:
+        raise RuntimeError(f"{message} Lower `learning_rate`, or set `on_bad_gradient` to skip such steps.")
+    logger.warning(message)

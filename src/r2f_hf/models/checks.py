@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 
+import torch
 from packaging.version import Version
 from peft import PeftModel
 from torch import nn
 
 from ..config import R2FConfig
+from ..distributed import whole_shape
 from ..probes.lora_probe import DELTA, PROBE
 
+
+logger = logging.getLogger(__name__)
 
 # Trainer leaves replicated adapters beside sharded weights alone from here on, and PEFT runs FSDP2's hooks.
 SHARDING_VERSIONS = {"torch": "2.8", "transformers": "5.20.2", "peft": "0.21"}
@@ -86,3 +91,44 @@ def check_sharding_versions() -> None:
     if old:
         needed = ", ".join(f"{name}>={least}" for name, least in SHARDING_VERSIONS.items())
         raise ValueError(f"Sharded weights need {needed}; older here: {', '.join(old)}.")
+
+
+def check_arguments(args: R2FConfig) -> None:
+    """
+    Refuse settings of Trainer that would act on the probes, or not at all.
+
+    Raises:
+        `ValueError`: Naming the setting.
+    """
+    if args.weight_decay:
+        raise ValueError(
+            "`weight_decay` would act on the probes, which are drawn anew after each step, and not on the model's "
+            "weights. Leave it at 0."
+        )
+    if args.label_smoothing_factor:
+        raise ValueError("`label_smoothing_factor` is no part of the forget and retain losses. Leave it at 0.")
+    known = torch.backends.mkldnn.is_available()
+    if args.bf16 and args.device.type == "cpu" and known and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning(
+            "This CPU has no arithmetic for bf16: with `bf16=True` steps take a hundred times as long as without."
+        )
+
+
+def check_fsdp(args: R2FConfig, enabled: bool) -> None:
+    """
+    Refuse accelerate's own FSDP.
+
+    Raises:
+        `ValueError`: With what to do instead.
+    """
+    if enabled or args.fsdp:
+        raise ValueError(
+            "accelerate's FSDP would shard the probes too, which every process needs whole. Launch without it, and "
+            "shard only the weights: load the model with `distributed_config=DistributedConfig(fsdp_size=...)`, from "
+            "`transformers.distributed`. (`r2f unlearn` does so itself where `accelerate launch` asks for FSDP.)"
+        )
+
+
+def weights_size(model: nn.Module) -> int:
+    """Bytes of a model's weights, sharded or not."""
+    return sum(whole_shape(parameter).numel() * parameter.element_size() for parameter in model.parameters())

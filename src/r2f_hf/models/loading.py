@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import PartialState
 from transformers import (
@@ -74,6 +74,8 @@ class ModelArguments:
         attn_implementation (`str`, *optional*):
             Attention to use, as in [`~transformers.PreTrainedModel.from_pretrained`].
     """
+
+    _argument_group_name: ClassVar[str] = "The model"
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder of the model, or its name on the Hub."}

@@ -90,7 +90,7 @@ def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
             f"frozen nor tied: {', '.join(kinds) or 'none'}."
         ) from error
     try:
-        probes = find_probes(model, DELTA if to_adapter else None)
+        probes = find_probes(model, writable=not to_adapter)
         check_ranks(probes, args.held_out)
     except ValueError:
         if own:

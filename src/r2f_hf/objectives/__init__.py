@@ -1,17 +1,15 @@
 """Forget and retain objectives, chosen by name."""
 
-from ..scoring.log_probs import completion_logits, label_log_probs, row_sums, token_log_probs
-from .forget import FORGET_OBJECTIVES, ForgetObjective
-from .retain import RETAIN_OBJECTIVES, RetainObjective
+from .base import ForgetInputs, ForgetObjective, RetainInputs, RetainObjective
+from .registry import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, build_objective
 
 
 __all__ = [
     "FORGET_OBJECTIVES",
     "RETAIN_OBJECTIVES",
+    "ForgetInputs",
     "ForgetObjective",
+    "RetainInputs",
     "RetainObjective",
-    "completion_logits",
-    "label_log_probs",
-    "row_sums",
-    "token_log_probs",
+    "build_objective",
 ]

@@ -1,7 +1,7 @@
 """LoRA pairs as probes of the full gradient: found, grouped, drawn and read."""
 
 from .drawing import draw_probes
-from .groups import ProbeGroup, follow_all, group_probes
+from .groups import ProbeGroup, group_probes, update_subspaces
 from .lora_probe import LoraProbe, find_probes
 from .subspace import GradientSubspace
 
@@ -12,6 +12,6 @@ __all__ = [
     "ProbeGroup",
     "draw_probes",
     "find_probes",
-    "follow_all",
     "group_probes",
+    "update_subspaces",
 ]

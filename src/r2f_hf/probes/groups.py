@@ -1,17 +1,16 @@
-"""Probes of one shape, which are read, followed and drawn in one go."""
+"""Probes of one shape, which are read and drawn in one go."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..distributed.sharding import copy_all_, gathered
-from ..gradients import LoraSketch, LowRankGradient, named_generator, named_seed
-from ..updates import RetainedInputs, SecondMoments, add_low_rank_all_
-from ..updates.retained_inputs import spare
+from ..gradients import LoraSketch, named_generator
+from ..gradients.stacking import stack, unstack
 from .drawing import draw_probes
 from .lora_probe import LoraProbe
 from .subspace import GradientSubspace
@@ -35,17 +34,11 @@ class ProbeGroup:
     Attributes:
         subspace ([`GradientSubspace`], *optional*):
             What the modules' gradients have been like so far; the next probes are drawn from it.
-        moments ([`SecondMoments`], *optional*):
-            Mean squares of their rows and columns so far, by which updates are evened out.
-        retained (`list[RetainedInputs]`, *optional*):
-            What the retain set puts into each module, which updates leave alone.
     """
 
     def __init__(self, probes: Sequence[LoraProbe]):
         self.probes = probes
         self.subspace: GradientSubspace | None = None
-        self.moments: SecondMoments | None = None
-        self.retained: list[RetainedInputs] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -104,43 +97,33 @@ class ProbeGroup:
         )
         return A, B
 
-    def even_out(self, gradient: LowRankGradient) -> LowRankGradient:
-        """Move the moments on by a step's gradients, and scale these by them."""
-        self.moments = SecondMoments.after(gradient, self.moments)
-        return self.moments.scale(gradient)
+    def state_dict(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The subspaces of each module, if there are any."""
+        if self.subspace is None:
+            return {}
+        return unstack(names, {"left": self.subspace.left, "right": self.subspace.right})
 
-    def spare(self, gradient: LowRankGradient) -> LowRankGradient:
-        """The gradients without what the retain set would notice."""
-        return spare(gradient, self.retained)
-
-    def write(self, gradient: LowRankGradient, alphas: Sequence[float], seed: int, step: int) -> list[Tensor]:
+    def load_state_dict(self, state: Mapping[str, Tensor], names: Sequence[str], device: torch.device) -> None:
         """
-        Add the gradients, each times its `alpha`, to the modules' own weights, or to what stands in for them.
+        Take the subspaces of the named modules, if all have some, and otherwise begin anew.
 
-        Args:
-            gradient ([`LowRankGradient`]):
-                Of all modules of the group.
-            alphas (`Sequence[float]`):
-                Signed steps; 0 for modules that are to be left alone.
-            seed (`int`):
-                Seed of the run.
-            step (`int`):
-                Optimizer step.
-
-        Returns:
-            `list[torch.Tensor]`: Where adapters take the updates, what each of them discarded.
+        Raises:
+            `ValueError`: If they are of probes of another rank.
         """
-        if self.probes[0].delta is not None:
-            apart = zip(self.probes, gradient.unbind(), alphas, strict=True)
-            return [probe.write_to_adapter(each, alpha) for probe, each, alpha in apart if alpha]
-        weights = [probe.weight for probe in self.probes]
-        seeds = [named_seed(seed, step, probe.name, "rounding") for probe in self.probes]
-        add_low_rank_all_(weights, gradient, alphas, seeds, transposed=self.probes[0].layer.fan_in_fan_out)
-        return []
+        if not all(f"{name}.left" in state for name in names):
+            return
+        for name in names:
+            rank = state[f"{name}.left"].shape[1]
+            if rank != self.probes[0].rank:
+                raise ValueError(
+                    f"The checkpoint is of probes of rank {rank}, {name} has rank {self.probes[0].rank}. Resume with "
+                    "the old rank, or start a new run."
+                )
+        self.subspace = GradientSubspace(*(stack(state, names, side, device) for side in ("left", "right")))
 
 
-def follow_all(groups: Sequence[ProbeGroup], sketches: Sequence[LoraSketch]) -> None:
-    """Move the groups' subspaces on by a step's sketches."""
+def update_subspaces(groups: Sequence[ProbeGroup], sketches: Sequence[LoraSketch]) -> None:
+    """Update the groups' subspaces by a step's sketches."""
     found = GradientSubspace.after_all(sketches, [group.subspace for group in groups])
     for group, subspace in zip(groups, found, strict=True):
         # They say where to look at the next gradient, for which some thousandths do not matter.
@@ -162,7 +145,7 @@ def group_probes(probes: Sequence[LoraProbe]) -> list[ProbeGroup]:
     for probe in probes:
         layer = probe.layer
         key = (layer.out_features, layer.in_features, probe.rank, layer.scaling[probe.adapter], probe.A.device)
-        if probe.delta is None:
-            key += probe.weight.dtype, layer.fan_in_fan_out
+        # Weights of one precision and layout are written in one go. (Some of PEFT's quantised layers name no layout.)
+        key += probe.weight.dtype, getattr(layer, "fan_in_fan_out", False)
         groups.setdefault(key, []).append(probe)
     return [ProbeGroup(group) for group in groups.values()]

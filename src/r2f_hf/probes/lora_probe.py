@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..distributed import copy_, is_partitioned, is_row_sharded
-from ..gradients import LowRankGradient
-from ..updates import add_to_pair_
 from .lora_backward import Sketching
 
+
+# Names of the adapters: the pairs that are read, and what takes the updates in place of the weights.
+PROBE, DELTA = "r2f_probe", "r2f"
 
 # Probes with a larger scaling `lora_alpha / r` would disturb the forward pass.
 MAX_SCALING = 1e-3
@@ -93,17 +94,6 @@ class LoraProbe:
             )
         return grad_A, grad_B
 
-    def write_to_adapter(self, gradient: LowRankGradient, alpha: float) -> Tensor:
-        """
-        Add `alpha` times a factored gradient to the adapter that stands in for the module's own weight.
-
-        Returns:
-            `torch.Tensor` of shape `()`: What the adapter's rank made it discard, see [`add_to_pair_`].
-        """
-        A, B = (side[self.delta].weight for side in (self.layer.lora_A, self.layer.lora_B))
-        scaling = self.layer.scaling[self.delta]
-        return scaling**2 * add_to_pair_(A, B, gradient, alpha / scaling)
-
 
 def full_gradient(parameter: nn.Parameter) -> Tensor | None:
     """The gradient of a parameter, which DeepSpeed keeps elsewhere, in pieces. All processes have to call it then."""
@@ -114,15 +104,15 @@ def full_gradient(parameter: nn.Parameter) -> Tensor | None:
     return parameter.grad
 
 
-def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:
+def find_probes(model: nn.Module, writable: bool = True) -> list[LoraProbe]:
     """
     The LoRA pairs of a PEFT model that can be decoded and written.
 
     Args:
         model ([`~peft.PeftModel`]):
             A model with one trainable LoRA adapter.
-        delta (`str`, *optional*):
-            Name of the adapter that takes the updates in place of the weights, which then may be quantised.
+        writable (`bool`, *optional*, defaults to `True`):
+            Whether the weights behind the pairs take the updates. If an adapter does so, they may be quantised.
 
     Returns:
         `list[LoraProbe]`: In the model's order.
@@ -158,12 +148,12 @@ def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or adapter not in layer.r:
             continue
-        probe = LoraProbe(name.removeprefix(prefix), layer, adapter, delta)
+        probe = LoraProbe(name.removeprefix(prefix), layer, adapter)
         base = layer.get_base_layer()
         plain = type(layer) is LoraLinear and isinstance(base, nn.Linear | Conv1D) and base.weight.is_floating_point()
         # Beside an adapter that takes the updates the weight may be of any kind; the pair has to be linear.
         linear = adapter in layer.lora_A and isinstance(layer.lora_A[adapter], nn.Linear)
-        if not (plain if delta is None else linear):
+        if not (plain if writable else linear):
             raise ValueError(
                 f"{probe.name} is a {type(base).__name__} under {type(layer).__module__}.{type(layer).__name__}; a "
                 "reconstructed gradient can only be written into floating-point linear layers. Let an adapter "
@@ -180,36 +170,13 @@ def find_probes(model: nn.Module, delta: str | None = None) -> list[LoraProbe]:
                 f"The adapter's scaling is {layer.scaling[adapter]:g}: its random probes would change what the model "
                 f"computes. Use `lora_alpha={1e-6 * config.r:g}` with `r={config.r}`."
             )
-        if delta is None and base.weight is embeddings:
+        if writable and base.weight is embeddings:
             raise ValueError(
                 f"{probe.name} shares its weight with the input embeddings, which would move too. Leave it out of "
                 "`target_modules` or name it in `exclude_modules`."
             )
         probes.append(probe)
     return probes
-
-
-# Names of the adapters: the pairs that are read, and what takes the updates in place of the weights.
-PROBE = "r2f_probe"
-
-
-DELTA = "r2f"
-
-
-def check_delta(model: PeftModel, delta: str) -> None:
-    """
-    Refuse an adapter that cannot take the updates.
-
-    Raises:
-        `ValueError`: If it is not there, not active, or trained itself.
-    """
-    if delta not in model.base_model.active_adapters:
-        raise ValueError(f"The model has no active adapter {delta!r} to take the updates.")
-    if any(parameter.requires_grad for name, parameter in model.named_parameters() if f".{delta}." in name):
-        raise ValueError(
-            f"The adapter {delta!r} takes the updates, so the optimizer must not train it: "
-            f"`model.set_requires_grad({delta!r}, False)`."
-        )
 
 
 def check_ranks(probes: list[LoraProbe], held_out: int) -> None:

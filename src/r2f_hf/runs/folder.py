@@ -81,6 +81,11 @@ def held(lock: FileLock) -> Iterator[None]:
         lock.release()
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """What describes the run that has written to a folder."""
+    return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+
+
 def run_differences(folder: Path, description: Mapping[str, Any]) -> list[str]:
     """
     In what a run differs from the one that has written to a folder.
@@ -95,7 +100,7 @@ def run_differences(folder: Path, description: Mapping[str, Any]) -> list[str]:
         `list[str]`: In words; empty if they are the same.
     """
     try:
-        then = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        then = read_run(folder)
     except ValueError:
         return [f"{RUN_FILE} cannot be read"]
     # Through JSON, so that what was written compares equal to what is held.

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from .files import write_text
 
 
@@ -74,7 +73,7 @@ def _now() -> Entry:
     packages = {name: version(name) for name in ("torch", "transformers", "peft")}
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"r2f_hf": __version__, "python": platform.python_version(), **packages},
+        "versions": {"r2f_hf": version("r2f-hf"), "python": platform.python_version(), **packages},
     }
 
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -142,61 +142,6 @@ def load_full_model_(model: PeftModel, folder: str | os.PathLike) -> None:
         raise ValueError(f"The weights in {os.fspath(folder)} are another model's: they differ in {different[:5]}.")
     for name, tensor in current.items():
         copy_(tensor, saved[name])
-
-
-# What a run changes: the full model behind the adapters, or an adapter of its own
-
-
-def result_state(model: PeftModel, delta: str | None) -> dict[str, Tensor]:
-    """
-    The weights that a run changes, references and not copies.
-
-    Args:
-        model ([`~peft.PeftModel`]):
-            The wrapped model.
-        delta (`str`, *optional*):
-            Name of the adapter that takes the updates; without it they go into the full model.
-    """
-    if delta is None:
-        return full_state_dict(model)
-    # PEFT would gather the whole model, if it is sharded; and of the embeddings it would make up its own mind.
-    own = {name: parameter.detach() for name, parameter in model.named_parameters() if f".{delta}." in name}
-    return get_peft_model_state_dict(model, own, adapter_name=delta, save_embedding_layers=False)
-
-
-def save_result(model: PeftModel, folder: str | os.PathLike, delta: str | None, write: bool = True) -> None:
-    """
-    Save what a run changes: a plain model, or an adapter that `PeftModel.from_pretrained` loads. See
-    [`save_full_model`] for `write`.
-    """
-    if delta is None:
-        save_full_model(model, folder, write)
-    if not write:
-        return
-    if delta is None:
-        # Or what an earlier run has left would be loaded on top of it, or in its place.
-        for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-            (Path(folder) / name).unlink(missing_ok=True)
-        return
-    with written_aside(folder) as aside:
-        model.peft_config[delta].save_pretrained(str(aside))
-        state = {name: tensor.contiguous() for name, tensor in result_state(model, delta).items()}
-        save_file(state, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    for path in Path(folder).iterdir():
-        if WEIGHTS_FILES.fullmatch(path.name) or path.name == "config.json":
-            path.unlink()
-
-
-def load_result_(model: PeftModel, folder: str | os.PathLike, delta: str | None) -> None:
-    """Load what [`save_result`] saved into the wrapped model, in place."""
-    if delta is None:
-        load_full_model_(model, folder)
-    else:
-        saved = load_file(Path(folder) / SAFETENSORS_WEIGHTS_NAME)
-        different = sorted(saved.keys() ^ result_state(model, delta).keys())
-        if different:
-            raise ValueError(f"The adapter in {os.fspath(folder)} is of other modules: {different[:3]}.")
-        set_peft_model_state_dict(model, saved, adapter_name=delta)
 
 
 def saved_weights_hash(folder: str | os.PathLike) -> str:

@@ -1,1 +1,17 @@
-"""What a model says: log-probabilities and generated answers."""
+"""What a model says: log-probabilities of given answers, and answers of its own."""
+
+from .completions import context_length, score_completions, score_examples
+from .generation import generate_answers
+from .log_probs import completion_logits, label_log_probs, row_sums, token_log_probs
+
+
+__all__ = [
+    "completion_logits",
+    "context_length",
+    "generate_answers",
+    "label_log_probs",
+    "row_sums",
+    "score_completions",
+    "score_examples",
+    "token_log_probs",
+]

@@ -27,13 +27,11 @@ from ..config import R2FConfig
 from ..data.collator import ForgetRetainCollator, first_items, pad_token_id
 from ..data.dataset import Encoded, ForgetRetainDataset
 from ..data.encoder import ExampleEncoder
-from ..data.formatting import IGNORE_INDEX
-from ..data.rows import Row, check_overlap, check_rows
-from ..objectives.forget import FORGET_OBJECTIVES
-from ..objectives.retain import RETAIN_OBJECTIVES
-from ..scoring.completions import context_length, score_examples
-from ..scoring.log_probs import completion_logits, label_log_probs, row_sums, token_log_probs
-from .references import reference_log_probs, reference_token_log_probs, reference_top_tokens
+from ..data.rows import Row
+from ..data.splits import by_length, encode_evaluation, encode_splits, num_labels
+from ..scoring import context_length, label_log_probs, score_examples
+from .loss import count_items, forget_retain_loss
+from .references import References, reference_log_probs, reference_token_log_probs, reference_top_tokens
 from .stopping import HoldoutStopping
 
 
@@ -91,55 +89,39 @@ class ForgetRetainTrainer(Trainer):
     ):
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
-        self.forget_objective = FORGET_OBJECTIVES[args.forget_objective]
-        self.retain_objective = RETAIN_OBJECTIVES.get(args.retain_objective)
-
-        # Data
-        data_seed = args.seed if args.data_seed is None else args.data_seed
-        encoder = ExampleEncoder(processing_class, args, context_length(model))
-        check_rows(forget_dataset, "forget", [*encoder.columns, args.views_column])
-        if self.retain_objective is not None:
-            check_rows(retain_dataset, "retain", encoder.columns)
-            check_overlap(forget_dataset, retain_dataset, encoder.columns)
-        else:
-            retain_dataset = []
-        if holdout_dataset is not None:
-            check_rows(holdout_dataset, "holdout", encoder.columns)
-            # Rows that the model knows are no measure of not knowing.
-            check_overlap(forget_dataset, holdout_dataset, encoder.columns, ("forget", "holdout"))
-            check_overlap(retain_dataset, holdout_dataset, encoder.columns, ("retain", "holdout"))
-        forget_views = [encoder.views(row, f"forget[{index}]") for index, row in enumerate(forget_dataset)]
-        retain = [encoder.original(row, f"retain[{index}]") for index, row in enumerate(retain_dataset)]
-        holdout = [encoder.original(row, f"holdout[{index}]") for index, row in enumerate(holdout_dataset or [])]
-        self.train_examples = {"forget": forget_views, "retain": retain}
-        # What the stopping rule looks at: the holdout set and as many retain examples, spread over the retain set.
-        sample = retain[:: max(1, len(retain) // len(holdout))][: len(holdout)] if holdout else []
-        self.reference_examples = {"holdout": holdout, "retain": sample}
-
-        # Evaluation
-        if eval_dataset is None:
-            evaluated = {"forget": [views[0] for views in forget_views], "retain": retain, "holdout": holdout}
-            eval_dataset = {name: examples for name, examples in evaluated.items() if examples}
-        elif isinstance(eval_dataset, dict):
-            eval_dataset = {name: self._encode_evaluation(encoder, rows, name) for name, rows in eval_dataset.items()}
-        else:
-            eval_dataset = self._encode_evaluation(encoder, eval_dataset, "evaluation")
+        self.forget_objective, self.retain_objective = args.build_objectives()
+        encoder = ExampleEncoder(
+            processing_class,
+            context_length(model),
+            args.prompt_column,
+            args.completion_column,
+            args.views_column,
+            args.view_templates,
+            args.max_length,
+        )
+        self.splits = encode_splits(
+            encoder, forget_dataset, retain_dataset, holdout_dataset, self.retain_objective is not None
+        )
+        evaluated = encode_evaluation(encoder, eval_dataset, self.splits)
         if compute_metrics is None:
-            compute_metrics = mean_probability
-            preprocess_logits_for_metrics = row_log_probs
+            compute_metrics, preprocess_logits_for_metrics = mean_probability, row_log_probs
             # The mean of probabilities knows no order, and rows of like length need little padding. (Trainer's own
             # `eval_loss` is a mean of batches' means, and depends on which rows share one.)
-            several = isinstance(eval_dataset, dict)
-            eval_dataset = (
-                {name: by_length(rows) for name, rows in eval_dataset.items()} if several else by_length(eval_dataset)
+            several = isinstance(evaluated, dict)
+            evaluated = (
+                {name: by_length(rows) for name, rows in evaluated.items()} if several else by_length(evaluated)
             )
+        data_seed = args.seed if args.data_seed is None else args.data_seed
+        train_dataset = ForgetRetainDataset(
+            self.splits.forget, self.splits.retain, args.num_views, args.retain_per_forget, data_seed
+        )
 
         super().__init__(
             model=self._prepare_model(model, args),
             args=args,
             data_collator=ForgetRetainCollator(pad_token_id(processing_class)),
-            train_dataset=ForgetRetainDataset(forget_views, retain, args.num_views, args.retain_per_forget, data_seed),
-            eval_dataset=eval_dataset,
+            train_dataset=train_dataset,
+            eval_dataset=evaluated,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
@@ -150,9 +132,11 @@ class ForgetRetainTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.add_callback(DatasetEpoch())
         self.stop_reason: str | None = None
-        if holdout:
-            self.add_callback(HoldoutStopping(self))
-        self._references: dict[str, Tensor] = {}
+        if self.splits.holdout:
+            self.add_callback(
+                HoldoutStopping(self._stop_probabilities, self.reference_probabilities, self.log, self._stop)
+            )
+        self.references = References({})
         self._loss_parts: dict[str, Tensor] = {}
         self._loss_steps = 0
         self._takes_a_step = False
@@ -160,10 +144,6 @@ class ForgetRetainTrainer(Trainer):
     def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> nn.Module:
         """What is trained. Called once the data has been checked, so that a refusal leaves the model as it is."""
         return model
-
-    def _encode_evaluation(self, encoder: ExampleEncoder, rows: Dataset | Sequence[Row], name: str) -> list[Encoded]:
-        check_rows(rows, name, encoder.columns)
-        return [encoder.original(row, f"{name}[{index}]") for index, row in enumerate(rows)]
 
     # The loss
 
@@ -215,38 +195,20 @@ class ForgetRetainTrainer(Trainer):
         """
         if "is_forget" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        args, is_forget = self.args, inputs["is_forget"]
         counts = count_items(inputs) if num_items_in_batch is None else num_items_in_batch
-        forget_rows, forget_tokens, retain_tokens = counts.unbind()
-        if return_outputs:
-            # For metrics, which compare with all labels.
-            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-            logits, labels = outputs.logits, inputs["labels"]
-        else:
-            logits, labels = completion_logits(model, inputs)
-
-        targets = labels[is_forget]
-        log_probs, rows = token_log_probs(logits[is_forget], targets)
-        reference, num_tokens = None, torch.ones_like(log_probs)
-        if self.forget_objective.needs_reference:
-            of_positions = inputs["reference_log_probs"][is_forget, -targets.shape[1] :]
-            reference = of_positions[:, 1:][targets[:, 1:] != IGNORE_INDEX]
-        if not self.forget_objective.each_token:
-            log_probs, num_tokens, reference = (
-                values if values is None else row_sums(values, rows, len(targets))
-                for values in (log_probs, num_tokens, reference)
-            )
-        forget = self.forget_objective.loss(log_probs, num_tokens, reference, args.beta, args.gamma)
-        parts = {"forget_loss": forget.sum() / (forget_tokens if self.forget_objective.per_token else forget_rows)}
-        loss = args.forget_weight * parts["forget_loss"]
-        if self.retain_objective is not None:
-            top = [None, None]
-            if self.retain_objective.needs_reference:
-                kept = logits.shape[1]
-                top = [inputs[key][~is_forget, -kept:] for key in ("reference_top_ids", "reference_top_log_probs")]
-            retain = self.retain_objective.loss(logits[~is_forget], labels[~is_forget], *top)
-            parts["retain_loss"] = retain.sum() / retain_tokens
-            loss = loss + args.retain_weight * parts["retain_loss"]
+        parts, logits = forget_retain_loss(
+            model,
+            inputs,
+            self.forget_objective,
+            self.retain_objective,
+            self.references,
+            counts,
+            # Metrics compare with all labels.
+            all_logits=return_outputs,
+        )
+        loss = self.args.forget_weight * parts["forget_loss"]
+        if "retain_loss" in parts:
+            loss = loss + self.args.retain_weight * parts["retain_loss"]
         for name, value in parts.items():
             self._loss_parts[name] = self._loss_parts.get(name, 0.0) + value.detach()
         self._loss_steps += self.accelerator.sync_gradients
@@ -296,42 +258,33 @@ class ForgetRetainTrainer(Trainer):
 
     def _compute_references(self) -> dict[str, Tensor]:
         self._prepare_forward()
-        views = [view for views in self.train_examples["forget"] for view in views]
-        retain = self.train_examples["retain"]
         common = {"collator": self.data_collator, "batch_size": self.args.per_device_eval_batch_size}
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
-        references: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         self.model.eval()
         with self.accelerator.autocast():
             if self.forget_objective.needs_reference:
-                references["forget_log_probs"] = reference_token_log_probs(
-                    self.model, views, **common, desc="Reference of the forget set", disable=quiet
+                found["forget_log_probs"] = reference_token_log_probs(
+                    self.model, self.splits.views, **common, desc="Reference of the forget set", disable=quiet
                 )
             if self.retain_objective is not None and self.retain_objective.needs_reference:
-                ids, log_probs = reference_top_tokens(
-                    self.model, retain, **common, desc="Reference of the retain set", disable=quiet
+                found["retain_top_ids"], found["retain_top_log_probs"] = reference_top_tokens(
+                    self.model,
+                    self.splits.retain,
+                    **common,
+                    k=self.retain_objective.k,
+                    desc="Reference of the retain set",
+                    disable=quiet,
                 )
-                references |= {"retain_top_ids": ids, "retain_top_log_probs": log_probs}
-            for name, examples in self.reference_examples.items():
+            for name, examples in self._stopping_examples().items():
                 if examples:
-                    references[f"{name}_log_probs"] = reference_log_probs(
+                    found[f"{name}_log_probs"] = reference_log_probs(
                         self.model, examples, **common, desc=f"Reference of the {name} set", disable=quiet
                     )
-        return references
+        return found
 
-    def _set_references(self, references: dict[str, Tensor]) -> None:
-        self._references = references
-        views = [view for views in self.train_examples["forget"] for view in views]
-        if "forget_log_probs" in references:
-            pieces = references["forget_log_probs"].split([num_labels(view) for view in views])
-            for view, piece in zip(views, pieces, strict=True):
-                view["reference_log_probs"] = piece
-        if "retain_top_ids" in references:
-            lengths = [len(example["input_ids"]) for example in self.train_examples["retain"]]
-            for key in ("top_ids", "top_log_probs"):
-                pieces = references[f"retain_{key}"].split(lengths)
-                for example, piece in zip(self.train_examples["retain"], pieces, strict=True):
-                    example[f"reference_{key}"] = piece
+    def _set_references(self, tensors: dict[str, Tensor]) -> None:
+        self.references = References(tensors, self.splits.views, self.splits.retain)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`; training logs also carry the losses' parts."""
@@ -378,8 +331,22 @@ class ForgetRetainTrainer(Trainer):
         Returns:
             `np.ndarray` of shape `(rows,)`.
         """
-        tokens = [num_labels(row) for row in self.reference_examples[name]]
-        return np.exp(self._references[f"{name}_log_probs"].numpy() / np.array(tokens))
+        tokens = [num_labels(row) for row in self._stopping_examples()[name]]
+        return np.exp(self.references.tensors[f"{name}_log_probs"].numpy() / np.array(tokens))
+
+    # The stopping rule
+
+    def _stopping_examples(self) -> dict[str, list[Encoded]]:
+        """What the stopping rule compares with: the holdout set, and a part of the retain set."""
+        return {"holdout": self.splits.holdout, "retain": self.splits.retain_sample}
+
+    def _stop_probabilities(self, name: str) -> np.ndarray:
+        """Probabilities of the `"forget"` or the `"retain"` examples under the model now."""
+        examples = {"forget": self.splits.originals, "retain": self.splits.retain_sample}
+        return self.completion_probabilities(examples[name])
+
+    def _stop(self, reason: str) -> None:
+        self.stop_reason = reason
 
 
 class DatasetEpoch(TrainerCallback):
@@ -389,28 +356,6 @@ class DatasetEpoch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any, **kwargs
     ) -> None:
         train_dataloader.dataset.set_epoch(int(state.epoch))
-
-
-def count_items(batch: dict[str, Tensor]) -> Tensor:
-    """
-    What the means of a batch are taken over.
-
-    Returns:
-        `torch.Tensor` of shape `(3,)`: Forget rows, forget tokens, retain tokens.
-    """
-    tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
-    is_forget = batch["is_forget"]
-    return torch.stack([is_forget.sum(), tokens[is_forget].sum(), tokens[~is_forget].sum()])
-
-
-def num_labels(example: Encoded) -> int:
-    """Tokens of an example that are to be predicted."""
-    return sum(label != IGNORE_INDEX for label in example["labels"][1:])
-
-
-def by_length(examples: list[Encoded]) -> list[Encoded]:
-    """Longest first: a batch that does not fit in memory shows at once."""
-    return sorted(examples, key=lambda example: -len(example["input_ids"]))
 
 
 def row_log_probs(logits: Tensor, labels: Tensor) -> Tensor:

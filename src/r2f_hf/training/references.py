@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..data.collator import ForgetRetainCollator
 from ..data.dataset import Encoded
 from ..data.formatting import IGNORE_INDEX
+from ..data.splits import num_labels
 from ..objectives.retain import top_log_probs
 from ..scoring.completions import score_examples
 from ..scoring.log_probs import completion_logits, token_log_probs
@@ -27,6 +28,48 @@ INPUT_EXAMPLES = 96
 
 # Of the longest in a batch this part is read at least.
 INPUT_CUT = 0.9
+
+
+class References:
+    """
+    What the model said before unlearning, looked up by row. It is kept on the CPU.
+
+    Args:
+        tensors (`dict[str, torch.Tensor]`):
+            By name: `forget_log_probs` of each labelled token; `retain_top_ids` and `retain_top_log_probs`, the most
+            likely tokens at each; `holdout_log_probs` and `retain_log_probs`, summed over each row that the stopping
+            rule looks at. Those that are not needed are not there.
+        forget (`Sequence[dict]`):
+            The encoded forget examples, all views of all rows.
+        retain (`Sequence[dict]`):
+            The encoded retain examples.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], forget: Sequence[Encoded] = (), retain: Sequence[Encoded] = ()):
+        self.tensors = tensors
+        examples = {"forget_log_probs": forget, "retain_top_ids": retain, "retain_top_log_probs": retain}
+        self._rows = {
+            name: tensors[name].split([num_labels(example) for example in examples[name]])
+            for name in examples.keys() & tensors.keys()
+        }
+
+    def of_rows(self, name: str, rows: Tensor) -> Tensor | None:
+        """
+        What is known of a batch's rows.
+
+        Args:
+            name (`str`):
+                Which of the tensors that have an entry per labelled token.
+            rows (`torch.Tensor` of shape `(rows,)`):
+                Numbers of the examples, `row` in a batch.
+
+        Returns:
+            `torch.Tensor` of shape `(tokens, ...)`, *optional*: Row by row, on the device of `rows`.
+        """
+        if name not in self._rows:
+            return None
+        found = [self.tensors[name][:0], *(self._rows[name][row] for row in rows.tolist())]
+        return torch.cat(found).to(rows.device)
 
 
 def reference_log_probs(
@@ -64,22 +107,25 @@ def reference_token_log_probs(
 
 @torch.no_grad()
 def reference_top_tokens(
-    model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
+    model: nn.Module,
+    examples: Sequence[Encoded],
+    collator: ForgetRetainCollator,
+    batch_size: int,
+    k: int,
+    **tqdm_kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """
-    The most likely next tokens at every position of every example, for the KL objective.
+    The most likely tokens in place of each token of each example's completion, for the KL objective.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Ids (int64) and log-probabilities (fp32) of shape `(tokens, k)` on the
         CPU, the examples one after the other.
     """
-    ids, log_probs = [], []
+    found = []
     for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs):
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        batch_ids, batch_log_probs = top_log_probs(output.logits)
-        mask = batch["attention_mask"].bool()
-        ids.append(batch_ids[mask].cpu())
-        log_probs.append(batch_log_probs[mask].cpu())
+        logits, labels = completion_logits(model, batch)
+        found.append([each.cpu() for each in top_log_probs(logits[:, :-1][labels[:, 1:] != IGNORE_INDEX], k)])
+    ids, log_probs = zip(*found, strict=True)
     return torch.cat(ids), torch.cat(log_probs)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from math import comb
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-
-if TYPE_CHECKING:
-    from .forget_retain_trainer import ForgetRetainTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -64,31 +61,41 @@ class HoldoutStopping(TrainerCallback):
     Both are checked every `stop_check_steps` steps, the retain set on as many rows as the holdout set has.
 
     Args:
-        trainer ([`ForgetRetainTrainer`]):
-            The trainer, with a holdout set. Its `stop_reason` is set.
+        probabilities (`Callable[[str], np.ndarray]`):
+            Length-normalised probabilities of the `"forget"` or the `"retain"` rows under the model now.
+        reference (`Callable[[str], np.ndarray]`):
+            Those of the `"holdout"` or the `"retain"` rows under the model before unlearning.
+        log (`Callable[[dict[str, float]], None]`):
+            Logs what was found.
+        stop (`Callable[[str], None]`):
+            Is told why training ends.
     """
 
-    def __init__(self, trainer: ForgetRetainTrainer):
-        self.trainer = trainer
+    def __init__(
+        self,
+        probabilities: Callable[[str], np.ndarray],
+        reference: Callable[[str], np.ndarray],
+        log: Callable[[dict[str, float]], None],
+        stop: Callable[[str], None],
+    ):
+        self.probabilities, self.reference, self.log, self.stop = probabilities, reference, log, stop
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.global_step % args.stop_check_steps:
             return
-        trainer = self.trainer
-        forget = trainer.completion_probabilities([views[0] for views in trainer.train_examples["forget"]])
+        forget = self.probabilities("forget")
         seen = {"r2f/forget_probability": float(forget.mean())}
-        reason = stop_criterion(forget, trainer.reference_probabilities("holdout"))
-        if reason is not None and trainer.reference_examples["retain"]:
-            retain = float(trainer.completion_probabilities(trainer.reference_examples["retain"]).mean())
-            before = float(trainer.reference_probabilities("retain").mean())
+        reason = stop_criterion(forget, self.reference("holdout"))
+        if reason is not None and args.retain_objective != "none":
+            retain, before = float(self.probabilities("retain").mean()), float(self.reference("retain").mean())
             seen["r2f/retain_probability"] = retain
             kept = f", and the retain set's mean probability is {retain:.3f} (it was {before:.3f})"
             reason = reason + kept if retain >= KEPT * before else None
         # Logging clears the flag by which the step's own losses are to be logged after this.
         should_log = control.should_log
-        trainer.log(seen)
+        self.log(seen)
         control.should_log = should_log
         if reason is not None:
-            trainer.stop_reason = reason
+            self.stop(reason)
             logger.warning("Stopped at step %d: %s.", state.global_step, reason)
             control.should_training_stop = True

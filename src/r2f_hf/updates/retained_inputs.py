@@ -28,7 +28,7 @@ _SMALLEST = 1e-5
 
 class RetainedInputs:
     r"""
-    The directions in which a module's inputs lie on the retain set, and how much of an update each of them is spared.
+    The directions in which a module's inputs lie on the retain set, and how much of an update each of them is damped.
 
     An update `ΔW` changes what a module makes of an input `x` by `ΔW x`: on the retain set by `tr(ΔW C ΔWᵀ)` in the
     mean square, where `C` is the mean of `x xᵀ`. Of all updates that follow a gradient `Ĝ` as far for as little of
@@ -43,23 +43,23 @@ class RetainedInputs:
     Args:
         directions (`torch.Tensor` of shape `(in_features, k)`):
             `Q`, orthonormal columns, kept in fp16: of what lies along them some ten-thousandths can stay.
-        spared (`torch.Tensor` of shape `(k,)`):
+        damped (`torch.Tensor` of shape `(k,)`):
             `λ / (λ + μ)`, from 0 to 1; 0 for columns that stand for nothing.
     """
 
-    def __init__(self, directions: Tensor, spared: Tensor):
-        self.directions, self.spared = directions, spared
+    def __init__(self, directions: Tensor, damped: Tensor):
+        self.directions, self.damped = directions, damped
 
     def to(self, device: torch.device) -> RetainedInputs:
         """The same on a device."""
-        return RetainedInputs(self.directions.to(device), self.spared.to(device))
+        return RetainedInputs(self.directions.to(device), self.damped.to(device))
 
     def equals(self, other: RetainedInputs) -> bool:
         """Whether all numbers are the same."""
-        return torch.equal(self.directions, other.directions) and torch.equal(self.spared, other.spared)
+        return torch.equal(self.directions, other.directions) and torch.equal(self.damped, other.damped)
 
 
-def spare(gradient: LowRankGradient, inputs: Sequence[RetainedInputs]) -> LowRankGradient:
+def protect(gradient: LowRankGradient, inputs: Sequence[RetainedInputs]) -> LowRankGradient:
     """
     Gradients without what the retain set would notice.
 
@@ -84,10 +84,10 @@ def spare(gradient: LowRankGradient, inputs: Sequence[RetainedInputs]) -> LowRan
         block = distinct[start : start + size]
         Q = widened[: len(block)]
         torch._foreach_copy_(list(Q), [each.directions for each in block])
-        spared = torch.stack([each.spared for each in block]).unsqueeze(-1)
-        found.append(torch.baddbmm(columns, Q, (Q.mT @ columns).mul_(spared), alpha=-1))
-    spared_V = torch.cat(found).unflatten(2, (count, rank)).transpose(1, 2).flatten(0, 1)
-    return LowRankGradient(U=gradient.U, V=spared_V)
+        damped = torch.stack([each.damped for each in block]).unsqueeze(-1)
+        found.append(torch.baddbmm(columns, Q, (Q.mT @ columns).mul_(damped), alpha=-1))
+    protected_V = torch.cat(found).unflatten(2, (count, rank)).transpose(1, 2).flatten(0, 1)
+    return LowRankGradient(U=gradient.U, V=protected_V)
 
 
 def share(inputs: Mapping[str, RetainedInputs]) -> dict[str, RetainedInputs]:
@@ -100,6 +100,25 @@ def share(inputs: Mapping[str, RetainedInputs]) -> dict[str, RetainedInputs]:
             last[key] = each
         found[name] = last[key]
     return found
+
+
+# What each module's retained inputs are called in a checkpoint.
+_DIRECTIONS, _DAMPED = "retained_inputs.directions.", "retained_inputs.damped."
+
+
+def to_state(inputs: Mapping[str, RetainedInputs]) -> dict[str, Tensor]:
+    """The tensors of all modules' inputs, on the CPU, as a checkpoint holds them."""
+    found = {}
+    for name, each in inputs.items():
+        found |= {f"{_DIRECTIONS}{name}": each.directions.cpu(), f"{_DAMPED}{name}": each.damped.cpu()}
+    return found
+
+
+def from_state(state: Mapping[str, Tensor]) -> tuple[dict[str, RetainedInputs], dict[str, Tensor]]:
+    """What [`to_state`] gave, and the tensors that are something else."""
+    names = [key.removeprefix(_DIRECTIONS) for key in state if key.startswith(_DIRECTIONS)]
+    inputs = {name: RetainedInputs(state[f"{_DIRECTIONS}{name}"], state[f"{_DAMPED}{name}"]) for name in names}
+    return inputs, {key: each for key, each in state.items() if not key.startswith((_DIRECTIONS, _DAMPED))}
 
 
 class TestMatrix:

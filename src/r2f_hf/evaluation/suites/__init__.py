@@ -1,1 +1,7 @@
-"""Benchmarks: their splits, and what is computed on them."""
+"""Benchmarks, one file each: their splits, and what is computed on them."""
+
+from .base import Suite
+from .registry import SUITES, load_suite
+
+
+__all__ = ["SUITES", "Suite", "load_suite"]

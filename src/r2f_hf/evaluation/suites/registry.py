@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ...data.rows import load_rows
 from ...lookup import lookup
-from .base import Rows
-from .tofu import TOFU_SPLITS
+from .base import Rows, Suite
+from .tofu import TOFU
 
 
-SUITES = {"tofu": TOFU_SPLITS}
+SUITES: dict[str, Suite] = {"tofu": TOFU}
 
 
 def load_suite(name: str, data: str, forget: str = "forget01") -> dict[str, Rows]:
@@ -19,24 +19,26 @@ def load_suite(name: str, data: str, forget: str = "forget01") -> dict[str, Rows
 
     Args:
         name (`str`):
-            `"tofu"`.
+            A name from [`SUITES`].
         data (`str`):
-            A folder with one JSON-lines file a split, or a Hub dataset such as `locuslab/TOFU`.
+            A folder with one JSON-lines file per split, or a Hub dataset such as `locuslab/TOFU`.
         forget (`str`, *optional*, defaults to `"forget01"`):
-            Which forget set: `"forget01"`, `"forget05"` or `"forget10"`.
+            Which forget set, such as TOFU's `"forget01"`, `"forget05"` or `"forget10"`.
 
     Returns:
-        `dict[str, Dataset]`: The rows of each split. A folder may lack `real_authors` and `world_facts`.
+        `dict[str, Dataset]`: The rows of each split. A folder may lack those that the suite does not require.
 
     Raises:
-        `FileNotFoundError`: If a folder lacks the forget or the retain split.
+        `FileNotFoundError`: If a folder lacks a split that the suite requires.
+        `ValueError`: If there is no such suite.
     """
-    splits = {split: config.format(forget=forget) for split, config in lookup(SUITES, name, "suite").items()}
+    suite = lookup(SUITES, name, "suite")
+    names = {split: template.format(forget=forget) for split, template in suite.splits.items()}
     folder = Path(data)
     if not folder.is_dir():
-        return {split: load_rows(f"{data}:{config}") for split, config in splits.items()}
-    files = {split: folder / f"{config}.json" for split, config in splits.items()}
-    missing = [str(files[split]) for split in ("forget", "retain") if not files[split].is_file()]
+        return {split: load_rows(f"{data}:{config}") for split, config in names.items()}
+    files = {split: folder / f"{config}.json" for split, config in names.items()}
+    missing = [str(files[split]) for split in suite.required if not files[split].is_file()]
     if missing:
         raise FileNotFoundError(f"The {name} suite needs {' and '.join(missing)}.")
     return {split: load_rows(str(file)) for split, file in files.items() if file.is_file()}

@@ -1,0 +1,51 @@
+"""NPO and its kin by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from r2f_hf.objectives import FORGET_OBJECTIVES, ForgetInputs
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+# Two rows: -6 over three tokens and -2 over four; the reference has -4 and -3.
+LOG_PROBS = torch.tensor([-1.0, -2.0, -3.0, -0.5, -0.5, -0.5, -0.5])
+REFERENCE = torch.tensor([-2.0, -1.0, -1.0, -0.75, -0.75, -0.75, -0.75])
+ROWS = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+
+
+def loss(name: str, log_probs: torch.Tensor = LOG_PROBS, **options: Any) -> torch.Tensor:
+    return FORGET_OBJECTIVES[name](**options)(ForgetInputs(log_probs, ROWS, 2, REFERENCE))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("npo", {"beta": 0.5}, [-4 * math.log(sigmoid(-0.5 * -2.0)), -4 * math.log(sigmoid(-0.5 * 1.0))]),
+        ("npo", {"beta": 2.0}, [-math.log(sigmoid(4.0)), -math.log(sigmoid(-2.0))]),
+        ("simnpo", {"beta": 0.5, "gamma": 0.25}, [-4 * math.log(sigmoid(0.75)), -4 * math.log(sigmoid(0.0))]),
+        (
+            "tnpo",
+            {"beta": 2.0},
+            [-math.log(sigmoid(-2 * ratio)) for ratio in (1.0, -1.0, -2.0, 0.25, 0.25, 0.25, 0.25)],
+        ),
+    ],
+)
+def test_losses_by_hand(name: str, options: dict[str, float], expected: list[float]) -> None:
+    torch.testing.assert_close(loss(name, **options), torch.tensor(expected))
+
+
+def test_npo_starts_at_gradient_ascent_and_stops_when_all_is_forgotten() -> None:
+    """Its gradient weight is 1 where policy and reference agree and goes to zero as the policy falls below."""
+    log_probs = REFERENCE.clone()
+    log_probs[3:] -= 100
+    log_probs.requires_grad_(True)
+    loss("npo", log_probs).sum().backward()
+    torch.testing.assert_close(log_probs.grad, (ROWS == 0).float(), atol=1e-6, rtol=0)
