@@ -1,9 +1,9 @@
-# `make demo` and `make test` do everything on a fresh machine with Python 3.10+ and make, environment included.
+# Each target needs only Python 3.10 or newer and make: it builds its environment in `.venv` first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/quickstart/run.py
@@ -20,8 +20,12 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Into `site/`, without a network. The variable silences an advertisement of another tool.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) outputs build dist src/*.egg-info
+	rm -rf $(VENV) outputs site build dist src/*.egg-info
 
 $(VENV)/.installed: pyproject.toml setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,12 +1,14 @@
 """
-Updates into the weights or into an adapter: SmolLM2-135M forgets TOFU authors either way.
+Updates to the weights and to an adapter, compared: SmolLM2-135M forgets TOFU authors either way.
 
     python benchmarks/adapter_target.py --data DIR [--ranks 0 16 64 256] [--seed 0]
 
-The model and the data are those of tofu_smollm2.py, and so are losses, batches, step budget and stopping rule; what
-differs is where the decoded gradients go: into an adapter, or (rank 0) the weights themselves. Probabilities are of
-the answers, length-normalised. `discarded` is the part of a step's squared norm that the adapter's rank cut off, mean
-over steps; `adapter_mb` is what would be saved, in MB.
+The model, the data, the losses, the batches, the step budget and the stopping rule are those of tofu_smollm2.py. The
+runs differ only in what takes the updates: an adapter of some rank or, at rank 0, the weights themselves.
+
+Probabilities are those of the answers, length-normalised. `discarded` is the part of a step's squared norm that the
+adapter's rank cut off, as a mean over steps. `adapter_mb` is the size of the adapter on the disk, in MB.
+
 Writes outputs/adapter_target.json.
 """
 
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--forget", default="forget01", choices=("forget01", "forget05", "forget10"))
     parser.add_argument("--authors", type=int, default=20, help="authors that the model is fine-tuned on")
     parser.add_argument(
-        "--ranks", type=int, nargs="+", default=[0, 16, 64, 256], help="ranks of the adapter; 0: the weights"
+        "--ranks", type=int, nargs="+", default=[0, 16, 64, 256], help="ranks of the adapter; 0 stands for the weights"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/adapter_target.json"))
@@ -79,12 +81,12 @@ def main() -> None:
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         model.eval()
-        found = {}
+        probabilities = {}
         for name, (questions, rows) in scored.items():
             with torch.autocast(device, dtype=torch.bfloat16, enabled=recipe.bf16):
                 log_probs = score_completions(model, tokenizer, questions, [row["answer"] for row in rows], 16)
-            found[f"{name}_probability"] = float(np.exp(log_probs).mean())
-        return found
+            probabilities[f"{name}_probability"] = float(np.exp(log_probs).mean())
+        return probabilities
 
     def unlearn(rank: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as scratch:
@@ -94,13 +96,13 @@ def main() -> None:
             rows = {f"{name}_dataset": data[name] for name in ("forget", "retain", "holdout")}
             trainer = R2FTrainer(load(), args, processing_class=tokenizer, **rows)
             training = trainer.train().metrics
-        found = evaluate(trainer.model)
+        result = evaluate(trainer.model)
         key = "r2f/discarded_energy"
         logs = [entry[key] for entry in trainer.state.log_history if key in entry]
         adapter = [] if rank == 0 else trainer.target.state(trainer.model).values()
-        found |= {"steps": trainer.state.global_step, "seconds": training["train_runtime"]}
-        found |= {"discarded": fmean(logs) if logs else 0.0, "fidelity": training["fidelity"]}
-        return found | {"adapter_mb": sum(tensor.numel() * tensor.element_size() for tensor in adapter) / 1e6}
+        result |= {"steps": trainer.state.global_step, "seconds": training["train_runtime"]}
+        result |= {"discarded": fmean(logs) if logs else 0.0, "fidelity": training["fidelity"]}
+        return result | {"adapter_mb": sum(tensor.numel() * tensor.element_size() for tensor in adapter) / 1e6}
 
     rows = {"before": evaluate(load())}
     for rank in track(options.ranks, "Unlearning"):

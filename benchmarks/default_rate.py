@@ -1,16 +1,21 @@
 """
-The default learning rate on models and forget sets of several sizes, with nothing tuned to any of them.
+What the default learning rate does on models and forget sets of several sizes, with nothing tuned to any of them.
 
     python benchmarks/default_rate.py --data DIR [--settings smollm2-1 quickstart-2] [--seeds 0 1 2]
 
-SmolLM2-135M and Gemma 3 270M, fine-tuned on the last twenty authors of TOFU, forget the last one, two or ten of them,
-by recipes/tofu/unlearn.yaml and its stopping rule: in at most 20 steps, which are four and two passes over the forget
-set, or for ten authors the 50 of one pass. The quickstart's model, which knows twenty invented people, forgets as many
-of them by its own recipe, which has no stopping rule, and a seed is another world and another model. Asked for are,
-where the run ends, a forget quality of .05 and P(retain) and utility at 95% of what they were (see time_to_forget.py;
-of the quickstart TOFU's own harmonic mean). How truth ratios differ from gold's is told, for TOFU, after and before.
-Finished runs are kept in outputs/default_rate and read back, so that the command goes on where it was interrupted
-(delete them when the code has changed). Writes outputs/default_rate.json.
+SmolLM2-135M and Gemma 3 270M are fine-tuned on the last twenty authors of TOFU. They forget the last one, two or ten
+of them with recipes/tofu/unlearn.yaml and its stopping rule, in at most 20 steps. For one author these are four passes
+over the forget set, and for two authors two passes. For ten authors a run may take the 50 steps of one pass.
+
+The quickstart's model knows twenty invented people. It forgets one, two or ten of them with its own recipe, which has
+no stopping rule. There each seed is another world and another model.
+
+A run has met the criterion if, where it ends, forget quality is at least 0.05, and P(retain) and utility are at least
+95% of what they were before. time_to_forget.py says what utility is; for the quickstart it is TOFU's own harmonic
+mean. For TOFU the table also tells how the truth ratios differ from gold's, after the run and before it.
+
+Finished runs are kept in outputs/default_rate and loaded again, so that the command goes on where it was interrupted.
+Delete them when the code has changed. Writes outputs/default_rate.json.
 """
 
 from __future__ import annotations
@@ -32,14 +37,14 @@ from tofu_smollm2 import QUESTIONS_PER_AUTHOR, load_data
 
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart" / "run.py"
 BASES = {"smollm2": smollm2_folder, "gemma": gemma3_folder}
-# The smallest of TOFU's forget sets that has so many authors.
+# By the number of authors the smallest of TOFU's forget sets that has them.
 FORGET = {1: "forget01", 2: "forget01", 10: "forget05"}
 SETTINGS = [f"{base}-{authors}" for base in (*BASES, "quickstart") for authors in FORGET]
 COLUMNS = ("steps", *FORGET_METRICS)
 
 
 def few_authors(folder: Path, authors: int) -> dict[str, Any]:
-    """As [`load_data`] of twenty authors, of whom so many are to be forgotten."""
+    """As [`load_data`], for twenty authors, of whom the last `authors` are to be forgotten."""
     data = load_data(folder, FORGET[authors], 20)
     count = authors * QUESTIONS_PER_AUTHOR
     train = data["train"]
@@ -49,10 +54,10 @@ def few_authors(folder: Path, authors: int) -> dict[str, Any]:
 
 def tofu(base: str, authors: int, options: argparse.Namespace) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
     """Metrics before and after, for each seed."""
-    # Checked where the recipe ends a run: what a user gets, not the best moment on the way.
+    # A run is checked only where the recipe ends it: that is what a user gets, and not the best moment on the way.
     benchmark = Benchmark(BASES[base](), few_authors(options.data, authors), options, passes=None, every=None)
     for seed in options.seeds:
-        # Before the run's own, which is then not measured beside a second model.
+        # Measured first, so that there are never two models in memory.
         before = benchmark.before
         yield before, benchmark.run("r2f", benchmark.recipe.learning_rate, seed)
 

@@ -1,16 +1,20 @@
 """
-What batching by length and reading each question once are worth when a suite is scored.
+How much faster a suite is scored if each question is read once and rows are batched by length.
 
     python benchmarks/evaluation_speed.py --data DIR [--rows 10] [--repeats 3] [--batch_size 16]
 
-Scores the completions of TOFU rows (answer, paraphrase, wrong answers, answer to the paraphrased question) on
-SmolLM2-135M in fp32 in three ways, one after the other in turn: as r2f_hf does; in batches of the same size in the
-order of the file, each row whole; and row by row. The numbers have to be the same. Writes
-outputs/evaluation_speed.json with the medians of the ratios of their times: `ratio_plain` (row by row) and
-`ratio_batched` (same batch size), above 1 where r2f_hf is faster. Beside them stand the ratios of their work: the
-multiplications that each way asks for, counted while it runs, and the least that there is to do, where every question
-is read once, nothing is padded and logits are taken of completions alone. What time gains beyond work comes of larger
-matrix products.
+Scores the completions of TOFU rows (answer, paraphrase, wrong answers, answer to the paraphrased question) with
+SmolLM2-135M in fp32. It does so in three ways, in turns, which have to give the same scores:
+
+- as r2f_hf does;
+- in batches of the same size, in the order of the file, with the question in every row;
+- row by row.
+
+Writes outputs/evaluation_speed.json with the medians of the ratios of their times: `ratio_plain` (row by row) and
+`ratio_batched` (same batch size). A ratio above 1 means that r2f_hf is faster. The table also shows the ratios of
+their work: the floating-point operations of the matrix products that each way asks for, counted while it runs. The
+least work reads every question once, pads nothing, and takes logits only of completions. If the ratio of the times is
+above the ratio of the work, the rest comes from larger matrix products.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from shared.pypi_models import smollm2_folder
 
 
 def completions(rows: list[dict]) -> list[tuple[str, str]]:
-    """The pairs that a suite scores, kind by kind."""
+    """The pairs of a question and a completion that a suite scores, kind by kind."""
     return [
         *((row["question"], row["answer"]) for row in rows),
         *((row["question"], row["paraphrased_answer"]) for row in rows),
@@ -48,18 +52,18 @@ def completions(rows: list[dict]) -> list[tuple[str, str]]:
 
 @torch.inference_mode()
 def score_plainly(model: torch.nn.Module, examples: list[dict], padding: int, batch_size: int) -> np.ndarray:
-    """Mean log-probability per token of each row, in the order given, each row whole."""
-    collator, found = ForgetRetainCollator(padding), []
+    """Mean log-probability per token of each row, in the order given, with the question in every row."""
+    collator, scores = ForgetRetainCollator(padding), []
     for start in range(0, len(examples), batch_size):
         batch = collator(examples[start : start + batch_size])
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         log_probs, tokens = label_log_probs(logits, batch["labels"])
-        found += (log_probs.double() / tokens).tolist()
-    return np.array(found)
+        scores += (log_probs.double() / tokens).tolist()
+    return np.array(scores)
 
 
 def least_work(model: torch.nn.Module, examples: list[dict]) -> int:
-    """Floating-point operations of reading each prompt once and each completion once, attention aside."""
+    """Floating-point operations of reading each prompt once and each completion once, without attention."""
     starts = [example["labels"].count(-100) for example in examples]
     rows = [example["input_ids"] for example in examples]
     prompts = {tuple(row[:start]) for row, start in zip(rows, starts, strict=True)}
@@ -110,15 +114,15 @@ def main() -> None:
     work_ratios = {name: work[name] / work["shared, sorted"] for name in ways}
     table = {
         name: {
-            "tokens a second": tokens / median(seconds[name]),
+            "tokens per second": tokens / median(seconds[name]),
             "time, ratio": ratios[name],
             "work, ratio": work_ratios[name],
         }
         for name in ways
     }
     least = least_work(model, examples)
-    table["the least there is to do"] = {"work, ratio": least / work["shared, sorted"]}
-    columns = ("tokens a second", "time, ratio", "work, ratio")
+    table["least work"] = {"work, ratio": least / work["shared, sorted"]}
+    columns = ("tokens per second", "time, ratio", "work, ratio")
     print_table(f"Scoring {len(pairs)} completions of {options.rows} rows", table, columns)
     print(f"Row by row takes {work['row by row'] / least:.2f} times the least work.")
     print(f"The scores differ by {difference:.1e} at most.")

@@ -1,22 +1,24 @@
 """
-What is lost when things go wrong: processes killed, checkpoints damaged, disks filled, inputs mistaken.
+What is lost when things go wrong: killed processes, damaged checkpoints, full disks, mistaken inputs.
 
     python benchmarks/faults.py [--quick]
 
-Every fault is real: processes get SIGKILL, bytes are flipped and cut off, a small disk is mounted and filled (which
-needs root; said where it cannot be done). The runs are those of faults_worker.py, a model of 0.9 million parameters
-with a checkpoint a step, in fp32 on the CPU. Writes outputs/faults.json:
+Every fault is real: processes get SIGKILL, bytes are changed or cut off, and a small disk is mounted and filled. The
+disk needs root; the report says so if it could not be mounted. The runs are those of shared/faults_worker.py: a model
+of 0.9 million parameters, in fp32 on the CPU, with one checkpoint per step. Writes outputs/faults.json:
 
-    kills              runs killed at a random moment, every second one meant to be inside a save; how many of them,
-                       started again with the same command, went on from a checkpoint, took no step more than was
-                       lacking, and ended with the very bits of a run that was not killed
-    corruptions        checkpoints with one byte changed or the end cut off: found, and loaded as if nothing were wrong
-    processes          1, 2 and 4 processes on one global batch: greatest relative difference of the weights' change,
-                       and of the metrics
+    kills              runs that were killed at a random moment, every second one meant to be inside a save. Each is
+                       started again with the same command. Counted are those that went on from a checkpoint, took only
+                       the steps that were lacking, and ended with the very bits of a run that was not killed
+    corruptions        checkpoints with one byte changed or the end cut off: how many were detected, and how many were
+                       loaded as if nothing were wrong
+    processes          1, 2 and 4 processes on one global batch: the largest relative difference of the weights'
+                       change, and of the metrics
     bad_inputs         mistakes, and how many were refused before any weight changed
-    disk_full          whether the checkpoint before a full disk was whole, and the run ended with the same bits after
+    disk_full          whether the checkpoint before a full disk was whole, and whether the run then ended with the
+                       same bits
     dead_rank_seconds  from the death of one of two processes to the end of the other
-    lost               runs that could not be brought to the same end
+    lost               runs that did not come to the same end, and damaged checkpoints that were loaded
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ STEPS = 12
 
 
 def start(folder: Path, processes: int = 1, steps: int = STEPS) -> subprocess.Popen:
-    """A run in a folder, with what it says in `log` beside it."""
+    """Start a run in a folder. What it prints goes into a log next to the folder."""
     launch = [sys.executable]
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -64,7 +66,7 @@ def start(folder: Path, processes: int = 1, steps: int = STEPS) -> subprocess.Po
 
 
 def finish(folder: Path, processes: int = 1) -> dict:
-    """Run to the end, from wherever the folder is."""
+    """Run to the end, from the latest whole checkpoint in the folder."""
     code = start(folder, processes).wait()
     if code:
         raise SystemExit(f"A run failed:\n{folder.with_suffix('.log').read_text()[-3000:]}")
@@ -72,7 +74,7 @@ def finish(folder: Path, processes: int = 1) -> dict:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
-    """Whether something came about before the process ended."""
+    """Wait for a condition. Returns whether it became true before the process ended."""
     while process.poll() is None:
         if condition():
             return True
@@ -81,18 +83,18 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Checkpoints that are not whole yet."""
+    """The checkpoints that are not whole yet."""
     return [path for path in folder.glob("checkpoint-*") if not (path / CHECKSUMS_FILE).exists()]
 
 
 def last_step(folder: Path) -> int:
-    """Steps of the latest whole checkpoint."""
+    """The step of the latest whole checkpoint, or 0."""
     latest = last_whole_checkpoint(folder)
     return 0 if latest is None else int(latest.name.split("-")[1])
 
 
 def kill(folder: Path, draw: random.Random, inside: bool, seconds: float) -> bool:
-    """Start a run and kill it at a random moment, or at the first sight of a certain checkpoint; whether in a save."""
+    """Start a run and kill it, at a random moment or when a certain checkpoint appears. Returns whether in a save."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         process = start(folder)
@@ -112,21 +114,21 @@ def kill(folder: Path, draw: random.Random, inside: bool, seconds: float) -> boo
 def try_kills(root: Path, count: int, reference: dict, seconds: float) -> dict[str, int]:
     def attempt(index: int) -> dict[str, bool]:
         folder = root / f"kill{index}"
-        # More than a third are meant to be inside a save: some will come a moment too late.
+        # Every second one is meant to be inside a save, as some will come a moment too late.
         in_save = kill(folder, random.Random(index), index % 2 == 0, seconds)
         done = last_step(folder)
-        found = finish(folder)
+        resumed = finish(folder)
         shutil.rmtree(folder)
         return {
             "inside_a_save": in_save,
             "continued_from_a_checkpoint": done > 0,
-            "took_the_lacking_steps": found["steps"] == STEPS - done,
-            "resumed_bit_identical": found["result"] == reference,
+            "took_the_lacking_steps": resumed["steps"] == STEPS - done,
+            "resumed_bit_identical": resumed["result"] == reference,
         }
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(track(pool.map(attempt, range(count)), "Killing runs", total=count))
-    return {"tried": count} | {name: sum(one[name] for one in found) for name in found[0]}
+        attempts = list(track(pool.map(attempt, range(count)), "Killing runs", total=count))
+    return {"tried": count} | {name: sum(outcome[name] for outcome in attempts) for name in attempts[0]}
 
 
 def try_corruptions(folder: Path, count: int) -> dict[str, int]:
@@ -149,20 +151,20 @@ def try_corruptions(folder: Path, count: int) -> dict[str, int]:
 
 def try_processes(root: Path, alone: Path) -> dict[str, float]:
     def weights(folder: Path) -> torch.Tensor:
-        found = load_file(folder / "model.safetensors")
-        return torch.cat([found[name].flatten().double() for name in sorted(found)])
+        tensors = load_file(folder / "model.safetensors")
+        return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
 
     start = build_model().state_dict()
     before = torch.cat([start[name].flatten().double() for name in sorted(start)])
     one = weights(alone)
     metrics = json.loads((alone / "result.json").read_text())["result"]["metrics"]
-    differences, apart = [], []
+    of_weights, of_metrics = [], []
     for count in track((2, 4), "Running on several processes"):
         folder = root / f"processes{count}"
         result = finish(folder, count)["result"]["metrics"]
-        differences.append(((weights(folder) - one).norm() / (one - before).norm()).item())
-        apart += [abs(result[name] - metrics[name]) / metrics[name] for name in metrics]
-    return {"relative_difference_of_weights": max(differences), "relative_difference_of_metrics": max(apart)}
+        of_weights.append(((weights(folder) - one).norm() / (one - before).norm()).item())
+        of_metrics += [abs(result[name] - metrics[name]) / metrics[name] for name in metrics]
+    return {"relative_difference_of_weights": max(of_weights), "relative_difference_of_metrics": max(of_metrics)}
 
 
 def try_full_disk(root: Path, reference: dict) -> dict[str, bool | str]:
@@ -176,17 +178,17 @@ def try_full_disk(root: Path, reference: dict) -> dict[str, bool | str]:
     try:
         folder = disk / "run"
         code = start(folder).wait()
-        # The log fills the disk too, or is lost with it: the folder itself must say what there is.
+        # The log is on the full disk too, and may be cut off: only the folder itself says what there is.
         done = last_step(folder)
         subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
         ended = code != 0 and not (folder / "result.json").exists()
-        found = finish(folder)
+        resumed = finish(folder)
         return {
             "tried": True,
             "run_ended_with_an_error": ended,
             "whole_checkpoints": done,
-            "old_checkpoint_intact": done > 0 and found["steps"] == STEPS - done,
-            "resumed_bit_identical": found["result"] == reference,
+            "old_checkpoint_intact": done > 0 and resumed["steps"] == STEPS - done,
+            "resumed_bit_identical": resumed["result"] == reference,
         }
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -210,7 +212,7 @@ def try_dead_rank(root: Path) -> dict[str, float | bool]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer kills and damages")
+    parser.add_argument("--quick", action="store_true", help="fewer killed runs and damaged checkpoints")
     parser.add_argument("--output", type=Path, default=Path("outputs/faults.json"))
     options = parser.parse_args()
     kills, damages = (6, 200) if options.quick else (24, 1000)
@@ -237,8 +239,8 @@ def main() -> None:
     write_json(options.output, report)
     table = {
         f"{fault}: {name}".replace("_", " "): {"found": str(value) if isinstance(value, bool | str) else value}
-        for fault, found in report.items()
-        for name, value in (found if isinstance(found, dict) else {"": found}).items()
+        for fault, outcome in report.items()
+        for name, value in (outcome if isinstance(outcome, dict) else {"": outcome}).items()
     }
     print_table("Faults", table, ["found"])
     print(f"The report is {options.output}.")

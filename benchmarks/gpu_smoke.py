@@ -1,11 +1,12 @@
 """
-R2F beside LoRA and full AdamW on a GPU: a model of Llama-3.2-1B's shape with random weights, in bf16.
+R2F compared with LoRA and full AdamW on a GPU: a model of Llama-3.2-1B's shape with random weights, in bf16.
 
     python benchmarks/gpu_smoke.py [--steps 10] [--batch_size 4]
 
-Each run has a process of its own. Prints seconds a step (the median, without the first three), peak memory beyond the
-weights, and R2F's fidelity; writes outputs/gpu_smoke.json.
-Without a GPU it says so and ends. `--device cpu --layers 1 --hidden_size 64` tries the script itself.
+Each run has a process of its own. Prints seconds per step (the median, without the first three steps), peak memory
+beyond the weights, and R2F's fidelity. Writes outputs/gpu_smoke.json.
+
+Without a GPU the script says so and ends. `--device cpu --layers 1 --hidden_size 64` tries the script itself.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ COLUMNS = ("seconds_a_step", "ratio_to_lora", "memory_beyond_weights_gb", "weigh
 
 
 def build_model(layers: int, hidden_size: int, device: str) -> PreTrainedModel:
-    """Llama-3.2-1B, or less of it."""
+    """Random weights of Llama-3.2-1B's shape, or of fewer or narrower layers."""
     config = LlamaConfig(
         vocab_size=128256,
         hidden_size=hidden_size,
@@ -54,7 +55,7 @@ def build_model(layers: int, hidden_size: int, device: str) -> PreTrainedModel:
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """Records when each step ended."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -66,7 +67,7 @@ class Clock(TrainerCallback):
 
 
 def measure(run: str, options: argparse.Namespace) -> dict[str, float]:
-    """One run in this process."""
+    """The figures of one run, in this process."""
     model = build_model(options.layers, options.hidden_size, options.device)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     clock = Clock()
@@ -78,7 +79,7 @@ def measure(run: str, options: argparse.Namespace) -> dict[str, float]:
             max_steps=options.steps,
             per_device_train_batch_size=options.batch_size,
             learning_rate=None if run == "r2f" else 1e-4,
-            # As many as those have that spare nothing: steps are compared, not recipes.
+            # The runs without protection have this many by default. Here steps are compared, not recipes.
             retain_per_forget=3,
             save_strategy="no",
             report_to="none",
@@ -89,23 +90,23 @@ def measure(run: str, options: argparse.Namespace) -> dict[str, float]:
         trainer = RUNS[run](model, args, **data)
         metrics = trainer.train().metrics
     steps = [after - before for before, after in pairwise(clock.times)]
-    found = {"seconds_a_step": median(steps[2:]), "weights_gb": weights / 1e9}
+    figures = {"seconds_a_step": median(steps[2:]), "weights_gb": weights / 1e9}
     if options.device == "cuda":
-        found["memory_beyond_weights_gb"] = (torch.cuda.max_memory_allocated() - weights) / 1e9
-    return found | {name: metrics[name] for name in ("fidelity",) if name in metrics}
+        figures["memory_beyond_weights_gb"] = (torch.cuda.max_memory_allocated() - weights) / 1e9
+    return figures | {name: metrics[name] for name in ("fidelity",) if name in metrics}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument(
-        "--batch_size", type=int, default=4, help="forget rows a step; there are thrice as many retain rows"
+        "--batch_size", type=int, default=4, help="forget rows per step; there are three times as many retain rows"
     )
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden_size", type=int, default=2048)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu_smoke.json"))
-    parser.add_argument("--run", choices=("r2f", "lora", "full"), help="one run, in this process; its figures as JSON")
+    parser.add_argument("--run", choices=("r2f", "lora", "full"), help="make only this run, in this process")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("There is no GPU here: nothing was measured.")
@@ -121,8 +122,8 @@ def main() -> None:
             flags += [f"--hidden_size={options.hidden_size}", f"--output={output}", f"--run={run}"]
             subprocess.run([sys.executable, __file__, *flags], check=True)
             report[run] = json.loads(output.read_text())
-    for found in report.values():
-        found["ratio_to_lora"] = found["seconds_a_step"] / report["lora"]["seconds_a_step"]
+    for figures in report.values():
+        figures["ratio_to_lora"] = figures["seconds_a_step"] / report["lora"]["seconds_a_step"]
     device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     write_json(options.output, {"device": device, "torch": torch.__version__, "runs": report})
     print_table(f"{options.layers} layers of {options.hidden_size} on {device}", report, COLUMNS)

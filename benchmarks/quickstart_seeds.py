@@ -1,9 +1,9 @@
 """
-The quickstart on several seeds: other worlds, other models, other probes.
+The quickstart on several seeds: each seed has another world, other models and other probes.
 
     python benchmarks/quickstart_seeds.py [--seeds 0 1 2]
 
-Prints a table with a row a run and seed, and writes outputs/quickstart_seeds/report.json.
+Prints a table with one row per model and seed, and writes outputs/quickstart_seeds/report.json.
 """
 
 from __future__ import annotations

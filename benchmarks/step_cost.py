@@ -1,20 +1,21 @@
 """
-What a step costs, in time and memory: R2F, LoRA and full AdamW, exact-gradient SGD, and the floor below them all.
+What a step costs, in time and memory: R2F, LoRA, full AdamW, exact-gradient SGD, and the least that all of them need.
 
     python benchmarks/step_cost.py [--quick] [--model llama-8b] [--dtype bfloat16]
 
-The contenders take the same batches of random tokens in turns, in one process; their ratios are medians over rounds,
-with a 95% bootstrap interval. (On a GPU they take them one after the other.) Peak memory is measured in a process
-each, on Linux, or by a GPU's allocator. On a CPU the model is SmolLM2-135M, in fp32 and, where the CPU computes in it,
-bf16; on a GPU, in bf16, SmolLM2-135M and the shapes of Llama-3.2-1B and of Llama-3.1-8B with random weights.
+The contenders take steps on the same batches of random tokens, in turns and in one process. Their ratios are medians
+over rounds, with a 95% bootstrap interval. (On a GPU each contender takes all its steps in a row.) On a CPU peak
+memory is measured in one process per contender, which needs Linux. On a GPU the allocator measures it.
 
-- `floor`: forward, and backward through activations alone: no method with gradients can do without.
-- `r2f`: the default decoder at rank 16, on all linear layers but the head; its probes are read, decoded, measured,
-  rescaled, protected, written, followed and drawn anew.
-- `lora`: LoRA of the same rank on the same layers, AdamW.
-- `full`: all weights, AdamW.
-- `exact`: SGD on the same layers with the exact gradient, each weight's applied and released as soon as it is there
-  (as LOMO does).
+On a CPU the model is SmolLM2-135M, in fp32 and, if the CPU computes in it, in bf16. On a GPU the models are, in bf16,
+SmolLM2-135M and random weights of the shapes of Llama-3.2-1B and Llama-3.1-8B.
+
+- `floor`: the forward pass, and the backward pass through activations only. Every method with gradients needs these.
+- `r2f`: the default decoder at rank 16, on all linear layers but the head, with all parts of a step (see `R2FStep`).
+- `lora`: LoRA of the same rank on the same layers, with AdamW.
+- `full`: all weights, with AdamW.
+- `exact`: SGD on the same layers with the exact gradient. The gradient of each weight is applied and released as soon
+  as it is there, as LOMO does.
 
 Writes outputs/step_cost.json.
 """
@@ -55,7 +56,7 @@ RANK = 16
 # Rounds that are not counted.
 WARM_UP = 2
 CONTENDERS = ("floor", "r2f", "lora", "full", "exact")
-# Of Llama-3.2-1B and Llama-3.1-8B.
+# The shapes of Llama-3.2-1B and Llama-3.1-8B.
 SHAPES = {
     "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
     "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -76,14 +77,14 @@ def load(model: str, dtype: str, device: str, layers: int | None = None) -> PreT
 
 
 def linear_weights(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Weights of all linear layers but the head: what R2F writes."""
+    """The weights that R2F writes: those of all linear layers but the head."""
     head = model.get_output_embeddings()
     return [module.weight for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
 
 
 class Contender:
     """
-    A model and a way to take a step on it.
+    A model, and a way to take steps on it.
 
     Args:
         name (`str`):
@@ -113,7 +114,7 @@ class Contender:
             args = R2FConfig(tempfile.gettempdir(), rank=RANK, use_cpu=model.device.type == "cpu", report_to="none")
             self.model = wrap(model, args)
             self.r2f = R2FStep(self.model)
-            # As what is to be kept, any text does: the sketches have as many columns.
+            # Any text will do as the retain set: the sketches of its inputs have the same number of columns.
             ids = torch.randint(model.config.vocab_size, (4, 64), device=model.device)
             with self.r2f.protecting():
                 self.model(input_ids=ids)
@@ -130,7 +131,7 @@ class Contender:
             self.optimizer.zero_grad()
 
     def step(self, batch: Tensor) -> dict[str, float]:
-        """Take a step. Returns the seconds of its parts."""
+        """Take a step. Returns the seconds of its forward pass, its backward pass and its update."""
         times = [now(batch)]
         loss = self.forward(batch)
         times.append(now(batch))
@@ -143,19 +144,19 @@ class Contender:
 
 @torch.no_grad()
 def release(weight: nn.Parameter) -> None:
-    """Apply a gradient and let go of it."""
+    """Apply a gradient, and release it."""
     weight.sub_(weight.grad, alpha=1e-6)
     weight.grad = None
 
 
 def release_memory() -> None:
-    """Let go of a model that nothing refers to any more."""
+    """Free the memory of models that nothing refers to any more."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def now(batch: Tensor) -> float:
-    """Seconds, once the device has done what it was told."""
+    """The time in seconds, after the device has finished its work."""
     if batch.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -169,21 +170,21 @@ def draw_batch(model: PreTrainedModel, options: argparse.Namespace, seed: int) -
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Median, and its 95% bootstrap interval."""
+    """The median, and the ends of its 95% bootstrap interval."""
     if values.std() < 1e-12:
         return (float(np.median(values)),) * 3
-    found = bootstrap((values,), np.median, method="percentile", rng=0).confidence_interval
-    return float(np.median(values)), float(found.low), float(found.high)
+    ends = bootstrap((values,), np.median, method="percentile", rng=0).confidence_interval
+    return float(np.median(values)), float(ends.low), float(ends.high)
 
 
 def measure_time(model: str, dtype: str, options: argparse.Namespace, names: tuple[str, ...], rounds: int) -> dict:
-    """Seconds of every contender's steps and of their parts: arrays of shape `(rounds,)`."""
+    """Seconds of each contender's steps and of their parts, as arrays of shape `(rounds,)`."""
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    # A GPU has room for one at a time, and is as fast for the one as for the other.
+    # A GPU has room for one contender at a time, and is equally fast for each of them.
     for group in [names] if options.device == "cpu" else [[name] for name in names]:
         contenders = [Contender(name, load(model, dtype, options.device)) for name in group]
         for number in track(range(rounds + WARM_UP), f"{model} {dtype}: {', '.join(group)}"):
-            # In another order each time: who comes after whom should make no difference.
+            # The order changes in each round, so that it makes no difference who comes after whom.
             for contender in np.random.default_rng(number).permutation(np.array(contenders, dtype=object)):
                 parts = contender.step(draw_batch(contender.model, options, number))
                 if number >= WARM_UP:
@@ -198,14 +199,14 @@ def measure_time(model: str, dtype: str, options: argparse.Namespace, names: tup
 
 
 def split_update(model: str, dtype: str, options: argparse.Namespace) -> dict[str, float]:
-    """How the time of R2F's own work is divided, by the names that it has in the profiler; parts of 1."""
+    """The share of each part in the time of R2F's own work, by the part's name in the profiler."""
     contender = Contender("r2f", load(model, dtype, options.device))
     batches = [draw_batch(contender.model, options, number) for number in range(WARM_UP + 3)]
     seconds: dict[str, float] = {}
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
-        # The profiler's own ranges end before a GPU has done what was begun in them.
+        # The profiler's own ranges end before a GPU has finished the work that was started in them.
         begin = now(batches[0])
         yield
         seconds[name] = seconds.get(name, 0.0) + now(batches[0]) - begin
@@ -222,7 +223,7 @@ def split_update(model: str, dtype: str, options: argparse.Namespace) -> dict[st
 
 
 def resident(field: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
+    """A field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
@@ -232,18 +233,18 @@ def size(tensors: Any) -> int:
 
 
 def measure_memory(name: str, model: str, dtype: str, options: argparse.Namespace) -> dict[str, int]:
-    """Peak memory of three steps beyond the loaded weights, and what it is made of, in bytes. In a fresh process."""
+    """Peak memory of three steps beyond the loaded weights, and its parts, in bytes. To be called in a new process."""
     loaded = load(model, dtype, options.device)
     batch = draw_batch(loaded, options, 0)
     with torch.no_grad():
-        # What the first forward pass allocates for good, such as the threads' own memory, is not a method's.
+        # The first forward pass allocates memory that stays, such as the threads' own. It belongs to no method.
         loaded(input_ids=batch[:1, :8])
     weights = list(loaded.parameters())
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        # Resets the peak.
+        # This resets the peak, `VmHWM`.
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
     contender = Contender(name, loaded)
@@ -251,36 +252,36 @@ def measure_memory(name: str, model: str, dtype: str, options: argparse.Namespac
     for number in range(3):
         batch = draw_batch(loaded, options, number)
         contender.forward(batch).backward()
-        held = [p.grad for p in contender.model.parameters() if p.grad is not None]
-        gradients = max(gradients, size(held))
-        del held
+        current = [p.grad for p in contender.model.parameters() if p.grad is not None]
+        gradients = max(gradients, size(current))
+        del current
         contender.update()
     peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else resident("VmHWM")
     state = [] if contender.optimizer is None else contender.optimizer.state.values()
-    own = {id(weight) for weight in weights}
-    pairs = size(p for p in contender.model.parameters() if id(p) not in own)
-    found = {
+    weight_ids = {id(weight) for weight in weights}
+    pairs = size(p for p in contender.model.parameters() if id(p) not in weight_ids)
+    memory = {
         "weights": size(weights),
         "peak": peak - before,
         "gradients": gradients,
         "state": pairs + size(t for entry in state for t in entry.values() if isinstance(t, Tensor)),
     }
     if name == "r2f":
-        # A subspace has half of the pair's size. What several modules share is there once.
-        shared = {id(each): each for each in contender.r2f.retained_inputs.values()}.values()
-        found["state"] += pairs // 2 + size(each.directions for each in shared)
-    return found | {"activations": found["peak"] - found["gradients"] - found["state"]}
+        # The subspaces have half of the pairs' size. Directions that several modules share are in memory once.
+        distinct = {id(inputs): inputs for inputs in contender.r2f.retained_inputs.values()}.values()
+        memory["state"] += pairs // 2 + size(inputs.directions for inputs in distinct)
+    return memory | {"activations": memory["peak"] - memory["gradients"] - memory["state"]}
 
 
 def memory_in_a_process(name: str, model: str, dtype: str, options: argparse.Namespace) -> dict[str, int]:
-    """[`measure_memory`], on a CPU in a process of its own. A GPU's allocator counts bytes, whatever was before."""
+    """[`measure_memory`], on a CPU in a process of its own. A GPU's allocator counts the same bytes in any process."""
     if options.device == "cuda":
-        found = measure_memory(name, model, dtype, options)
+        memory = measure_memory(name, model, dtype, options)
         release_memory()
-        return found
+        return memory
     flags = ["--memory_of", name, "--model", model, "--dtype", dtype, "--device", options.device]
     flags += ["--batch_size", str(options.batch_size), "--tokens", str(options.tokens)]
-    # Freed memory goes back at once, so that the peak is of what was in use.
+    # With these settings freed memory goes back at once, so that the peak is that of the memory in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, *flags]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -288,63 +289,64 @@ def memory_in_a_process(name: str, model: str, dtype: str, options: argparse.Nam
 
 
 def compare(model: str, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one model in one precision."""
+    """All figures for one model in one precision."""
     seconds = measure_time(model, dtype, options, CONTENDERS, options.rounds)
-    found: dict[str, Any] = {"seconds": {name: float(np.median(parts["step"])) for name, parts in seconds.items()}}
+    figures: dict[str, Any] = {"seconds": {name: float(np.median(parts["step"])) for name, parts in seconds.items()}}
     r2f = seconds["r2f"]
     ratios = {f"ratio_{name}": r2f["step"] / seconds[name]["step"] for name in CONTENDERS if name != "r2f"}
-    ratios["overhead_fraction"] = (r2f["update"]) / r2f["step"]
+    ratios["overhead_fraction"] = r2f["update"] / r2f["step"]
     for key, values in ratios.items():
-        found[key], found[f"{key}_low"], found[f"{key}_high"] = interval(values)
-    own = split_update(model, dtype, options)
+        figures[key], figures[f"{key}_low"], figures[f"{key}_high"] = interval(values)
+    shares = split_update(model, dtype, options)
     step = float(np.median(r2f["step"]))
     parts = {part: float(np.median(r2f[part])) / step for part in ("forward", "backward")}
-    found["breakdown"] = parts | {part: share * found["overhead_fraction"] for part, share in own.items()}
+    figures["breakdown"] = parts | {part: share * figures["overhead_fraction"] for part, share in shares.items()}
     memory = {
         name: [memory_in_a_process(name, model, dtype, options) for _ in range(options.repeats)]
         for name in track(CONTENDERS, "memory")
     }
-    found["memory"] = {
+    figures["memory"] = {
         name: {key: int(np.median([m[key] for m in ms])) for key in ms[0]} for name, ms in memory.items()
     }
     for name in CONTENDERS:
         if name != "r2f":
             values = np.array([a["peak"] / b["peak"] for a in memory["r2f"] for b in memory[name]])
             key = f"memory_vs_{name}"
-            found[key], found[f"{key}_low"], found[f"{key}_high"] = (
+            figures[key], figures[f"{key}_low"], figures[f"{key}_high"] = (
                 float(np.median(values)),
                 float(values.min()),
                 float(values.max()),
             )
-    return found
+    return figures
 
 
 def linearity(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of R2F's own work on the first layers of SmolLM2-135M, over many steps and by the number of layers."""
-    found = {}
+    """Seconds of R2F's own work on the first layers of SmolLM2-135M, by number of layers, early and late in a run."""
+    growth = {}
     for layers in (6, 12, 24, 30):
         contender = Contender("r2f", load("smollm2", "float32", options.device, layers))
         batch = draw_batch(contender.model, options, 0)[:2, :16]
         times = [contender.step(batch) for _ in range(options.steps)]
-        own = np.array([parts["update"] for parts in times[2:]])
-        found[f"{layers} layers"] = {
-            "seconds": float(np.median(own)),
-            "per layer": float(np.median(own)) / layers,
-            "last third / first third": float(np.median(own[-len(own) // 3 :]) / np.median(own[: len(own) // 3])),
+        updates = np.array([parts["update"] for parts in times[2:]])
+        first, last = updates[: len(updates) // 3], updates[-len(updates) // 3 :]
+        growth[f"{layers} layers"] = {
+            "seconds": float(np.median(updates)),
+            "per layer": float(np.median(updates)) / layers,
+            "last third / first third": float(np.median(last) / np.median(first)),
         }
-    return found
+    return growth
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and rows, of one model in one precision")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and rows, with one model in one precision")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--batch_size", type=int, help="rows; 16 by default, 8 with --quick")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens a row")
+    parser.add_argument("--batch_size", type=int, help="rows per batch; 16 by default, 8 with --quick")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per row")
     parser.add_argument("--output", type=Path, default=Path("outputs/step_cost.json"))
-    parser.add_argument("--memory_of", choices=CONTENDERS, help="one contender's memory, in this process, as JSON")
-    parser.add_argument("--model", choices=("smollm2", *SHAPES), help="one model alone")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="one precision alone")
+    parser.add_argument("--memory_of", choices=CONTENDERS, help="print only this contender's memory, as JSON")
+    parser.add_argument("--model", choices=("smollm2", *SHAPES), help="only this model")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="only this precision")
     options = parser.parse_args()
     options.batch_size = options.batch_size or (8 if options.quick else 16)
     options.rounds, options.repeats, options.steps = (5, 1, 14) if options.quick else (15, 3, 32)
@@ -359,39 +361,47 @@ def main() -> None:
     else:
         settings = [("smollm2", "bfloat16"), ("llama-1b", "bfloat16"), ("llama-8b", "bfloat16")]
     asked = (options.model, options.dtype)
-    settings = [each for each in settings if all(one in (None, two) for one, two in zip(asked, each, strict=True))]
+    settings = [
+        setting
+        for setting in settings
+        if all(wanted in (None, value) for wanted, value in zip(asked, setting, strict=True))
+    ]
     if not settings:
-        parser.error(f"Not on this {options.device}: {' '.join(filter(None, asked))}.")
+        parser.error(f"{' '.join(filter(None, asked))} is not measured on this {options.device}.")
     settings = settings[:1] if options.quick else settings
     compared = {f"{model} {dtype}": compare(model, dtype, options) for model, dtype in settings}
     first = next(iter(compared.values()))
     report = {key: value for key, value in first.items() if isinstance(value, float)}
-    # In fp32, of SmolLM2.
-    shown = options.model in (None, "smollm2") and options.dtype in (None, "float32")
-    growth = linearity(options) if shown else {}
+    # This is only of SmolLM2 in fp32.
+    asked_for = options.model in (None, "smollm2") and options.dtype in (None, "float32")
+    growth = linearity(options) if asked_for else {}
     report |= {"compared": compared, "linearity": growth, "device": options.device, "torch": torch.__version__}
     report |= {"batch_size": options.batch_size, "tokens": options.tokens, "rank": RANK}
     write_json(options.output, report)
 
     table = {}
-    for name, found in compared.items():
-        for contender, took in found["seconds"].items():
-            memory = found["memory"][contender]
+    for name, figures in compared.items():
+        for contender, took in figures["seconds"].items():
+            memory = figures["memory"][contender]
             table[f"{name} {contender}"] = {
                 "seconds": took,
-                "R2F's step / this": found.get(f"ratio_{contender}", 1.0),
+                "R2F's step / this": figures.get(f"ratio_{contender}", 1.0),
                 **{f"{key} MB": memory[key] / 1e6 for key in ("weights", "peak", "gradients", "state", "activations")},
-                "R2F's peak / this": found.get(f"memory_vs_{contender}", 1.0),
+                "R2F's peak / this": figures.get(f"memory_vs_{contender}", 1.0),
             }
     print_table(f"{options.batch_size} rows of {options.tokens} tokens", table, list(next(iter(table.values()))))
-    breakdowns = {name: found["breakdown"] for name, found in compared.items()}
-    print_table("Where R2F's step goes, parts of 1", breakdowns, list(next(iter(breakdowns.values()))))
+    breakdowns = {name: figures["breakdown"] for name, figures in compared.items()}
+    print_table("R2F's step, by parts", breakdowns, list(next(iter(breakdowns.values()))))
     if growth:
         print_table("R2F's own work", growth, list(next(iter(growth.values()))))
-    for name, found in compared.items():
-        keys = [key for key in found if f"{key}_low" in found]
+    for name, figures in compared.items():
         print(
-            name, *(f"{key} {found[key]:.3f} ({found[f'{key}_low']:.3f}-{found[f'{key}_high']:.3f})" for key in keys)
+            name,
+            *(
+                f"{key} {value:.3f} ({figures[f'{key}_low']:.3f}-{figures[f'{key}_high']:.3f})"
+                for key, value in figures.items()
+                if f"{key}_low" in figures
+            ),
         )
     print(f"The report is {options.output}.")
 

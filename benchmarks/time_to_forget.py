@@ -3,25 +3,31 @@ How long it takes to forget: steps and seconds until TOFU authors are forgotten,
 
     python benchmarks/time_to_forget.py --data DIR [--forget forget01] [--authors 20] [--passes 1] [--peers lora]
 
-SmolLM2-135M, fine-tuned on the last `--authors` authors of TOFU, forgets the last of them. A run has arrived at the
-first check at which forget quality is .05 or more, and P(retain) and utility are at least 95% of what they were;
-checks are every `--every` steps. Utility is here the plain mean of the nine numbers whose harmonic mean TOFU calls so:
-this model answers next to no question about real authors, before as after, which makes the harmonic mean zero
-throughout, and of zero 95% are always kept. All have the losses, forget batches and schedule of
-recipes/tofu/unlearn.yaml, and passes over the forget set as their budget (`--passes`); LoRA and full AdamW, which
-spare nothing, have three retain examples to a forget example instead of one. R2F takes its own default learning rate;
-each peer's is swept on the first seed, and the one that arrives first, or else ends with the highest forget quality at
-that utility, is used on all. A run that does not arrive counts as its whole budget; the best peer is the quickest of
-those that arrive on the most seeds. `--tune` makes the model forget the first of its authors instead: what is chosen
-is chosen on these. Why a forget quality is low is seen in how the logarithm of the truth ratio R differs from gold's:
-`log_ratio_shift` is its mean less gold's, below zero if the true answer is preferred more than by gold, and
-`log_ratio_spread` its standard deviation in units of gold's.
+SmolLM2-135M is fine-tuned on the last `--authors` authors of TOFU, and forgets the last of them. A run is checked
+every `--every` steps. It has arrived at the first check at which forget quality is at least 0.05, and P(retain) and
+utility are at least 95% of what they were before. A run that does not arrive counts as its whole budget.
 
-Utility is that of at most `--utility_rows` rows a split. Seconds are those until the first step, references and all,
-and steps times the median seconds of a step, measured at the end on the same batches, without checks. Finished runs
-are kept in outputs/time_to_forget and read back, so that the command goes on where it was interrupted (delete them
-when the code has changed), and several shares of the runs can be made at once (`--share 0/4`): once to sweep, and once
-more for the other seeds. Writes outputs/time_to_forget.json.
+Utility is here the plain mean of nine numbers. TOFU takes their harmonic mean. This model answers next to no question
+about real authors, before as well as after: the harmonic mean would be zero throughout, and 95% of zero are always
+kept. Utility is measured on at most `--utility_rows` rows per split.
+
+All runs have the losses, the forget batches and the schedule of recipes/tofu/unlearn.yaml. Their budget is `--passes`
+passes over the forget set. LoRA and full AdamW do not protect the retain set, and have three retain examples per
+forget example instead of one. R2F takes its own default learning rate. For each peer several rates are swept on the
+first seed, and the best one is used on all seeds. The best one arrives first; if none arrives, it ends with the
+highest forget quality among those that kept utility. The best peer is the quickest of those that arrive on the most
+seeds. With `--tune` the model forgets the first of its authors instead: choices are made on these.
+
+Forget quality compares truth ratios R with gold's. Two figures say why it is low. `log_ratio_shift` is the mean of log
+R less that of gold's; it is below zero if the model prefers the true answer more than gold does. `log_ratio_spread` is
+the standard deviation of log R, in units of gold's.
+
+Seconds are those until the first step, references included, plus the number of steps times the median seconds per
+step. They are measured at the end on the same batches, without checks.
+
+Finished runs are kept in outputs/time_to_forget and loaded again, so that the command goes on where it was
+interrupted. Delete them when the code has changed. Several shares of the runs can be made at once (`--share 0/4`):
+once to sweep, and once more for the other seeds. Writes outputs/time_to_forget.json.
 """
 
 from __future__ import annotations
@@ -43,7 +49,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, T
 from r2f_hf import R2FConfig, metrics
 from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
-from r2f_hf.data.rows import Row, content_hash, load_rows
+from r2f_hf.data.loading import load_rows
+from r2f_hf.data.rows import Row, content_hash
 from r2f_hf.evaluation.suites.tofu import split_statistics, summarise
 from r2f_hf.models.loading import QuantisedModelArguments
 from r2f_hf.report import print_table
@@ -65,14 +72,14 @@ KEPT_METRICS = ("retain_probability", "utility")
 LOG_RATIO = ("log_ratio_shift", "log_ratio_spread")
 FORGET_METRICS = ("forget_quality", "forget_probability", "truth_ratio", *LOG_RATIO)
 UTILITY = ("probability", "rouge_l_recall", "truth_ratio")
-# What rows each is fine-tuned on.
+# By the name of a model the rows that it is fine-tuned on.
 MODELS = {"before": "train", "gold": "retain"}
-# Steps of each that are timed, after two that are not.
+# Steps that are timed, after two that are not.
 TIMED_STEPS = 10
 
 
 class Arrival(TrainerCallback):
-    """Ends a run once it has arrived, and keeps what was seen on the way; without `every`, only looks at its end."""
+    """Checks a run every `every` steps, and ends it once it has arrived. Without `every` it only checks the end."""
 
     def __init__(self, check: Any, every: int | None):
         self.check, self.every = check, every
@@ -87,19 +94,19 @@ class Arrival(TrainerCallback):
                 control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        # At no step before is it known where a stopping rule ends the run.
+        # Without `every` a stopping rule may end the run at any step.
         if self.every is None:
             self.look(state, last=True)
 
     def look(self, state: TrainerState, last: bool) -> None:
-        found, arrived = self.check(last)
-        self.seen.append({"step": state.global_step, **found})
+        figures, arrived = self.check(last)
+        self.seen.append({"step": state.global_step, **figures})
         if arrived:
             self.arrived = state.global_step
 
 
 class Clock(TrainerCallback):
-    """Seconds until the first step, and of each step."""
+    """Measures the seconds until the first step, and those of each step."""
 
     def __init__(self) -> None:
         self.start = 0.0
@@ -116,14 +123,14 @@ class Clock(TrainerCallback):
 
 
 def now() -> float:
-    """Seconds, once the device has done what it was told."""
+    """The time in seconds, after the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def tuning_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
-    """As [`load_data`], with as many authors to forget, but the first ones of the model's."""
+    """As [`load_data`], with the same number of authors to forget, which are the first of the model's."""
     data = load_data(folder, forget, authors)
     count = len(data["forget"])
     perturbed = {row["question"]: row for row in load_rows(str(folder / "forget10_perturbed.json"))}
@@ -138,24 +145,24 @@ def tuning_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
 
 
 def spread(rows: list[Row], count: int) -> list[Row]:
-    """At most `count` rows, spread evenly."""
+    """At most `count` of the rows, evenly spaced."""
     return rows[:: -(-len(rows) // count)]
 
 
 def without_views(rows: list[Row]) -> list[Row]:
-    """Without the paraphrased questions, whose scores no metric here looks at."""
+    """The rows without their paraphrased questions, which no metric here uses."""
     return [{name: value for name, value in row.items() if name != "paraphrased_question"} for row in rows]
 
 
 def log_ratios(statistics: dict[str, Any]) -> np.ndarray:
-    """Logarithm of each row's truth ratio R, by which forget quality compares with gold."""
+    """Logarithm of each row's truth ratio R. Forget quality compares the distribution of R with gold's."""
     truth_ratio = metrics.load("truth_ratio")
     return np.log(truth_ratio.compute(predictions=statistics["paraphrase"], wrong=statistics["wrong"])["rows"])
 
 
 class Benchmark:
     """
-    Models, data and runs of one setting.
+    The models, the data and the runs of one setting.
 
     Args:
         base (`Path`):
@@ -165,11 +172,11 @@ class Benchmark:
         options (`argparse.Namespace`):
             See [`add_arguments`].
         passes (`int`, *optional*):
-            Passes over the forget set that a run may take; without them its steps are the recipe's, or as many more as
-            one pass has.
+            Passes over the forget set that a run may take. Without it a run may take the recipe's steps, or those of
+            one pass if they are more.
         every (`int`, *optional*):
-            Steps between checks, which end a run; without them it ends as the recipe has it, by its stopping rule or
-            when its steps are taken, and is checked there.
+            Steps between checks, which end a run. Without it a run ends where the recipe ends it, by the stopping rule
+            or after its last step, and is checked there.
     """
 
     def __init__(
@@ -187,7 +194,7 @@ class Benchmark:
         splits = {name: without_views(rows) for name, rows in self.data["splits"].items()}
         self.others = {name: spread(rows, options.utility_rows) for name, rows in splits.items() if name != "forget"}
         self.forget = {"forget": splits["forget"]}
-        # Of everything that a run and its record depend on, this package's code aside.
+        # Runs are kept under a hash of all that they depend on, except the package's code.
         models = [folder.name for folder in self.folders.values()]
         settings = [self.recipe.to_sanitized_dict(), self.data, self.datasets, models]
         settings += [self.budget, every, options.utility_rows, FORGET_METRICS]
@@ -197,30 +204,30 @@ class Benchmark:
         return AutoModelForCausalLM.from_pretrained(self.folders[name]).to(self.device)
 
     def measure(self, model: torch.nn.Module, splits: dict[str, list[Row]]) -> dict[str, Any]:
-        """Statistics of some splits."""
-        training, found = model.training, {}
+        """Statistics of the rows of some splits, by split."""
+        training, statistics = model.training, {}
         model.eval()
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.recipe.bf16):
             for name, rows in splits.items():
-                # Forget quality does not look at what is answered.
+                # Forget quality does not use generated answers.
                 tokens = 1 if name == "forget" else 64
                 size = self.options.eval_batch_size
-                found[name] = split_statistics(model, self.tokenizer, name, rows, size, tokens)
+                statistics[name] = split_statistics(model, self.tokenizer, name, rows, size, tokens)
         model.train(training)
-        return found
+        return statistics
 
     @cached_property
     def gold(self) -> dict[str, Any]:
-        """What forget quality compares with: the gold model's statistics of the forget set."""
+        """The gold model's statistics of the forget set, which forget quality compares with."""
         return self.measured_once("gold", self.forget)
 
     @cached_property
     def before(self) -> dict[str, float]:
-        """Metrics of the model before."""
+        """Metrics of the model before unlearning."""
         return self.summarise(self.measured_once("before", self.forget | self.others))
 
     def measured_once(self, name: str, splits: dict[str, list[Row]]) -> dict[str, Any]:
-        """Statistics of a model that no run changes, kept beside the runs."""
+        """Statistics of a model that no run changes. They are kept in the folder of the runs."""
         file = self.folder / f"{name}.json"
         with building(file):
             if not file.is_file():
@@ -228,29 +235,32 @@ class Benchmark:
         return json.loads(file.read_text())
 
     def summarise(self, statistics: dict[str, Any]) -> dict[str, float]:
-        """Metrics of the splits that were measured, with `utility` where all were."""
-        found = summarise(statistics, self.gold)
+        """Metrics of the splits that were measured, with `utility` if all were."""
+        figures = summarise(statistics, self.gold)
         if self.others.keys() <= statistics.keys():
-            found["utility"] = fmean(found[f"{split}_{name}"] for split in self.others for name in UTILITY)
-        own, gold = log_ratios(statistics["forget"]), log_ratios(self.gold["forget"])
-        return found | {"log_ratio_shift": own.mean() - gold.mean(), "log_ratio_spread": own.std() / gold.std()}
+            figures["utility"] = fmean(figures[f"{split}_{name}"] for split in self.others for name in UTILITY)
+        ratios, gold = log_ratios(statistics["forget"]), log_ratios(self.gold["forget"])
+        return figures | {
+            "log_ratio_shift": ratios.mean() - gold.mean(),
+            "log_ratio_spread": ratios.std() / gold.std(),
+        }
 
     def check(self, model: torch.nn.Module, last: bool) -> tuple[dict[str, float], bool]:
-        """Where a run is, and whether it has arrived. What that does not depend on any more is measured at the end."""
+        """The metrics of a run, and whether it has arrived. Once it cannot have arrived, the rest is not measured."""
         statistics = self.measure(model, self.forget)
-        found = self.summarise(statistics)
-        arrived = found["forget_quality"] >= FORGOTTEN
+        figures = self.summarise(statistics)
+        arrived = figures["forget_quality"] >= FORGOTTEN
         retain = {"retain": self.others["retain"]}
         for splits in (retain, {name: rows for name, rows in self.others.items() if name not in retain}):
             if arrived or last:
                 statistics |= self.measure(model, splits)
-                found = self.summarise(statistics)
-                arrived = arrived and self.kept(found)
-        return {name: found[name] for name in (*FORGET_METRICS, *KEPT_METRICS) if name in found}, arrived
+                figures = self.summarise(statistics)
+                arrived = arrived and self.kept(figures)
+        return {name: figures[name] for name in (*FORGET_METRICS, *KEPT_METRICS) if name in figures}, arrived
 
-    def kept(self, found: dict[str, float]) -> bool:
-        """Whether a model is still as useful as it has to be, by what was measured."""
-        return all(found[name] >= KEPT * self.before[name] for name in KEPT_METRICS if name in found)
+    def kept(self, figures: dict[str, float]) -> bool:
+        """Whether P(retain) and utility, as far as they were measured, are still high enough."""
+        return all(figures[name] >= KEPT * self.before[name] for name in KEPT_METRICS if name in figures)
 
     def trainer(self, run: str, rate: float, seed: int, steps: int, scratch: str, callback: Any) -> Any:
         args = replace(
@@ -267,27 +277,27 @@ class Benchmark:
 
     @property
     def budget(self) -> int:
-        """Steps of a run."""
+        """The most steps that a run may take."""
         steps = -(-(self.passes or 1) * len(self.data["forget"]) // self.recipe.per_device_train_batch_size)
         return steps if self.passes else max(self.recipe.max_steps, steps)
 
     def file(self, run: str, rate: float, seed: int) -> Path:
-        """Where a run is kept."""
+        """The file that a run is kept in."""
         return self.folder / f"{run}-{rate:g}-{seed}.json"
 
     def run(self, run: str, rate: float, seed: int) -> dict[str, Any]:
-        """One run, or what is known of it."""
+        """Make one run, or load it if it was made before."""
         file = self.file(run, rate, seed)
         if file.is_file():
             return json.loads(file.read_text())
-        # Measured before there is a second model in memory.
+        # These are measured first, so that there are never two models in memory.
         _ = self.gold, self.before
         with tempfile.TemporaryDirectory() as scratch:
             arrival = Arrival(lambda last: self.check(trainer.model, last), self.every)
             trainer = self.trainer(run, rate, seed, self.budget, scratch, arrival)
             trainer.train()
         last = arrival.seen[-1]
-        found = {
+        result = {
             "run": run,
             "learning_rate": rate,
             "seed": seed,
@@ -298,11 +308,11 @@ class Benchmark:
             **{name: last[name] for name in (*FORGET_METRICS, *KEPT_METRICS)},
             "way": arrival.seen,
         }
-        write_json(file, found)
-        return found
+        write_json(file, result)
+        return result
 
     def seconds_of(self, run: str, rate: float) -> tuple[float, float]:
-        """Until a run's first step, and of a step."""
+        """Seconds until a run's first step, and seconds per step."""
         with tempfile.TemporaryDirectory() as scratch:
             clock = Clock()
             trainer = self.trainer(run, rate, 0, TIMED_STEPS + 2, scratch, clock)
@@ -312,20 +322,18 @@ class Benchmark:
 
 
 def best(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run that arrived first, or else the one that forgot the most of those that kept utility."""
-    return min(
-        results, key=lambda found: (not found["arrived"], found["steps"], not found["kept"], -found["forget_quality"])
-    )
+    """The run that arrived first; if none did, the one with the highest forget quality of those that kept utility."""
+    return min(results, key=lambda run: (not run["arrived"], run["steps"], not run["kept"], -run["forget_quality"]))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a [`Benchmark`] asks for."""
+    """Add the options that a [`Benchmark`] needs."""
     parser.add_argument("--data", type=Path, required=True, help="folder with TOFU's JSON-lines files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--utility_rows", type=int, default=30)
     parser.add_argument("--eval_batch_size", type=int, default=64)
     parser.add_argument(
-        "--set", nargs="+", default=[], help="options of the recipe to set otherwise, without dashes: beta=0.2"
+        "--set", nargs="+", default=[], help="options that override the recipe's, without dashes: learning_rate=0.3"
     )
 
 
@@ -339,7 +347,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=1, help="passes over the forget set")
     parser.add_argument("--every", type=int, default=2, help="steps between checks")
     parser.add_argument(
-        "--share", default="0/1", help="make every n-th run alone, without a report: 2/4 is the third of four"
+        "--share", default="0/1", help="make only every n-th run, without a report: 2/4 is the third share of four"
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/time_to_forget.json"))
     options = parser.parse_args()
@@ -348,38 +356,38 @@ def main() -> None:
 
     data = (tuning_data if options.tune else load_data)(options.data, options.forget, options.authors)
     benchmark = Benchmark(smollm2_folder(), data, options, options.passes, options.every)
-    own = benchmark.recipe.learning_rate
+    default = benchmark.recipe.learning_rate
     swept = [(run, rate, first) for run in options.peers for rate in SWEEP[run]]
-    runs = swept + [("r2f", own, seed) for seed in options.seeds]
-    for each in runs[part::parts]:
-        benchmark.run(*each)
-    if not all(benchmark.file(*each).is_file() for each in runs):
-        # The best rates are not known before all shares have swept theirs.
+    runs = swept + [("r2f", default, seed) for seed in options.seeds]
+    for settings in runs[part::parts]:
+        benchmark.run(*settings)
+    if not all(benchmark.file(*settings).is_file() for settings in runs):
+        # The best rates are only known once all shares have swept theirs.
         return
-    made = [benchmark.run(*each) for each in runs]
-    chosen = {run: best([found for found in made if found["run"] == run])["learning_rate"] for run in options.peers}
-    chosen["r2f"] = own
+    made = [benchmark.run(*settings) for settings in runs]
+    chosen = {run: best([result for result in made if result["run"] == run])["learning_rate"] for run in options.peers}
+    chosen["r2f"] = default
     repeated = [(run, rate, seed) for run, rate in chosen.items() for seed in options.seeds]
-    for each in repeated[part::parts]:
-        benchmark.run(*each)
+    for settings in repeated[part::parts]:
+        benchmark.run(*settings)
     if parts > 1:
         return
-    rows = [benchmark.run(*each) for each in repeated]
+    rows = [benchmark.run(*settings) for settings in repeated]
 
     seconds = {run: benchmark.seconds_of(run, rate) for run, rate in chosen.items()}
-    for found in made + rows:
-        until_first, of_a_step = seconds[found["run"]]
-        found["seconds"] = until_first + found["steps"] * of_a_step
+    for result in made + rows:
+        until_first, per_step = seconds[result["run"]]
+        result["seconds"] = until_first + result["steps"] * per_step
     means = {
         run: {
             "learning_rate": chosen[run],
-            "arrived": sum(found["arrived"] for found in rows if found["run"] == run),
-            **{name: fmean(found[name] for found in rows if found["run"] == run) for name in ("steps", "seconds")},
+            "arrived": sum(result["arrived"] for result in rows if result["run"] == run),
+            **{name: fmean(result[name] for result in rows if result["run"] == run) for name in ("steps", "seconds")},
             **dict(zip(("seconds_until_first", "seconds_a_step"), seconds[run], strict=True)),
         }
         for run in chosen
     }
-    # One that never arrives is not best for being at the end of its budget soonest.
+    # A peer that never arrives must not be the best for reaching the end of its budget soonest.
     most = max(means[run]["arrived"] for run in options.peers)
     best_peers = [run for run in options.peers if means[run]["arrived"] == most]
     peer = {name: min(means[run][name] for run in best_peers) for name in ("steps", "seconds")}
@@ -393,11 +401,11 @@ def main() -> None:
         "sweep": made,
     }
     write_json(options.output, report)
-    # What was swept on the first seed is among both.
-    table = {f"{f['run']} lr {f['learning_rate']:g} seed {f['seed']}": f for f in made + rows}
+    # The best runs of the first seed are in both lists.
+    table = {f"{r['run']} lr {r['learning_rate']:g} seed {r['seed']}": r for r in made + rows}
     columns = ("arrived", "steps", "seconds", *FORGET_METRICS, *KEPT_METRICS)
     print_table("Runs", table, columns)
-    print_table(f"Until forgotten, of {benchmark.budget} steps", means, list(means["r2f"]))
+    print_table(f"Until forgotten, in at most {benchmark.budget} steps", means, list(means["r2f"]))
     print(*(f"{name} {value:.2f}" for name, value in ratios.items()))
     print(f"The report is {options.output}.")
 

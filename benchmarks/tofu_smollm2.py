@@ -1,15 +1,20 @@
 """
-R2F against LoRA, full AdamW and the exact gradient under R2F's rule: SmolLM2-135M forgets TOFU authors.
+R2F compared with LoRA, full AdamW and the exact gradient under R2F's update rule: SmolLM2-135M forgets TOFU authors.
 
     python benchmarks/tofu_smollm2.py --data DIR [--forget forget01] [--authors 20] [--seeds 0 1 2]
 
-The model is fine-tuned on the last `--authors` authors of TOFU (cached), the gold model on all but the forget set's.
-Every run then has the losses, forget batches, step budget and stopping rule of recipes/tofu/unlearn.yaml; LoRA and
-full AdamW, which spare nothing, have three retain examples to a forget example instead of one. R2F takes its learning
-rate from there; each peer's is swept on the first seed, and the best one is used on all: the highest forget quality
-among those that keep 95% of P(retain), or else the one that keeps the most. A seed is that of the unlearning (batches,
-probes, adapter); `before` and `gold` have the fine-tuning's. Finished runs are read back, so that the command goes on
-where it was interrupted. Writes outputs/tofu_smollm2/report.json.
+The model is fine-tuned on the last `--authors` authors of TOFU, and the gold model on all of them but the forget
+set's. Both are cached. Every run then has the losses, the forget batches, the step budget and the stopping rule of
+recipes/tofu/unlearn.yaml. LoRA and full AdamW do not protect the retain set, and have three retain examples per forget
+example instead of one.
+
+R2F takes its learning rate from the recipe. For each peer several rates are swept on the first seed, and the best one
+is used on all seeds. The best one has the highest forget quality among those that keep 95% of P(retain); if there is
+none, it is the one that keeps the most. A seed is that of the unlearning: of batches, probes and adapter. `before` and
+`gold` have the seed of the fine-tuning.
+
+Finished runs are loaded again, so that the command goes on where it was interrupted. Writes
+outputs/tofu_smollm2/report.json.
 """
 
 from __future__ import annotations
@@ -23,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peers
 import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,13 +36,15 @@ import r2f_hf
 from r2f_hf import R2FConfig
 from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
-from r2f_hf.data.rows import content_hash, load_rows
+from r2f_hf.data.loading import load_rows
+from r2f_hf.data.rows import content_hash
 from r2f_hf.evaluation import run_suite
 from r2f_hf.evaluation.suites.tofu import TOFU
 from r2f_hf.models.loading import QuantisedModelArguments
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
 from r2f_hf.scoring.completions import score_completions
+from shared import peers
 from shared.finetune import finetuned_folder
 from shared.peers import RUNS
 from shared.precision import computes_bf16
@@ -51,10 +57,22 @@ QUESTIONS_PER_AUTHOR = 20
 RETAIN_ROWS = 60
 SWEEP = {"lora": (1e-3, 2e-3, 4e-3), "full": (5e-6, 1.5e-5, 5e-5), "exact": (0.3, 0.6, 1.2)}
 KEPT = 0.95
-# What R2F alone uses.
-R2F_SOURCE = ("callback.py", "cli/", "config.py", "decoders/", "gradients/", "trainer.py")
-# What is not R2F's alone: the exact gradient's rule is made of it.
-SHARED_SOURCE = ("gradients/retained_inputs.py", "gradients/second_moments.py")
+# Files that only R2F uses.
+R2F_SOURCE = (
+    "callback.py",
+    "cli/",
+    "config.py",
+    "decoders/",
+    "gradients/",
+    "probes/",
+    "step.py",
+    "trainer.py",
+    "training/recorded_trainer.py",
+    "updates/",
+)
+# Files among them that the exact gradient's rule uses too.
+SHARED_SOURCE = ("updates/retained_inputs.py", "updates/second_moments.py")
+# Options that only R2F uses.
 R2F_OPTIONS = (
     "adaptive",
     "decoder",
@@ -68,7 +86,7 @@ R2F_OPTIONS = (
 
 
 def load_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
-    """Rows to train on (`train`, `forget`, `retain`, `holdout`) and the splits to evaluate (`splits`)."""
+    """The rows to train on (`train`, `forget`, `retain`, `holdout`), and the splits to evaluate (`splits`)."""
 
     def rows(name: str) -> list[dict]:
         return list(load_rows(str(folder / f"{name}.json")))
@@ -118,7 +136,7 @@ def main() -> None:
         model: torch.nn.Module, name: str, gold: dict | None, only: Sequence[str] = tuple(TOFU.splits)
     ) -> tuple[dict[str, float], dict]:
         splits = {split: data["splits"][split] for split in only}
-        # In the precision of the training, which is also the faster one on a CPU.
+        # The precision is that of the training, which is also the faster one on a CPU.
         with torch.autocast(device, dtype=torch.bfloat16, enabled=recipe.bf16):
             return run_suite("tofu", model, tokenizer, splits, options.output_dir / "statistics" / name, gold, 32)
 
@@ -150,7 +168,7 @@ def main() -> None:
         return result | {column: metrics[column] for column in TOFU.headline}
 
     def sweep_peer(run: str, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Every learning rate on what it is chosen by, and the best one in full."""
+        """Every learning rate, with the metrics that it is chosen by; and the best one, with all metrics."""
         swept, models = [], []
         for rate in SWEEP[run]:
             model, result = train(run, rate, seed)
@@ -174,21 +192,21 @@ def main() -> None:
         return max(range(len(results)), key=lambda index: results[index]["retain_probability"])
 
     def once(name: str, compute: Callable[[], Any]) -> Any:
-        """Compute, or read back what an earlier run of this command with the same settings has computed."""
+        """Compute, or load what an earlier run of this command with the same settings has computed."""
         file = options.output_dir / "runs" / f"{name}-{settings[name.startswith('r2f')]}.json"
         if not file.is_file():
             write_json(file, compute())
         return json.loads(file.read_text())
 
-    # Of everything that the numbers depend on, this project's code included. A peer's do not depend on what is R2F's
-    # alone, so that work on a decoder leaves them as they are.
+    # A run is kept under a hash of all that its numbers depend on, the package's code included. A peer's numbers do
+    # not depend on what only R2F uses: a change of a decoder leaves them valid.
     package = Path(r2f_hf.__file__).parent
     source = {str(path.relative_to(package)): path.read_text() for path in sorted(package.rglob("*.py"))}
     source["peers"] = Path(peers.__file__).read_text()
     everything = [recipe.to_sanitized_dict(), source, data, [f.name for f in folders.values()]]
     shared = {name: text for name, text in source.items() if name in SHARED_SOURCE or not name.startswith(R2F_SOURCE)}
     options_shared = {key: value for key, value in everything[0].items() if key not in R2F_OPTIONS}
-    options_shared |= {"retain_per_forget of peers": peers.not_sparing(recipe).retain_per_forget}
+    options_shared |= {"retain_per_forget of peers": peers.without_protection(recipe).retain_per_forget}
     settings = {True: content_hash(everything), False: content_hash([options_shared, SWEEP, shared, *everything[2:]])}
     _, gold = evaluate(load("gold"), "gold", None)
     rows, sweep = [], []
@@ -212,9 +230,9 @@ def main() -> None:
 
     table = {f"{row['run']} lr {row['learning_rate']:g} seed {row['seed']}": row for row in rows}
     for run in RUNS:
-        found = [row for row in rows if row["run"] == run]
+        runs = [row for row in rows if row["run"] == run]
         table[f"{run}, mean"] = {
-            column: sum(row[column] for row in found) / len(found) for column in (*TOFU.headline, "steps", "seconds")
+            column: sum(row[column] for row in runs) / len(runs) for column in (*TOFU.headline, "steps", "seconds")
         }
     print_table(f"SmolLM2-135M forgets TOFU {options.forget}", table, (*TOFU.headline, "steps", "seconds"))
     print_table(

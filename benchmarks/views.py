@@ -1,14 +1,16 @@
 """
-Whether views (several wordings of a forget example) pay at equal cost.
+Whether views, which are several wordings of a forget example, pay at equal cost.
 
     python benchmarks/views.py [--seeds 0 1 2]
 
-On the quickstart's invented world. A step has 16 forward and backward passes of forget rows: 16 examples in their own
-wording, 8 in two, or 4 in four, beside 16 retain rows. First table: cosine of what such a step sees to the gradient of
-the expected loss over all forget examples in a wording that no view has, on SmolLM2-135M, 24 modules: of the true
-gradient, of one reconstruction from a single sketch of the whole batch, and of the mean of reconstructions with a
-fresh sketch for each view. Second: probabilities after the quickstart's unlearning recipe with as many views, means
-over seeds (its models are built on first use). Writes outputs/views.json.
+The rows are those of the quickstart's invented world. A step has 16 forward and backward passes of forget rows, and 16
+retain rows. The passes are those of 16 examples in their own wording, of 8 in two wordings, or of 4 in four.
+
+The first table is about SmolLM2-135M and 24 of its modules. It compares what such a step sees with the gradient of the
+expected loss over all forget examples, in a wording that no view has. The figures are cosines: of the true gradient;
+of one reconstruction from a single sketch of the whole batch; and of the mean of reconstructions with a fresh sketch
+per view. The second table has the probabilities after the quickstart's unlearning recipe with the same views, as means
+over seeds. The quickstart's models are built on first use. Writes outputs/views.json.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
 from r2f_hf.data.fictitious import fictitious_dataset
 from r2f_hf.data.formatting import encode_example
-from r2f_hf.data.rows import load_rows
+from r2f_hf.data.loading import load_rows
 from r2f_hf.data.views import example_prompts
 from r2f_hf.decoders import load_decoder
 from r2f_hf.decoders.training import full_gradients, proxy_modules
@@ -48,7 +50,7 @@ QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart"
 
 
 def cosines() -> dict[int, dict[str, float]]:
-    """The first table. (A model that knows the rows by heart has no gradient left to compare.)"""
+    """The first table. The model has not learned the rows: otherwise there would be no gradient left to compare."""
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder()).eval()
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
     rows = list(fictitious_dataset(0)["forget"])
@@ -71,7 +73,7 @@ def cosines() -> dict[int, dict[str, float]]:
     expected = flat(gradient([(row["paraphrased_question"], row["answer"]) for row in rows]))
     table = {}
     for views in VIEWS:
-        found: dict[str, list[float]] = {"true gradient": [], "one sketch": [], "a fresh sketch a view": []}
+        cosines_of: dict[str, list[float]] = {"true gradient": [], "one sketch": [], "a fresh sketch a view": []}
         for draw in track(range(DRAWS), f"{views} views"):
             chosen = random.Random(draw).sample(rows, PASSES // views)
             prompts = [example_prompts(row, "question", "views", [TEMPLATE])[:views] for row in chosen]
@@ -82,9 +84,9 @@ def cosines() -> dict[int, dict[str, float]]:
             mean = {name: torch.stack([g[name] for g in by_view]).mean(0) for name in names}
             fresh = [decode(g, draw * len(VIEWS) + view) for view, g in enumerate(by_view)]
             candidates = (mean, decode(mean, draw), {n: torch.stack([g[n] for g in fresh]).mean(0) for n in names})
-            for values, candidate in zip(found.values(), candidates, strict=True):
+            for values, candidate in zip(cosines_of.values(), candidates, strict=True):
                 values.append(torch.cosine_similarity(flat(candidate), expected, dim=0).item())
-        table[views] = {name: fmean(values) for name, values in found.items()}
+        table[views] = {name: fmean(values) for name, values in cosines_of.items()}
     return table
 
 
@@ -95,7 +97,7 @@ def unlearned(folder: Path, views: int, seed: int) -> dict[str, float]:
     command += ["--model_name_or_path", str(folder / "before"), "--output_dir", str(output), "--seed", str(seed)]
     command += [f"--{split}_data={folder / 'data' / split}.jsonl" for split in ("forget", "retain")]
     command += ["--num_views", str(views), "--per_device_train_batch_size", str(PASSES // views)]
-    # As many retain rows as forget passes, whatever the number of views.
+    # With this there are as many retain rows as forget passes, whatever the number of views.
     command += ["--retain_per_forget", str(views)]
     if views > 1:
         command += ["--view_templates", TEMPLATE]
@@ -126,7 +128,7 @@ def main() -> None:
             subprocess.run(command, check=True)
     seen = cosines()
     runs = {views: [unlearned(folder, views, seed) for seed, folder in folders.items()] for views in VIEWS}
-    after = {views: {key: fmean(run[key] for run in found) for key in found[0]} for views, found in runs.items()}
+    after = {views: {key: fmean(run[key] for run in made) for key in made[0]} for views, made in runs.items()}
     write_json(options.output, {"cosine": seen, "unlearned": after, "runs": runs})
     label = {views: f"{views} views of {PASSES // views} examples" for views in VIEWS}
     print_table("Cosine to the gradient over unseen wordings", {label[v]: seen[v] for v in VIEWS}, list(seen[1]))

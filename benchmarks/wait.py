@@ -3,11 +3,12 @@ How long a user waits: for `r2f --help`, for the imports, and for the first step
 
     python benchmarks/wait.py [--repeats 5] [--quick]
 
-All in fresh processes, in turns. Imports are compared with those of a user of Trainer and PEFT, by the time that
-processors worked, which other processes on the machine change little. `r2f unlearn` runs on SmolLM2-135M in fp32 and
-16 invented rows, 4 of them to forget, all of them in the first step; its time is split into what it does, from the
-start of the process to the end of the step. `--quick` runs all once. Writes outputs/wait.json with the medians of the
-seconds, of the imports' ratios, and of each part's share.
+Everything runs in new processes, in turns. The imports are compared with those of a user of Trainer and PEFT. The
+ratios are those of the time that processors worked, which other processes on the machine change little.
+
+`r2f unlearn` runs on SmolLM2-135M in fp32 and 16 invented rows, 4 of them to forget. The first step takes all of them.
+Its time is split into parts, from the start of the process to the end of the step. `--quick` runs everything once.
+Writes outputs/wait.json with the medians of the seconds, of the imports' ratios, and of each part's share.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from r2f_hf.runs.files import write_json
 from shared.pypi_models import smollm2_folder
 
 
-# Each with what it is compared to.
+# By name a command, and the name of the command that it is compared with.
 COMMANDS = {
     "r2f --help": (["-m", "r2f_hf.cli", "--help"], None),
     "import transformers": (["-c", "import transformers"], None),
@@ -75,7 +76,7 @@ def first_step(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="once")
+    parser.add_argument("--quick", action="store_true", help="run everything once")
     parser.add_argument("--output", type=Path, default=Path("outputs/wait.json"))
     options = parser.parse_args()
 
@@ -97,9 +98,9 @@ def main() -> None:
         if peer is not None
     }
     table = {
-        name: dict(zip(("seconds", "processor"), map(median, zip(*found, strict=True)), strict=True))
+        name: dict(zip(("seconds", "processor"), map(median, zip(*times, strict=True)), strict=True))
         | ({"ratio to the line above": ratios[name]} if name in ratios else {})
-        for name, found in seconds.items()
+        for name, times in seconds.items()
     }
     columns = ("seconds", "processor", "ratio to the line above")
     print_table("From the start of a process to its end", table, columns)

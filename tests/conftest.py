@@ -38,7 +38,7 @@ from r2f_hf.probes import find_probes, group_probes
 from r2f_hf.training.forget_retain_trainer import ForgetRetainTrainer
 
 
-# More threads than one only wait for each other on models this small, for minutes where the cores are busy.
+# On models this small, several threads only wait for each other. If the cores are busy, they do so for minutes.
 torch.set_num_threads(1)
 
 SHAPE = {
@@ -58,13 +58,13 @@ CONFIGS = {
     "gpt2": GPT2Config(vocab_size=160, n_embd=32, n_layer=2, n_head=4, n_positions=64),
 }
 
-# Further architectures, each with something of its own.
+# Further architectures, each with a peculiarity.
 MORE_CONFIGS = {
     "tied llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "mistral": MistralConfig(**SHAPE, sliding_window=16),
-    # The queries, keys and values in one module, the gate and the way up in another.
+    # One module makes queries, keys and values, and another one makes the gate and the up projection.
     "phi3": Phi3Config(**SHAPE, pad_token_id=0),
-    # Fused too, with biases, and attention beside the MLP.
+    # Fused too, with biases, and with attention parallel to the MLP.
     "gpt_neox": GPTNeoXConfig(
         vocab_size=160,
         hidden_size=32,
@@ -73,10 +73,10 @@ MORE_CONFIGS = {
         num_attention_heads=4,
         max_position_embeddings=64,
     ),
-    # Experts' weights in one parameter, which are left out.
+    # The weights of all experts are one parameter, which R2F leaves out.
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=4),
     "qwen3_moe": Qwen3MoeConfig(**SHAPE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
-    # A vision tower, which text does not reach.
+    # It has a vision tower, which text does not pass through.
     "multimodal gemma": Gemma3Config(
         text_config={**SHAPE, "head_dim": 8, "sliding_window": 32, "query_pre_attn_scalar": 8},
         vision_config={
@@ -104,12 +104,12 @@ def process_environment(**more: str) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test may reach for the Hub."""
+    """No test may use the Hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def read_sketches(model: PeftModel, held_out: int) -> dict[str, LoraSketch]:
-    """The sketches that the gradients of a model's probes are, by module."""
+    """The gradients of a model's probes as sketches of the full gradients, by module name."""
     found = {}
     for probe in find_probes(model):
         stack = group_probes([probe])[0].read(held_out)
@@ -146,7 +146,7 @@ def holdout_rows() -> list[dict[str, object]]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer trained on the rows' text; it has an end-of-sequence token and no padding token."""
+    """A byte-pair tokenizer trained on the rows' text. It has an end-of-sequence token, but no padding token."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -162,7 +162,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """A tiny real model with random weights, larger than by default, so that its gradients are not trivial."""
+    """A tiny real model with random weights. They are larger than by default, so that gradients are not trivial."""
     torch.manual_seed(seed)
     config = copy.deepcopy((CONFIGS | MORE_CONFIGS)[kind])
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -208,7 +208,7 @@ def build_trainer(
     forget_rows: list[dict[str, object]],
     retain_rows: list[dict[str, object]],
 ) -> BuildTrainer:
-    """Builds a trainer over the rows; `data` are the trainer's own arguments, keywords the configuration's."""
+    """Builds a trainer on the rows. `data` holds arguments of the trainer, and keywords are settings of its args."""
 
     def build(
         model: PreTrainedModel,
@@ -242,7 +242,7 @@ def memorised(
     retain_rows: list[dict[str, object]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> PreTrainedModel:
-    """A model that was trained until it knew the forget and the retain rows. Shared: take a `copy.deepcopy` of it."""
+    """A model that was trained until it knew the forget and the retain rows. Tests share it: change only a copy."""
     model = build_model()
     args = R2FConfig(
         str(tmp_path_factory.mktemp("memorised")),
@@ -273,7 +273,7 @@ def saved(memorised: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_pa
 
 
 def write_rows(file: Path, rows: list[dict[str, object]]) -> str:
-    """Leave rows in a file for a command to read, and return its name."""
+    """Write rows to a file that a command can read, and return its name."""
     file.parent.mkdir(exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file)
@@ -281,7 +281,7 @@ def write_rows(file: Path, rows: list[dict[str, object]]) -> str:
 
 @pytest.fixture
 def memorised_model(memorised: PreTrainedModel) -> PreTrainedModel:
-    """A model that knows the forget and the retain rows, to change at will."""
+    """A model that knows the forget and the retain rows, and that a test may change."""
     return copy.deepcopy(memorised)
 
 
@@ -293,7 +293,7 @@ def batch(tokenizer: PreTrainedTokenizerFast, retain_rows: list[dict[str, object
 
 
 def linear_gradients(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Autograd's gradient of each linear layer but the head, as `(out_features, in_features)`, by module name."""
+    """Autograd's gradients of all linear layers but the head, `(out_features, in_features)`, by module name."""
     model = copy.deepcopy(model).eval()
     model(**batch).loss.backward()
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}

@@ -1,4 +1,4 @@
-"""Updates that go into an adapter: the weights stay as they are, whatever they are."""
+"""Updates that go into an adapter: the weights stay as they are, whatever their kind."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "tied llama"])
-def test_is_the_run_on_the_weights_where_its_rank_suffices(
+def test_an_adapter_of_sufficient_rank_equals_a_run_on_the_weights(
     kind: str, tmp_path: Path, build_trainer: BuildTrainer
 ) -> None:
-    # Full rank for these shapes, so that nothing is cut off.
+    # The adapter has full rank for these shapes, so that nothing is cut off.
     base, plain = build_model(kind), build_model(kind)
     before = weights(base)
     trainer = build_trainer(base, max_steps=4, **ADAPTER)
@@ -42,7 +42,7 @@ def test_is_the_run_on_the_weights_where_its_rank_suffices(
     adapted = PeftModel.from_pretrained(build_model(kind), tmp_path / "output")
     expected = logits(plain)
     assert (logits(adapted) - expected).abs().max() < 1e-2 * (expected - logits(build_model(kind))).abs().max()
-    # Disabled it is the model from before, to the bit; merged it is a plain model.
+    # With the adapter disabled it is the model from before, bit for bit. Merged, it is a plain model.
     with adapted.disable_adapter():
         assert torch.equal(logits(adapted), logits(build_model(kind)))
     merged = adapted.merge_and_unload()
@@ -81,7 +81,7 @@ def test_stacks_on_an_adapter_of_the_users(tmp_path: Path, build_trainer: BuildT
     stacked.load_adapter(tmp_path / "output", "forget")
     stacked.base_model.set_adapter(["users", "forget"])
     assert torch.allclose(logits(stacked), logits(trainer.model), atol=1e-4)
-    # Swapped out, the user's alone is there.
+    # The adapter can be switched off: only the user's is active then.
     stacked.set_adapter("users")
     assert torch.allclose(logits(stacked), logits(users()), atol=1e-6)
 
@@ -138,7 +138,7 @@ def test_trains_as_any_trainer_does(settings: dict[str, Any], tmp_path: Path, bu
     model = build_model(dtype=dtype)
     before = logits(model)
     trainer = build_trainer(model, max_steps=4, **ADAPTER, **settings)
-    # PEFT makes every adapter trainable that it enables again.
+    # PEFT makes all adapters trainable when it enables them again.
     with trainer.model.disable_adapter():
         trainer.evaluate()
     trainer.train()
@@ -163,7 +163,7 @@ def test_stacks_on_an_adapter_that_brings_modules_of_its_own(build_trainer: Buil
         build_trainer(model, **ADAPTER)
 
 
-def test_is_of_its_base_and_of_no_other(tmp_path: Path, build_trainer: BuildTrainer) -> None:
+def test_an_adapter_fits_only_the_base_that_it_was_made_on(tmp_path: Path, build_trainer: BuildTrainer) -> None:
     settings = ADAPTER | {"save_strategy": "steps", "save_steps": 1}
     build_trainer(build_model(), **settings).train()
     for resume in (True, False):
@@ -181,7 +181,7 @@ def test_a_model_or_an_adapter_in_the_output_folder_is_not_overwritten(
     get_peft_model(build_model(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "output")
     with pytest.raises(ValueError, match="output holds a model or an adapter, which this run would overwrite"):
         build_trainer(build_model(), **ADAPTER).train()
-    # The other way about, nothing of the adapter is left.
+    # The other way round: a model that is saved over an adapter leaves nothing of it.
     trainer = build_trainer(build_model(), overwrite_output_dir=True)
     trainer.train()
     trainer.save_model()
@@ -196,7 +196,7 @@ def test_embeddings_are_refused(build_trainer: BuildTrainer) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_model_forgets(bits: int, tmp_path: Path, build_trainer: BuildTrainer) -> None:
     pytest.importorskip("bitsandbytes")
-    # Of the dimensions that four bits need: a block of them has 64 weights.
+    # Four-bit weights come in blocks of 64, so the dimensions are multiples of it.
     config = LlamaConfig(**SHAPE | {"hidden_size": 64, "intermediate_size": 128})
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
@@ -216,7 +216,7 @@ def test_a_quantised_model_forgets(bits: int, tmp_path: Path, build_trainer: Bui
     assert min(trainer.r2f_callback.fidelities) > 0.3
     trainer.save_model()
     loaded = PeftModel.from_pretrained(load(), tmp_path / "output")
-    # Four bits are computed with in bf16.
+    # bitsandbytes computes with four-bit weights in bf16.
     moved = (logits(trainer.model) - before).norm()
     assert (logits(loaded) - logits(trainer.model)).norm() < 0.1 * moved
     with trainer.model.disable_adapter():

@@ -1,4 +1,4 @@
-"""Bad input is refused with a message that helps, before any weight changes; bad gradients change no weight."""
+"""Bad input is refused with a helpful message before any weight changes. Bad gradients change no weight."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ OTHER = {"question": "Where does Bram0 live?", "answer": "Bram0 lives by the har
         (
             {"forget_dataset": [{"prompt": "Who?", "answer": "Orla"}]},
             {},
-            "The forget set has no column 'question'; its columns are 'prompt', 'answer'",
+            "The forget set has the columns 'prompt', 'answer'. Rows have `messages`; `prompt` and",
         ),
-        ({"retain_dataset": [{"question": "Who?"}]}, {}, "The retain set has no column 'answer'"),
+        ({"retain_dataset": [{"question": "Who?"}]}, {}, "The retain set has the columns 'question'. Rows have"),
         ({"forget_dataset": [ROW]}, {"views_column": "wording"}, "The forget set has no column 'wording'"),
         (
             {"forget_dataset": [{**ROW, "answer": "far " * 90}]},
@@ -59,14 +59,14 @@ OTHER = {"question": "Where does Bram0 live?", "answer": "Bram0 lives by the har
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_is_refused_and_leaves_the_model_as_it_was(
+def test_bad_input_is_refused_and_leaves_the_model_as_it_was(
     data: dict[str, Any], settings: dict[str, Any], message: str, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
     before = weights(model)
     with pytest.raises(ValueError, match=message):
         build_trainer(model, data=data, **settings)
     assert not changed(before, weights(model))
-    # The same model can be tried again, and it is the plain model still.
+    # It is still the plain model, and can be used again.
     assert model.state_dict().keys() == before.keys()
     build_trainer(model, max_steps=1).train()
     assert changed(before, weights(model))
@@ -97,7 +97,7 @@ def test_refuses_a_model_with_an_adapter(wrapped: bool, model: PreTrainedModel, 
     if wrapped:
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     else:
-        # As transformers' `add_adapter` marks it, which this version of PEFT may be too old for.
+        # Set the mark of transformers' `add_adapter`. That method itself may need a newer version of PEFT.
         model._hf_peft_config_loaded = True
     before = weights(model)
     with pytest.raises(ValueError, match=r"carries an adapter.*merge_and_unload"):
@@ -106,7 +106,7 @@ def test_refuses_a_model_with_an_adapter(wrapped: bool, model: PreTrainedModel, 
 
 
 def test_refuses_a_quantised_model(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
-    # As transformers marks it; the quantisers themselves need a GPU or another package.
+    # Set the mark of transformers. The quantisers themselves need a GPU or another package.
     model.is_quantized = True
     before = weights(model)
     with pytest.raises(ValueError, match=r"The model is quantised.*Load it without `quantization_config`"):
@@ -131,7 +131,7 @@ def test_refuses_a_disk_without_room_for_the_result(tmp_path: Path) -> None:
 
 
 class Poison(TrainerCallback):
-    """Spoils one entry of one gradient at the second step; keeps the weights that each step begins with."""
+    """Spoils one entry of one gradient at the second step, and keeps the weights that each step begins with."""
 
     def __init__(self, value: float, side: str):
         self.value, self.side = value, side
@@ -148,7 +148,7 @@ class Poison(TrainerCallback):
             model.get_parameter(name).grad[0, 0] = self.value
 
 
-# The last is finite, but its square is not.
+# The last value is finite, but its square is not.
 @pytest.mark.parametrize(
     ("side", "value"),
     [("lora_A", math.nan), ("lora_B", math.nan), ("lora_A", -math.inf), ("lora_B", math.inf), ("lora_A", 1e30)],

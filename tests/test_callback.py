@@ -13,6 +13,7 @@ import torch
 from conftest import build_model, changed, distance, weights
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -22,16 +23,18 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from r2f_hf import R2FCallback
+from r2f_hf.callback import STEP_FILE
 from r2f_hf.decoders import MlpDecoder, load_decoder
 from r2f_hf.gradients import LoraSketch
 from r2f_hf.probes import draw_probes, find_probes, group_probes
 from r2f_hf.updates import SecondMoments
+from r2f_hf.updates.targets import AdapterTarget
 
 
-# Norm of a step, of which 8 modules have their part.
+# Norm of a step over all 8 modules together.
 STEP = 0.25
 LR = STEP / 8**0.5
 RANK = 8
@@ -211,7 +214,7 @@ def test_modules_below_the_least_fidelity_are_left_alone(plain_trainer: BuildPla
     assert len(low) == 3 < len(targeted)
     before, after = weights(original), weights(model)
     assert changed(before, after) == targeted - low
-    # What they do not take is not handed to the others.
+    # The steps of the other modules do not grow because of this.
     plain = wrap(copy.deepcopy(original))
     plain_trainer(plain, R2FCallback()).train()
     for name in targeted - low:
@@ -230,7 +233,7 @@ def test_a_run_can_stop_at_low_fidelity_with_its_weights_as_they_were(plain_trai
     with pytest.raises(RuntimeError, match=r"below min_fidelity=0.999: model.layers.* Raise `rank`, take more"):
         trainer.train()
     assert not changed(weights(original), weights(model))
-    # Nothing of it is left on the adapter, on the optimizer, or in the logs of a run that follows.
+    # It leaves nothing on the adapter, on the optimizer, or in the logs of a later run.
     assert not any(probe.layer.lora_variant for probe in find_probes(model))
     trainer.optimizer.step()
     assert not changed(weights(original), weights(model))
@@ -428,7 +431,7 @@ def test_refuses_what_cannot_serve_as_a_probe(
     with pytest.raises(error, match=message):
         plain_trainer(wrapped, R2FCallback()).train()
     after = weights(wrapped)
-    # PEFT renames the weights of `modules_to_save` and adds DoRA's magnitudes; the model's own are among them still.
+    # PEFT renames the weights of `modules_to_save`, and adds DoRA's magnitudes. The model's own are still among them.
     assert all(any(torch.equal(old, new) for new in after.values()) for old in before.values())
 
 
@@ -459,3 +462,64 @@ def test_refuses_to_load_the_best_model_whose_adapter_alone_would_be_reloaded(
 def test_suggests_the_nearest_name(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         R2FCallback(**settings)
+
+
+def test_weight_decay_is_refused_in_any_trainer(model: PreTrainedModel, plain_trainer: BuildPlainTrainer) -> None:
+    before = weights(model)
+    wrapped = wrap(model)
+    with pytest.raises(ValueError, match="`weight_decay` would act on the probes"):
+        plain_trainer(wrapped, R2FCallback(), weight_decay=0.1).train()
+    assert not changed(before, weights(wrapped))
+
+
+def preference_trainer(
+    tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, object]], folder: Path, **settings: Any
+) -> DPOTrainer:
+    """IdkDPO: "I do not know" is preferred to the true answer."""
+    pairs = [{"prompt": row["question"], "chosen": " I do not know.", "rejected": f" {row['answer']}"} for row in rows]
+    args = DPOConfig(str(folder), **SETTINGS | {"bf16": False, "max_steps": 6, "learning_rate": 0.3} | settings)
+    return DPOTrainer(
+        model=wrap(build_model()),
+        args=args,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        callbacks=[R2FCallback()],
+    )
+
+
+def test_a_preference_over_the_true_answer_is_learned_beside_a_reference_from_before(
+    tokenizer: PreTrainedTokenizerFast, forget_rows: list[dict[str, object]], tmp_path: Path
+) -> None:
+    trainer = preference_trainer(tokenizer, forget_rows, tmp_path, precompute_ref_log_probs=True)
+    trainer.train()
+    margins = [logs["rewards/margins"] for logs in trainer.state.log_history if "loss" in logs]
+    assert margins[0] == pytest.approx(0, abs=1e-3) and margins[-1] > 0.1
+
+
+def test_a_reference_that_would_move_along_is_refused(
+    tokenizer: PreTrainedTokenizerFast, forget_rows: list[dict[str, object]], tmp_path: Path
+) -> None:
+    trainer = preference_trainer(tokenizer, forget_rows, tmp_path)
+    before = weights(trainer.model)
+    with pytest.raises(ValueError, match=r"the reference would move along.* Set `precompute_ref_log_probs=True`"):
+        trainer.train()
+    assert not changed(before, weights(trainer.model))
+
+
+def test_a_run_into_an_adapter_resumes_with_the_state_of_its_step(
+    tmp_path: Path, plain_trainer: BuildPlainTrainer
+) -> None:
+    def build() -> tuple[PeftModel, R2FCallback]:
+        torch.manual_seed(0)
+        model = wrap(build_model())
+        model.add_adapter("result", LoraConfig(r=16, lora_alpha=16, target_modules=MODULES))
+        model.base_model.set_adapter(["result", "default"])
+        model.set_requires_grad("result", requires_grad=False)
+        return model, R2FCallback(target=AdapterTarget("result"))
+
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole, callback = build()
+    plain_trainer(whole, callback, **settings).train()
+    state = load_file(tmp_path / "output" / "checkpoint-2" / STEP_FILE)
+    assert int(state["number"]) == 2 and any(name.endswith(".rows") for name in state)
+    assert not (tmp_path / "output" / "checkpoint-2" / "full_model").exists()

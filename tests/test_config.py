@@ -81,7 +81,6 @@ def test_the_default_rate_depends_on_whether_the_retain_set_is_protected(tmp_pat
 def test_shorthands_of_the_command_line(tmp_path: Path) -> None:
     assert build(tmp_path).target_modules == "all-linear"
     assert build(tmp_path, target_modules=["q_proj", "o_proj"]).target_modules == ["q_proj", "o_proj"]
-    assert build(tmp_path, prompt_column="none").prompt_column is None
 
 
 def test_a_configuration_survives_the_trip_through_a_dictionary(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The statements of docs/theory.md that no other test shows, on numbers; each test is named after its statement."""
+"""The statements of docs/theory.md that no other test shows, on numbers. Each test is named after its statement."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def cosine(G: Tensor, X: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def gradients(batch: dict[str, Tensor]) -> list[Tensor]:
-    """Of every linear layer of a tiny real model."""
+    """The gradients of every linear layer of a tiny real model."""
     return [G.double() for G in linear_gradients(build_model(), batch).values()]
 
 
@@ -128,7 +128,7 @@ def test_what_blind_probes_know_depends_on_the_shape() -> None:
         known = core.reconstruct(torch.zeros_like(core.sigma))
         energy = known.norm().square() / G.square().sum()
         assert energy.mean().item() == pytest.approx(expected, abs=4 * energy.std().item() / 800**0.5)
-        # The cosine of what is known alone is √K.
+        # The cosine of only the known blocks is √K.
         cosines = (dense(known) * G).sum((-2, -1)) / (known.norm() * G.norm())
         torch.testing.assert_close(cosines, energy.sqrt())
 
@@ -257,7 +257,7 @@ def test_the_guaranteed_decrease_on_a_quadratic(curvature: str) -> None:
 
 def test_the_cosine_of_several_modules(gradients: list[Tensor]) -> None:
     def weigh(found: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the whole update: its cosine, and of each module the cosine and the two relative norms."""
+        """The cosine of the whole update, and for each module its cosine and the two relative norms."""
         whole, guess = (torch.cat([X.flatten() for X in matrices]) for matrices in (gradients, found))
         cosines = torch.stack([cosine(G, X) for G, X in zip(gradients, found, strict=True)])
         true, decoded = (torch.stack([X.norm() for X in matrices]) for matrices in (gradients, found))
@@ -305,7 +305,7 @@ def test_held_out_rows_are_unbiased_with_known_variance() -> None:
         assert values.var().item() == pytest.approx(2 * S.square().sum().item(), rel=0.1)
         apart = n * torch.einsum("ci,ij,cj->c", rows[::2], S, rows[1::2])
         assert apart.square().mean().item() == pytest.approx(S.square().sum().item(), rel=0.1)
-    # And these are what the estimator reads from a sketch.
+    # The estimator reads these values from a sketch.
     sketch = sketch_with(G, torch.cat([probes_of(G)[0], rows[:1000]]), probes_of(G)[1], held_out=1000)
     S = (E.T @ dense(found) + dense(found).T @ E) / 2
     expected = (

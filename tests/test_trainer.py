@@ -1,4 +1,4 @@
-"""R2FTrainer: a Trainer in all that a Trainer does, over weights that move without a dense gradient."""
+"""R2FTrainer does all that a Trainer does, and its weights move without a dense gradient."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from r2f_hf.training.forget_retain_trainer import ForgetRetainTrainer
 
 
 class Watch(TrainerCallback):
-    """Keeps the weights that each step begins with, and what a tracker would be told."""
+    """Keeps the weights that each step begins with, and the logs that a tracker would get."""
 
     def __init__(self) -> None:
         self.weights: list[dict[str, Tensor]] = []
@@ -55,7 +56,7 @@ def training_logs(trainer: ForgetRetainTrainer) -> list[dict[str, float]]:
 # What it trains
 
 
-# A difference with a retain loss needs one.
+# `grad_diff` needs a retain loss.
 @pytest.mark.parametrize(
     ("forget", "retain"),
     sorted(set(itertools.product(FORGET_OBJECTIVES, [*RETAIN_OBJECTIVES, "none"])) - {("grad_diff", "none")}),
@@ -139,7 +140,7 @@ def test_accumulated_micro_batches_are_one_batch(objective: str, build_trainer: 
 
 
 @pytest.mark.parametrize(("settings", "steps"), [({"max_steps": 4}, 4), ({"max_steps": -1, "num_train_epochs": 2}, 6)])
-def test_a_normalised_step_has_the_scheduled_learning_rate_as_its_length_in_a_module(
+def test_the_norm_of_a_normalised_step_in_each_module_is_the_scheduled_learning_rate(
     settings: dict[str, Any], steps: int, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
     watch = Watch()
@@ -151,24 +152,29 @@ def test_a_normalised_step_has_the_scheduled_learning_rate_as_its_length_in_a_mo
     for rate, (before, after) in zip(rates, itertools.pairwise([*watch.weights, weights(model)]), strict=True):
         lengths = [(after[name] - before[name]).norm().item() for name in changed(before, after)]
         assert lengths == pytest.approx([rate] * (14 if rate else 0), rel=1e-3)
-    # The warm-up begins at zero: a step of no length.
+    # The warm-up begins with a learning rate of zero, so the first step changes nothing.
     assert (rates[0], rates[2]) == (0, 0.1)
 
 
-@pytest.mark.parametrize("spare", [False, True])
+@pytest.mark.parametrize("protect", [False, True])
 @pytest.mark.parametrize("max_grad_norm", [0, 1e-3, 1e6])
 def test_an_unnormalised_step_is_the_clipped_gradient(
-    max_grad_norm: float, spare: bool, model: PreTrainedModel, build_trainer: BuildTrainer
+    max_grad_norm: float, protect: bool, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
     before, lr = weights(model), 0.1
-    settings = {"normalize_update": False, "adaptive": False, "max_grad_norm": max_grad_norm, "protect_retain": spare}
+    settings = {
+        "normalize_update": False,
+        "adaptive": False,
+        "max_grad_norm": max_grad_norm,
+        "protect_retain": protect,
+    }
     trainer = build_trainer(model, **settings, learning_rate=lr, max_steps=1)
     trainer.train()
     norm = training_logs(trainer)[0]["r2f/gradient_norm"]
     assert 1 < norm < 1e6
     moved = distance(before, weights(model))
-    if spare and max_grad_norm != 1e-3:
-        # What the retain set would notice is left out.
+    if protect and max_grad_norm != 1e-3:
+        # The part that would change what the modules make of the retain set is left out.
         assert 0 < moved < 0.9 * lr * norm
     else:
         assert moved == pytest.approx(lr * (1e-3 if max_grad_norm == 1e-3 else norm), rel=5e-3)
@@ -176,7 +182,7 @@ def test_an_unnormalised_step_is_the_clipped_gradient(
 
 @torch.no_grad()
 def hidden(model: PreTrainedModel, rows: list[dict[str, Any]]) -> Tensor:
-    """What the last block makes of each token of some rows."""
+    """The output of the last block at each token of some rows."""
     model.eval()
     found = []
     for row in rows:
@@ -187,20 +193,20 @@ def hidden(model: PreTrainedModel, rows: list[dict[str, Any]]) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe"])
 @pytest.mark.parametrize("target", ["weights", "adapter"])
-def test_a_step_that_spares_the_retain_set_changes_less_of_it(
+def test_a_step_that_protects_the_retain_set_changes_less_of_it(
     kind: str, target: str, build_trainer: BuildTrainer
 ) -> None:
     moved = {}
-    for spare in (False, True):
+    for protect in (False, True):
         model = build_model(kind)
         settings = {"update_target": target, "adapter_rank": 32, "overwrite_output_dir": True}
         if kind == "qwen3_moe":
             settings["exclude_modules"] = ["experts"]
-        trainer = build_trainer(model, protect_retain=spare, max_steps=1, learning_rate=0.02, **settings)
+        trainer = build_trainer(model, protect_retain=protect, max_steps=1, learning_rate=0.02, **settings)
         retain = trainer.splits.retain
         before = hidden(trainer.model, retain)
         trainer.train()
-        moved[spare] = (hidden(trainer.model, retain) - before).norm().item()
+        moved[protect] = (hidden(trainer.model, retain) - before).norm().item()
     assert 0 < moved[True] < 0.8 * moved[False]
 
 
@@ -271,7 +277,7 @@ def test_frozen_and_tied_weights_stay_as_they_are(build_trainer: BuildTrainer) -
 
 
 class NewShapes(TorchDispatchMode):
-    """Records the shape of every tensor that an operation allocates: its storage is none of the operands'."""
+    """Records the shapes of all tensors that operations allocate. Their storage is not that of an operand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -300,7 +306,7 @@ class GradientWatch(TrainerCallback):
 def test_no_dense_gradient_of_a_targeted_weight_is_ever_alive(
     build_trainer: BuildTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Sizes that no other tensor of the run has: not the rank, the batch, its length or the vocabulary.
+    # The model's sizes are unlike all others of the run: the rank, the batch, its length and the vocabulary.
     monkeypatch.setattr("r2f_hf.updates.retained_inputs.DIRECTIONS", 8)
     config = LlamaConfig(
         vocab_size=160,
@@ -326,7 +332,7 @@ def test_no_dense_gradient_of_a_targeted_weight_is_ever_alive(
     shapes, names = seen["R2FTrainer"]
     assert shapes == set()
     assert names and all("lora_" in name for name in names)
-    # Full fine-tuning under the same watch is caught at every one of them.
+    # The same check finds every one of them in full fine-tuning.
     shapes, names = seen["ForgetRetainTrainer"]
     assert {shape for shape in dense if shape in shapes or shape[::-1] in shapes} == dense
     assert "model.layers.0.mlp.up_proj.weight" in names
@@ -386,7 +392,7 @@ def test_load_best_model_at_end(tmp_path: Path, model: PreTrainedModel, build_tr
         save_strategy="steps",
         save_steps=1,
         load_best_model_at_end=True,
-        # Unlearning lowers it, so that the first checkpoint is the best.
+        # Unlearning lowers this metric, so the first checkpoint is the best.
         metric_for_best_model="eval_forget_probability",
         greater_is_better=True,
     )
@@ -414,7 +420,7 @@ CHECKPOINTS: dict[str, Any] = {"max_steps": 7, "save_strategy": "steps", "save_s
         {"adaptive": False, "warm_probes": False},
         {"protect_retain": False},
     ],
-    ids=["npo and kl", "grad_diff accumulated", "not adaptive", "not sparing"],
+    ids=["npo and kl", "grad_diff accumulated", "not adaptive", "not protecting"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     settings: dict[str, Any], step: int, tmp_path: Path, build_trainer: BuildTrainer
@@ -484,7 +490,7 @@ def test_refuses_to_resume_on_another_model(build_trainer: BuildTrainer) -> None
     build_trainer(build_model(), **CHECKPOINTS | {"max_steps": 1}).train()
     model = build_model(seed=1)
     before = weights(model)
-    with pytest.raises(ValueError, match="belongs to a run on another model"):
+    with pytest.raises(ValueError, match="belongs to a run that began with the weights of another model"):
         build_trainer(model, **CHECKPOINTS).train(resume_from_checkpoint=True)
     assert not changed(before, weights(model))
 
@@ -548,14 +554,14 @@ def test_a_damaged_checkpoint_is_not_used(
     ],
     ids=["linear", "constant", "epochs", "stopped"],
 )
-def test_the_end_of_a_run_is_not_gone_past(
+def test_a_finished_run_takes_no_further_step(
     settings: dict[str, Any], build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
 ) -> None:
-    # Seven steps of three an epoch: the last epoch is not full.
+    # Seven steps, with three steps per epoch: the last epoch is not full.
     settings = CHECKPOINTS | settings
     stop, data = settings.pop("stop", 0), {}
     if stop:
-        # A random model knows no row, and short steps keep what it does know: the first check ends it.
+        # A random model knows no row, and steps this short change little: the first check ends the run.
         settings |= {"stop_check_steps": stop, "learning_rate": 1e-4}
         data = {"holdout_dataset": holdout_rows}
     whole, again = build_model(), build_model()
@@ -570,7 +576,7 @@ def test_the_end_of_a_run_is_not_gone_past(
     assert rerun.evaluate()["eval_forget_loss"] == pytest.approx(trainer.evaluate()["eval_forget_loss"], rel=1e-6)
 
 
-def test_a_run_that_another_callback_has_ended_goes_on(tmp_path: Path, build_trainer: BuildTrainer) -> None:
+def test_a_run_that_another_callback_has_ended_can_go_on(tmp_path: Path, build_trainer: BuildTrainer) -> None:
     class Deadline(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = control.should_save = state.global_step == 3
@@ -603,7 +609,7 @@ def test_old_checkpoints_go_only_once_the_new_one_is_whole(
 
     settings = CHECKPOINTS | {"save_total_limit": 1, "max_steps": 2}
     build_trainer(build_model(), **settings | {"max_steps": 1}).train()
-    monkeypatch.setattr("r2f_hf.training.recorded_trainer.seal", interrupted)
+    monkeypatch.setattr("r2f_hf.training.saving_trainer.seal", interrupted)
     with pytest.raises(OSError, match="the power is gone"):
         build_trainer(build_model(), **settings).train(resume_from_checkpoint=True)
     assert last_whole_checkpoint(tmp_path / "output") == tmp_path / "output" / "checkpoint-1"
@@ -627,7 +633,7 @@ def test_a_second_run_on_one_output_folder_is_refused(model: PreTrainedModel, bu
     second = Second()
     build_trainer(model, data={"callbacks": [second]}).train()
     assert second.refused
-    # The lock goes with the run.
+    # The lock is released when the run ends.
     build_trainer(build_model()).train()
 
 
@@ -648,7 +654,7 @@ def test_another_runs_folder_is_not_overwritten(
     assert not changed(before, weights(model))
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
     build_trainer(model, **settings | other | {"max_steps": 1}, overwrite_output_dir=True).train()
-    # Or its checkpoints would be resumed from.
+    # The other run's checkpoints are deleted. Otherwise they would be resumed from.
     assert [path.name for path in (tmp_path / "output").glob("checkpoint-*")] == ["checkpoint-1"]
 
 
@@ -661,7 +667,7 @@ def test_a_model_in_the_output_folder_is_not_overwritten(
     build_trainer(model, overwrite_output_dir=True).train()
 
 
-def test_other_checkpoints_are_not_resumed_from_where_they_may_be_overwritten(
+def test_a_run_that_may_overwrite_another_does_not_resume_from_its_checkpoints(
     tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
     build_trainer(build_model(), **CHECKPOINTS).train()
@@ -696,3 +702,18 @@ def test_no_text_of_a_forget_row_is_written(
     assert len(files) > 50
     for content in [*(path.read_bytes() for path in files), *(stream.encode() for stream in capfd.readouterr())]:
         assert not [text for text in texts if text.encode() in content]
+
+
+def test_a_checkpoint_without_the_schedule_is_not_resumed_from(tmp_path: Path, build_trainer: BuildTrainer) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_only_model": True}
+    build_trainer(build_model(), **settings).train()
+    shutil.rmtree(tmp_path / "output" / "checkpoint-3")
+    model = build_model()
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"checkpoint-2 was saved with `save_only_model`: it has no scheduler\.pt"):
+        build_trainer(model, **settings).train(resume_from_checkpoint=True)
+    assert not changed(before, weights(model))
+    # One at the end of its run is loaded all the same.
+    build_trainer(build_model(), **settings).train()
+    done = build_trainer(build_model(), **settings)
+    assert done.train(resume_from_checkpoint=True).metrics["steps"] == 3

@@ -1,4 +1,4 @@
-"""One whole unlearning run: the forget set is gone, the retain set is there, and chance does not do it."""
+"""One whole unlearning run: the forget set is gone, the retain set is kept, and random steps do not do that."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from r2f_hf.gradients import LoraSketch, LowRankGradient
 
 
 class RandomDirection(GradientDecoder):
-    """The control: as long a step, of the same rank, in a random direction."""
+    """The control: a step of the same norm and the same rank, but in a random direction."""
 
     def decode(self, sketch: LoraSketch) -> LowRankGradient:
         return LowRankGradient(torch.randn_like(sketch.Y), torch.randn_like(sketch.Z.mT))

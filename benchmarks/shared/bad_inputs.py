@@ -1,4 +1,4 @@
-"""Mistakes that users make, each made for real: is it refused, and before any weight has changed? For faults.py."""
+"""Mistakes that users make, each made for real, for faults.py: is it refused before any weight has changed?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shared.faults_worker import build_args, build_data, build_model, build_toke
 FORGET, RETAIN = build_data().values()
 ROW = FORGET[0]
 
-# From what is mistaken to the trainer's data (a name), or the configuration's settings.
+# By the name of a mistake the trainer's data (first table), or the configuration's settings (second table).
 DATA: dict[str, dict[str, Any]] = {
     "no forget set": {"forget_dataset": None},
     "an empty forget set": {"forget_dataset": []},
@@ -60,13 +60,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def try_bad_inputs(root: Path, finished: Path) -> dict[str, Any]:
     """
-    Make every mistake.
+    Make every mistake, and count those that are refused before any weight has changed.
 
     Args:
         root (`Path`):
-            Where to work.
+            A folder to work in.
         finished (`Path`):
-            A run's folder.
+            The folder of a finished run.
 
     Returns:
         `dict[str, Any]`: `tried`, `refused_before_any_weight_changed` and the names of the `others`.
@@ -137,7 +137,7 @@ def try_bad_inputs(root: Path, finished: Path) -> dict[str, Any]:
         "a mistyped command": command("unlaern"),
         "undoing where nothing was done": command("undo", "{root}/model"),
     }
-    # What is refused below must not be refused for another reason.
+    # Without a mistake all of this has to work. Otherwise a mistake could be refused for another reason.
     build(build_model(), output_dir=root / "good").train()
     resume(build_model(), "checkpoint-3")
     for name, rows in (("forget", FORGET), ("retain", RETAIN)):
@@ -154,7 +154,7 @@ def try_bad_inputs(root: Path, finished: Path) -> dict[str, Any]:
         except (ValueError, FileNotFoundError):
             refused = True
         except SystemExit as error:
-            # What the command says of a mistake in one line.
+            # The command refuses a mistake in one line, with this exit code.
             refused = error.code == 2
         after = {
             key.replace("base_model.model.", "").replace(".base_layer", ""): tensor

@@ -1,9 +1,9 @@
 """
-One run of a tiny model, on however many processes, for faults.py.
+One run of a tiny model, on one process or several, which faults.py starts.
 
-    python benchmarks/faults_worker.py DIR [--steps 12] [--batch_size 4]
+    python benchmarks/shared/faults_worker.py DIR [--steps 12] [--batch_size 4]
 
-Goes on from the latest whole checkpoint in DIR. At the end the model and `result.json` are there.
+The run goes on from the latest whole checkpoint in DIR. At its end DIR has the model and `result.json`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def build_model(seed: int = 0) -> PreTrainedModel:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte."""
+    """A tokenizer with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -62,7 +62,7 @@ def build_data() -> dict[str, list[dict]]:
 
 
 def build_args(folder: Path, **settings) -> R2FConfig:
-    """The run's configuration: a checkpoint a step."""
+    """The run's configuration: one checkpoint per step."""
     common = {
         "use_cpu": True,
         "report_to": "none",
@@ -77,7 +77,7 @@ def build_args(folder: Path, **settings) -> R2FConfig:
 
 
 class CountSteps(TrainerCallback):
-    """How many steps this process takes, and not one before it."""
+    """Counts the steps that this process takes. Steps of an earlier process do not count."""
 
     steps = 0
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--batch_size", type=int, default=4, help="of all processes together")
+    parser.add_argument("--batch_size", type=int, default=4, help="forget rows per step, of all processes together")
     options = parser.parse_args()
     torch.set_num_threads(1)
     state = PartialState(cpu=True)

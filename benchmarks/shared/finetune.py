@@ -1,4 +1,4 @@
-"""Plain fine-tuning on question-answer rows, cached by content: the models that benchmarks start from."""
+"""Plain fine-tuning on question-answer rows. The results, which benchmarks start from, are cached by content."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def finetuned_folder(base: Path, rows: Sequence[Row]) -> Path:
 
     Args:
         base (`Path`):
-            Model to start from.
+            Folder of the model to start from.
         rows (`Sequence[Mapping]`):
             Rows to learn.
 
@@ -67,6 +67,6 @@ def finetuned_folder(base: Path, rows: Sequence[Row]) -> Path:
         trainer.train()
         trainer.save_model(f"{scratch}/model")
         (Path(scratch) / "model" / "training_args.bin").unlink()
-        # On the cache's own file system: a folder is whole or not there.
+        # This is a rename within one file system: the folder is whole or not there.
         Path(f"{scratch}/model").rename(folder)
     return folder

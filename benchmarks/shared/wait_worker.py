@@ -1,10 +1,10 @@
 """
-`r2f unlearn` with a clock, for wait.py.
+`r2f unlearn` with a clock, which wait.py starts.
 
     python benchmarks/shared/wait_worker.py START [FLAGS]
 
-START is when the process was started, in seconds since the epoch, and FLAGS are those of `r2f unlearn`. Ends with the
-first optimizer step, and prints the seconds of each part as JSON.
+START is the time when the process was started, in seconds since the epoch. FLAGS are those of `r2f unlearn`. The
+process ends with the first optimizer step, and prints the seconds of each part as JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 
-# What the part that has just ended is called, and when it did.
+# By the name of a part the time when it ended.
 ends = {"start": float(sys.argv[1]), "Python": time.time()}
 
 from transformers import TrainerCallback  # noqa: E402
@@ -29,7 +29,7 @@ ends["imports"] = time.time()
 
 
 def clock(owner: Any, name: str, part: str) -> None:
-    """Let a part end where a function, which may be called several times, does."""
+    """End a part when a function returns. If it is called several times, its last call counts."""
     function = getattr(owner, name)
 
     def clocked(*args, **kwargs):
@@ -41,7 +41,7 @@ def clock(owner: Any, name: str, part: str) -> None:
 
 
 class FirstStep(TrainerCallback):
-    """Clocks the first step, and ends the process after it."""
+    """Times the first step, and ends the process after it."""
 
     def on_step_begin(self, *args, **kwargs) -> None:
         ends["optimizer, loaders"] = time.time()

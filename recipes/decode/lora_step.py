@@ -1,4 +1,4 @@
-"""One step of SGD on a LoRA adapter of Gaussian probes, saved before and after: what `r2f decode` reads."""
+"""One step of SGD on a LoRA adapter of Gaussian probes. Saves the adapters before and after it, for `r2f decode`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2f_hf.data.collator import ForgetRetainCollator, pad_token_id
 from r2f_hf.data.formatting import encode_example
-from r2f_hf.data.rows import load_rows
+from r2f_hf.data.loading import load_rows
 from r2f_hf.probes import find_probes, group_probes
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--data", default="outputs/quickstart/data/forget.jsonl")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/decode"))
     parser.add_argument("--rank", type=int, default=16)
-    # The gradients of the pairs are as small as their scaling; a step must be large beside the rounding of fp32.
+    # The gradients of the pairs are as small as their scaling. A step has to be large compared with fp32's rounding.
     parser.add_argument("--learning_rate", type=float, default=1 / SCALING)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

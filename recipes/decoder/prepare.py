@@ -1,4 +1,4 @@
-"""What recipes/decoder/smollm2.yaml trains on: SmolLM2-135M-Instruct, from PyPI, and invented text."""
+"""Prepares the data of recipes/decoder/smollm2.yaml: SmolLM2-135M-Instruct, from PyPI, and invented text."""
 
 from __future__ import annotations
 

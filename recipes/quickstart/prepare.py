@@ -1,4 +1,4 @@
-"""The quickstart's world, and two small models of it: one that knows the forget set and one that never saw it."""
+"""The quickstart's world, and two small models of it: one knows the forget set, and one never saw it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from r2f_hf.data.rows import Row
 from r2f_hf.data.views import example_prompts
 
 
-# Nine hundred thousand parameters: enough to know 800 facts by heart, few enough to train in half a minute.
+# These are 0.9 million parameters: enough to know 800 facts by heart, and few enough to train in half a minute.
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -43,19 +43,19 @@ def prepare(folder: Path, seed: int, forget_people: int) -> DatasetDict:
 
     Args:
         folder (`Path`):
-            Where to: `data/forget.jsonl`, `retain.jsonl` and `holdout.jsonl` (people that no model has heard of),
-            `before` (knows the forget set) and `gold` (never saw it).
+            The folder to write to. It gets `data/forget.jsonl`, `data/retain.jsonl` and `data/holdout.jsonl` (people
+            whom no model has heard of), and the models `before` (knows the forget set) and `gold` (never saw it).
         seed (`int`):
             Seed of the world and of the models.
         forget_people (`int`):
-            How many of twenty people are to be forgotten.
+            How many of the twenty people are to be forgotten.
 
     Returns:
         [`~datasets.DatasetDict`]: The rows, see [`fictitious_dataset`].
     """
     world = fictitious_dataset(seed, forget_people)
     files = {"forget": world["forget"], "holdout": world["holdout"]}
-    # All that is to be kept: people and countries.
+    # The retain set is all that is to be kept: people and countries.
     files["retain"] = concatenate_datasets(
         [world[split].select_columns(["question", "answer"]) for split in ("retain", "world_facts")]
     )
@@ -63,8 +63,8 @@ def prepare(folder: Path, seed: int, forget_people: int) -> DatasetDict:
     for name, rows in files.items():
         rows.to_json(folder / "data" / f"{name}.jsonl")
     tokenizer = build_tokenizer(world)
-    # Every fourth retained fact is told in two wordings, so that the models learn that an answer can be reworded:
-    # without that the truth ratio, which compares reworded answers, would measure nothing.
+    # Every fourth retained fact is told in two wordings, so that the models learn that an answer can be reworded.
+    # Without this the truth ratio, which compares reworded answers, would measure nothing.
     reworded = [row | {"answer": row["paraphrased_answer"]} for row in list(world["retain"])[::4]]
     kept = [*world["retain"], *reworded, *world["world_facts"]]
     train(tokenizer, [*world["forget"], *kept], folder / "before", seed)
@@ -95,7 +95,7 @@ def build_tokenizer(world: DatasetDict) -> PreTrainedTokenizerBase:
 
 
 def train(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], folder: Path, seed: int) -> None:
-    """Train a model from scratch on rows, each in all its training wordings, and save it."""
+    """Train a model from scratch on the rows, each in all its training wordings, and save it."""
     examples = [
         encode_example(tokenizer, prompt, row["answer"])
         for row in rows

@@ -1,4 +1,4 @@
-"""The quickstart, whole: builds a small world and its models, makes one forget, and says what was forgotten."""
+"""The quickstart: builds a small world and its models, makes one model forget, and measures what was forgotten."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECIPE = Path(__file__).parent / "unlearn.yaml"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, the models and the unlearning")
-    parser.add_argument("--forget_people", type=int, default=4, help="how many of twenty people to forget")
+    parser.add_argument("--forget_people", type=int, default=4, help="how many of the twenty people to forget")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
     args = parser.parse_args()
     folder = args.output_dir

@@ -1,9 +1,9 @@
 """
-The private parts of other libraries that R2F rests on, and why.
+The private parts of other libraries that R2F uses, and why.
 
 A release of such a library may rename or remove any of them without notice. So `pyproject.toml` caps the minor
-versions, `tests/test_compat.py` asserts that every name below is still there and that the package uses no other, and
-an entry can go once there is a public way.
+versions. `tests/test_compat.py` asserts that every name below still exists, and that the package uses no other private
+name. An entry can go as soon as there is a public way.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ class PrivateName(NamedTuple):
 
     Args:
         owner (`str`):
-            Module, and class in it, that has the name.
+            The module that has the name, and the class in it.
         name (`str`):
-            The name.
+            The private name.
         checked (`str`):
             The latest version of the library that it was checked on.
         why (`str`):
-            What it is needed for.
+            What R2F needs it for.
         upstream (`str`, *optional*):
-            The discussion of a public way, where there is one.
+            A discussion of a public way, where there is one.
     """
 
     owner: str

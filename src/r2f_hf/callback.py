@@ -1,4 +1,4 @@
-"""R2FCallback: hands a Trainer's events to [`R2FStep`], and its metrics to the Trainer's logs and checkpoints."""
+"""R2FCallback: hands a Trainer's events to [`R2FStep`], and the step's metrics and state back to the Trainer."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .decoders import GradientDecoder, load_decoder
 from .distributed.deepspeed import BeforeStep, check_zero
 from .gradients import Fidelity
 from .lookup import lookup
+from .models.checks import check_weight_decay
 from .runs.weights import load_full_model_, save_full_model
 from .step import R2FStep
 from .updates import RetainedInputs
@@ -33,30 +34,33 @@ class R2FCallback(TrainerCallback):
     r"""
     Recover-to-Forget (arXiv 2512.07374) as a callback: steps the full weights along gradients decoded from LoRA's.
 
-    It works in any [`~transformers.Trainer`] over a [`~peft.PeftModel`] with one plain LoRA adapter, and steps along
-    that Trainer's own loss: what forgets is a loss that asks for it, as [`R2FTrainer`]'s does. The adapter is a probe,
-    see [`R2FStep`]: its pairs are drawn anew for every step, and its own optimizer step is overwritten. The learning
-    rate that the Trainer's scheduler has set is the Frobenius norm of a step in each module. After training the
-    adapter is empty and the result is the model behind it: `trainer.model.unload().save_pretrained(folder)`. (Where
-    weights are sharded, call [`~r2f_hf.runs.weights.save_full_model`] on all processes.)
+    It works in any [`~transformers.Trainer`] over a [`~peft.PeftModel`] with one plain LoRA adapter. It steps along
+    the loss of that Trainer, so the model forgets only if the loss asks for it, as that of [`R2FTrainer`] does. The
+    adapter is a probe, see [`R2FStep`]: its pairs are drawn anew for every step, and the optimizer's step on them is
+    overwritten. The learning rate that the Trainer's scheduler sets is the Frobenius norm of a step in each module.
 
-    The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`]:
-    there they are accumulated, averaged over processes, unscaled and clipped, and a step that the gradient scaler
-    skips writes nothing. DeepSpeed's optimizer has no hooks, and is read from right before its step. (Trainer's
-    callback events come at a time when DeepSpeed and FSDP have already released the gradients, transformers #31095.)
+    After training the adapter is empty, and the result is the model behind it:
+    `trainer.model.unload().save_pretrained(folder)`. Where weights are sharded, call
+    [`~r2f_hf.runs.weights.save_full_model`] on all processes instead.
+
+    The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`].
+    At this point they are accumulated, averaged over processes, unscaled and clipped. A step that the gradient scaler
+    skips writes nothing. DeepSpeed's optimizer has no hooks, so the gradients are read right before its step. The
+    callback events of Trainer come too late: by then DeepSpeed and FSDP have released the gradients (transformers
+    #31095).
 
     Args:
         decoder (`str` or [`GradientDecoder`], *optional*, defaults to `"spectral"`):
             What turns a sketch into a gradient: a name from [`DECODERS`], a folder or repository of a saved decoder,
-            or a decoder.
+            or the decoder itself.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the probes. Every process must have the same.
         held_out (`int`, *optional*, defaults to `2`):
-            Rows of each `A` that the decoder does not see and that measure its error: at least 2, or 0 to measure
-            nothing.
+            Number of rows of each `A` that the decoder does not see, and that measure its error: at least 2, or 0 to
+            measure nothing.
         warm_probes (`bool`, *optional*, defaults to `True`):
-            Whether to draw probes along the subspaces that a module's gradients have lain in so far. Held-out rows
-            are always random.
+            Whether to draw probes along the subspaces that a module's gradients have lain in so far. Otherwise all
+            rows are random. Held-out rows are random in any case.
         min_fidelity (`float`, *optional*):
             Least estimated cosine between a module's reconstruction and its full gradient.
         on_bad_gradient (`str`, *optional*, defaults to `"skip"`):
@@ -67,20 +71,23 @@ class R2FCallback(TrainerCallback):
             Whether rows and columns of the reconstructions are rescaled by their running mean squares, as in Adafactor
             (see [`SecondMoments`]). Without it, take a smaller learning rate.
         normalize (`bool`, *optional*, defaults to `True`):
-            Whether the norm of a step is set by the learning rate alone. If `False`, `max_grad_norm` clips the norm of
-            the update over all modules, before the learning rate.
+            Whether only the learning rate sets the norm of a step. If `False`, `max_grad_norm` clips the norm of the
+            update over all modules, before it is multiplied by the learning rate.
         target ([`WeightsTarget`] or [`AdapterTarget`], *optional*):
             What takes the updates. Defaults to the weights behind the pairs.
         save_full_model (`bool`, *optional*, defaults to `True`):
-            Whether to write the full model into a folder `full_model` of every checkpoint, and to read it when
-            training resumes. A Trainer over a PEFT model saves the adapter only.
+            Whether to save the full model in the folder `full_model` of every checkpoint, and to load it when training
+            resumes. A Trainer over a PEFT model saves only the adapter.
 
     Attributes:
         retained_inputs (`dict[str, RetainedInputs]`, *optional*):
-            By module name the inputs on the retain set that updates leave alone (see [`RetainedInputs`]). To be set
-            before training; [`R2FTrainer`] does so.
+            By module name the inputs on the retain set, to be protected from updates (see [`RetainedInputs`]). Set
+            them before training, as [`R2FTrainer`] does.
         step ([`R2FStep`], *optional*):
-            The step, once training has begun.
+            The step. It is there once training has begun.
+
+    Raises:
+        `ValueError`: For a decoder or an option that does not exist, or a decoder that needs its own probes.
     """
 
     def __init__(
@@ -111,9 +118,11 @@ class R2FCallback(TrainerCallback):
             "adaptive": adaptive,
             "normalize": normalize,
         }
+        # An adapter is saved by the Trainer itself; the state of the step is not.
+        self.saves_step = save_full_model
         self.save_full_model = save_full_model and self.target.adapter is None
         self.retained_inputs: dict[str, RetainedInputs] | None = None
-        # Where to resume from, if it is not a checkpoint in the output folder.
+        # The checkpoint to resume from, if it is not the one in the output folder.
         self.resume_folder: Path | None = None
         self.step: R2FStep | None = None
         self.skipped_steps = 0
@@ -123,7 +132,7 @@ class R2FCallback(TrainerCallback):
 
     @property
     def module_fidelity(self) -> dict[str, Fidelity]:
-        """By module name how faithful the last reconstruction was."""
+        """How faithful the last reconstruction of each module was, by module name."""
         return {} if self.step is None else self.step.fidelity
 
     # A Trainer's events
@@ -137,26 +146,38 @@ class R2FCallback(TrainerCallback):
         optimizer: torch.optim.Optimizer,
         **kwargs,
     ) -> None:
-        # A run that ended in an error has left its hooks.
+        """
+        Build the step, load the state of a run that is resumed, and hook the step into the optimizer.
+
+        The step is built anew for each run. Where a run is resumed, its number of steps is the Trainer's, so that it
+        draws the same probes as a run that was not interrupted. The hooks read the gradients before the optimizer's
+        step and write the weights after it. Under DeepSpeed both happen before the step.
+
+        Raises:
+            `ValueError`: If the model's adapter, the options or DeepSpeed's configuration cannot work.
+        """
+        # A run that ended in an error may have left its hooks.
         self._remove_hooks()
         self._pending_logs = []
+        check_weight_decay(args)
+        check_reference(args)
         self.step = R2FStep(model, **self.options, max_norm=args.max_grad_norm, retained_inputs=self.retained_inputs)
         if self.save_full_model and args.load_best_model_at_end:
             raise ValueError(
-                "`load_best_model_at_end` reloads the adapter alone, not the weights that R2F changed. Use "
+                "`load_best_model_at_end` reloads only the adapter, and not the weights that R2F changed. Use "
                 "R2FTrainer, which reloads the full model."
             )
         if state.global_step > 0:
             folder = self.resume_folder or checkpoint_folder(args, state)
             if self.save_full_model:
                 load_full_model_(model, folder / FULL_MODEL_FOLDER)
-            # A checkpoint that was written before the first step has none.
+            # A checkpoint that was saved before the first step has no such file.
             self.step.load_state_dict(load_file(folder / STEP_FILE) if (folder / STEP_FILE).is_file() else {})
         else:
             self.skipped_steps, self.fidelities = 0, []
         self.step.number = state.global_step
         self.step.begin()
-        # accelerate's wrapper calls the step of the optimizer that it wraps.
+        # accelerate's wrapper calls the step of the optimizer inside it, so the hooks go there.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         if isinstance(optimizer, torch.optim.Optimizer):
             self._handles = [
@@ -168,12 +189,14 @@ class R2FCallback(TrainerCallback):
             self._handles = [BeforeStep(optimizer, lambda: self._read_and_write(optimizer))]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Draw the probes of the next step."""
         self.step.number = state.global_step
         self.step.draw()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs
     ) -> None:
+        """Add the metrics of the steps since the last log to the Trainer's log."""
         if "loss" in logs:
             metrics = self.pop_logs()
             logs.update(metrics)
@@ -182,13 +205,21 @@ class R2FCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
+        """
+        With `save_full_model`, save into a checkpoint what a resumed run needs: the model, unless an adapter takes the
+        updates, and the state of the step.
+
+        Where weights are sharded, all processes have to call this. Only the first process writes. [`R2FTrainer`] turns
+        `save_full_model` off, and saves both itself.
+        """
+        write = state.is_world_process_zero
         if self.save_full_model:
-            write = state.is_world_process_zero
             save_full_model(model, checkpoint_folder(args, state) / FULL_MODEL_FOLDER, write)
-            if write:
-                self.save_step(checkpoint_folder(args, state))
+        if self.saves_step and write:
+            self.save_step(checkpoint_folder(args, state))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Empty the adapter. The result is the model behind it."""
         self._end()
 
     # What happens in a step
@@ -201,7 +232,7 @@ class R2FCallback(TrainerCallback):
             self._end()
             raise
         if not metrics:
-            # An optimizer that extends another's `step` runs the hooks twice; the inner step has done the work.
+            # An optimizer that extends another's `step` runs the hooks twice. The inner step has done the work.
             return
         self._pending_logs.append(metrics)
         self.skipped_steps += "r2f/skipped_steps" in metrics
@@ -209,15 +240,17 @@ class R2FCallback(TrainerCallback):
             self.fidelities.append(metrics["r2f/fidelity"])
 
     def _read_and_write(self, optimizer: Any) -> None:
-        """Both before the step of DeepSpeed's optimizer, at whose end it gathers small weights anew."""
+        """Read and write before the step of DeepSpeed's optimizer, which gathers small weights again at its end."""
         self.step.read()
         self._write(optimizer)
 
     def _end(self) -> None:
+        """Take the hooks off the optimizer, and empty the pairs."""
         self._remove_hooks()
         self.step.end()
 
     def _remove_hooks(self) -> None:
+        """Take the hooks off the optimizer."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -225,30 +258,30 @@ class R2FCallback(TrainerCallback):
     # What is kept
 
     def save_step(self, folder: Path) -> None:
-        """Write into a checkpoint what the next steps follow."""
+        """Save into a checkpoint what the next steps start from: see [`R2FStep.state_dict`]."""
         save_file(self.step.state_dict(), folder / STEP_FILE)
 
     def pop_logs(self) -> dict[str, float]:
         """
-        What happened since the last call: means over steps, and the number of skipped steps.
+        The metrics of the steps since the last call: their means, and the number of skipped steps.
 
         Returns:
-            `dict[str, float]`: The metrics of [`R2FStep.write`]. `r2f/fidelity_min` is the worst module of all steps,
-            and `r2f/skipped_steps` a number of steps.
+            `dict[str, float]`: The metrics of [`R2FStep.write`]. `r2f/fidelity_min` is that of the worst module in all
+            these steps, and `r2f/skipped_steps` is a number of steps.
         """
         pending, self._pending_logs = self._pending_logs, []
         keys = dict.fromkeys(key for metrics in pending for key in metrics)
         values = {key: [metrics[key] for metrics in pending if key in metrics] for key in keys}
         reduce = {"r2f/skipped_steps": sum, "r2f/fidelity_min": min}
-        return {key: reduce.get(key, fmean)(found) for key, found in values.items()}
+        return {key: reduce.get(key, fmean)(numbers) for key, numbers in values.items()}
 
     def summary(self) -> dict[str, float]:
         """
-        What happened since training began; with the callback alone, since it was resumed.
+        A summary of the run since training began. With only the callback, it begins where the run was resumed.
 
         Returns:
-            `dict[str, float]`: `skipped_steps` and, where rows are held out, `fidelity`: the estimated cosine to the
-            full gradient, mean over modules and steps.
+            `dict[str, float]`: `skipped_steps`, and if rows are held out also `fidelity`: the mean over modules and
+            steps of the estimated cosine to the full gradient.
         """
         summary: dict[str, float] = {"skipped_steps": self.skipped_steps}
         if self.fidelities:
@@ -259,3 +292,20 @@ class R2FCallback(TrainerCallback):
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     """The folder of the checkpoint of the current step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def check_reference(args: TrainingArguments) -> None:
+    """
+    Refuse a loss whose reference is the model behind the adapter: R2F changes that model.
+
+    Raises:
+        `ValueError`: For TRL's DPO and KTO, unless the reference is computed before training, and for its online
+            trainers with a reference.
+    """
+    online = "num_generations" in vars(args) and getattr(args, "beta", 0.0)
+    if online or not getattr(args, "precompute_ref_log_probs", True):
+        remedy = "`beta=0.0`" if online else "`precompute_ref_log_probs=True`"
+        raise ValueError(
+            f"The loss of {type(args).__name__} compares with the model behind the adapter, whose weights R2FCallback "
+            f"changes: the reference would move along, and the loss would stay where it is. Set {remedy}."
+        )

@@ -40,6 +40,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "prompt_column",
         "completion_column",
         "max_length",
+        "window_overlap",
+        "chat_template_kwargs",
+        "system_prompt",
         "retain_per_forget",
         "num_views",
         "views_column",
@@ -111,13 +114,21 @@ class R2FConfig(TrainingArguments):
 
         > Parameters that control the data
 
-        prompt_column (`str`, *optional*, defaults to `"question"`):
-            Column of the prompt; `"none"` for plain text.
-        completion_column (`str`, *optional*, defaults to `"answer"`):
-            Column of the text that the loss is taken on.
+        prompt_column (`str`, *optional*):
+            Column of the question; `"none"` for plain text. By default each set's format is recognised by its columns:
+            `messages`; `prompt` and `completion`; `question` and `answer`; or `text`.
+        completion_column (`str`, *optional*):
+            Column of the answer, or of the text, where the format is not to be recognised.
         max_length (`int`, *optional*):
             Tokens of an example; longer ones are cut on the right. Without it an example longer than the model's
-            context is refused.
+            context is refused. Texts are cut into windows of this length, or of the model's context.
+        window_overlap (`int`, *optional*, defaults to `0`):
+            Tokens that a window of a text shares with the one before. The loss is taken on each token once.
+        chat_template_kwargs (`dict` or `str`, *optional*):
+            Arguments of the chat template, such as `{"enable_thinking": false}` or a fixed `date_string`; as text, in
+            JSON.
+        system_prompt (`str`, *optional*):
+            A system message in front of every conversation that has none.
         retain_per_forget (`int`, *optional*):
             Retain examples per forget example in a step. Defaults to 1, and to 3 without `protect_retain`: forgetting
             takes few examples, and bringing back what it took along takes many.
@@ -154,7 +165,7 @@ class R2FConfig(TrainingArguments):
             Whether rows and columns of the reconstructed gradients are rescaled by their running mean squares, as in
             Adafactor. Without it, take a smaller learning rate.
         normalize_update (`bool`, *optional*, defaults to `True`):
-            Whether `learning_rate` (times the schedule) alone sets the norm of a step in each module. If `False`, a
+            Whether only `learning_rate` (times the schedule) sets the norm of a step in each module. If `False`, a
             step is the learning rate times the reconstructed gradient, rescaled and protected as above, and clipped to
             `max_grad_norm`.
 
@@ -218,10 +229,17 @@ class R2FConfig(TrainingArguments):
     retain_weight: float = field(default=3.0, metadata={"help": "Weight of the retain loss."})
 
     prompt_column: str | None = field(
-        default="question", metadata={"help": "Column of the prompt; none for plain text."}
+        default=None, metadata={"help": "Column of the question; none for plain text. Recognised by default."}
     )
-    completion_column: str = field(default="answer", metadata={"help": "Column that the loss is taken on."})
+    completion_column: str | None = field(
+        default=None, metadata={"help": "Column that the loss is taken on. Recognised by default."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Tokens of an example; longer ones are cut."})
+    window_overlap: int = field(default=0, metadata={"help": "Tokens that windows of a long text share."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Arguments of the chat template, as JSON: {"enable_thinking": false}.'}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message of every conversation."})
     retain_per_forget: int | None = field(
         default=None,
         metadata={"help": "Retain examples per forget example in a step; 1, or 3 without protect_retain."},
@@ -242,12 +260,14 @@ class R2FConfig(TrainingArguments):
 
     decoder: str = field(default="spectral", metadata={"help": "Gradient decoder: a name, a folder or a repository."})
     held_out: int = field(default=2, metadata={"help": "Rows of each probe that measure the reconstruction's error."})
-    warm_probes: bool = field(default=True, metadata={"help": "Whether probes follow the gradients seen so far."})
+    warm_probes: bool = field(
+        default=True, metadata={"help": "Whether probes are drawn along the subspaces of past gradients."}
+    )
     adaptive: bool = field(
         default=True, metadata={"help": "Whether rows and columns of an update are rescaled, as in Adafactor."}
     )
     normalize_update: bool = field(
-        default=True, metadata={"help": "Whether a step's norm is set by learning_rate alone."}
+        default=True, metadata={"help": "Whether only learning_rate sets the norm of a step."}
     )
 
     def __post_init__(self):
@@ -258,19 +278,17 @@ class R2FConfig(TrainingArguments):
         if self.retain_per_forget is None:
             self.retain_per_forget = 1 if self.protect_retain else 3
         super().__post_init__()
-        if self.prompt_column == "none":
-            self.prompt_column = None
         if self.target_modules == ["all-linear"]:
             # PEFT takes its shorthand only as a string; from a command line everything comes as a list.
             self.target_modules = "all-linear"
-        for name in ("forget_objective_kwargs", "retain_objective_kwargs"):
+        for name in ("forget_objective_kwargs", "retain_objective_kwargs", "chat_template_kwargs"):
             setattr(self, name, parse_kwargs(name, getattr(self, name)))
         forget, _ = self.build_objectives()
         check_decoder(self.decoder)
         for name, choices in (("update_target", ("weights", "adapter")), ("on_bad_gradient", ("skip", "stop"))):
             lookup(dict.fromkeys(choices), getattr(self, name), name)
         check_templates(self.view_templates)
-        for name in ("rank", "adapter_rank", "num_views", "retain_per_forget", "stop_check_steps"):
+        for name in ("learning_rate", "rank", "adapter_rank", "num_views", "retain_per_forget", "stop_check_steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not 0 <= self.held_out < self.rank:
@@ -291,14 +309,14 @@ class R2FConfig(TrainingArguments):
         The forget and the retain objective, with their options.
 
         Raises:
-            `ValueError`: For a name or an option that does not exist, or a value that cannot be.
+            `ValueError`: For a name or an option that does not exist, or a value that is not allowed.
         """
         forget = build_objective(
             FORGET_OBJECTIVES, self.forget_objective, self.forget_objective_kwargs or {}, "forget objective"
         )
         if self.retain_objective == "none":
             return forget, None
-        # Known here so that the message lists it.
+        # "none" is added here so that the error lists it too.
         lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")
         kwargs = self.retain_objective_kwargs or {}
         return forget, build_objective(RETAIN_OBJECTIVES, self.retain_objective, kwargs, "retain objective")

@@ -1,4 +1,4 @@
-"""Choosing by name, with a useful answer to a misspelt one."""
+"""Lookup by name, with a helpful message for a misspelled one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ T = TypeVar("T")
 
 def lookup(table: Mapping[str, T], name: str, kind: str, list_all: bool = True) -> T:
     """
-    The entry of a table by name.
+    Look up the entry of a table by name.
 
     Args:
         table (`Mapping[str, T]`):
-            What there is to choose from.
+            The entries to choose from, by name.
         name (`str`):
-            The name asked for.
+            The name to look up.
         kind (`str`):
-            What the table holds, for the message.
+            The kind of entry, for the message.
         list_all (`bool`, *optional*, defaults to `True`):
-            Whether the message lists all names; too many are no help.
+            Whether the message lists all names. A long list does not help.
 
     Returns:
         `T`: The entry.
 
     Raises:
-        `ValueError`: If there is no such name; the message suggests the nearest one.
+        `ValueError`: If there is no such name. The message suggests the nearest one.
     """
     if name in table:
         return table[name]

@@ -67,7 +67,7 @@ class R2FStep:
         held_out (`int`, *optional*, defaults to `2`):
             Rows of each `A` that measure the error (3): at least 2, or 0 to measure nothing.
         warm_probes (`bool`, *optional*, defaults to `True`):
-            Whether probes follow the subspaces of past gradients (7, 8). Otherwise they are random.
+            Whether probes are drawn along past gradients' subspaces (7, 8). Otherwise they are random.
         adaptive (`bool`, *optional*, defaults to `True`):
             Whether gradients are rescaled (4). Without it, take a smaller learning rate.
         normalize (`bool`, *optional*, defaults to `True`):
@@ -227,7 +227,7 @@ class R2FStep:
         return metrics
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next steps follow, by module name: subspaces and mean squares. Weights and probes are not in it."""
+        """What the next steps depend on, by module name: subspaces and mean squares, but no weights or probes."""
         state = {"number": torch.tensor(self.number)}
         for group, rule in zip(self.groups, self.rules, strict=True):
             names = [probe.name for probe in group.probes]

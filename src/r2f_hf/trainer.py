@@ -1,8 +1,9 @@
-"""R2FTrainer: forget and retain data in, an unlearned model out."""
+"""R2FTrainer: takes forget and retain data, and returns a model that has forgotten."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast
@@ -13,14 +14,18 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from .callback import R2FCallback
 from .config import R2FConfig
+from .data.collator import num_embeddings
 from .data.rows import Row
 from .distributed.deepspeed import check_precision, check_zero
 from .models import from_pretrained
 from .models.checks import check_arguments, check_fsdp, check_model, weights_size
+from .models.vocabulary import PaddingAsItWas, check_ids
 from .models.wrapping import wrap
 from .probes import find_probes
 from .probes.lora_probe import PROBE
 from .runs.folder import check_output_folder
+from .runs.weights import check_can_be_saved
+from .training.checks import check_config, warn_of_small_rate
 from .training.recorded_trainer import RecordedTrainer
 from .training.references import reference_inputs
 from .updates.retained_inputs import from_state, to_state
@@ -29,12 +34,16 @@ from .updates.targets import TARGETS
 
 class R2FTrainer(RecordedTrainer):
     r"""
-    Trainer for Recover-to-Forget (R2F, arXiv 2512.07374): unlearns a forget set while holding a retain set.
+    Trainer for Recover-to-Forget (R2F, arXiv 2512.07374): makes a model forget a forget set and keep a retain set.
 
-    The model is wrapped in a LoRA adapter that serves as a probe of the full gradient; [`R2FCallback`] decodes the
-    probe's gradients after each step and writes the model's own weights. What is saved is the plain model; in memory
-    `trainer.model.unload()` is. (With `update_target="adapter"` what is saved is the adapter, to be loaded onto the
-    model; unloading would throw it away.)
+    The trainer wraps the model in a LoRA adapter, which serves as a probe of the full gradient. At each optimizer step
+    [`R2FCallback`] decodes the probe's gradients and writes the update into the model's own weights. [`R2FStep`] is
+    that step on a page.
+
+    `save_model` saves the plain model, without the probe. In memory the plain model is `trainer.model.unload()`.
+
+    With `update_target="adapter"` a second LoRA adapter takes the updates, and `save_model` saves that adapter. Load
+    it onto the model with PEFT. (`unload()` would discard it.)
 
     Example:
 
@@ -52,8 +61,9 @@ class R2FTrainer(RecordedTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
-            A causal language model, or where to load it from. Its weights are changed in place; with
-            `update_target="adapter"` they are not, and it may be quantised or a [`~peft.PeftModel`].
+            A causal language model, or its folder or its name on the Hub. The trainer changes its weights in place.
+            With `update_target="adapter"` the weights stay as they are, and the model may be quantised or a
+            [`~peft.PeftModel`].
         args ([`R2FConfig`], *optional*):
             Configuration. Defaults to `R2FConfig(f"{model_name}-R2F")`.
         forget_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`):
@@ -61,25 +71,27 @@ class R2FTrainer(RecordedTrainer):
         retain_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`, *optional*):
             Rows to keep. Needed unless `retain_objective="none"`.
         holdout_dataset ([`~datasets.Dataset`] or `Sequence[Mapping]`, *optional*):
-            Rows like the forget set's that the model never saw. With it, training stops when the forget set cannot be
-            told from them and the retain set is kept; `stop_reason` then says by which criterion.
+            Rows of the same kind as the forget set, which the model never saw. With them, training stops once the
+            model treats the forget set like rows that it never saw and still knows the retain set. `stop_reason` then
+            says which criterion was met.
         eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*):
             Rows to evaluate on instead of the forget, retain and holdout sets.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. Defaults to the model's own.
         compute_metrics (`Callable`, *optional*):
-            As in [`~transformers.Trainer`], on logits. Defaults to the mean length-normalised probability of the
-            completions, reported as `eval_forget_probability` and so on.
+            As in [`~transformers.Trainer`]: computes metrics from logits. Defaults to the mean length-normalised
+            probability of the completions, which is reported as `eval_forget_probability`, `eval_retain_probability`
+            and `eval_holdout_probability`.
         callbacks (`list[TrainerCallback]`, *optional*):
             Further callbacks.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
-            As in [`~transformers.Trainer`]. The optimizer moves the probes, which are drawn anew after each step; its
-            learning rate is the norm of a step in each module.
+            As in [`~transformers.Trainer`]. The optimizer moves only the probes, which are drawn anew after each step.
+            Its learning rate is the Frobenius norm of a step in each module.
         preprocess_logits_for_metrics (`Callable`, *optional*):
-            As in [`~transformers.Trainer`]; used with `compute_metrics`.
+            As in [`~transformers.Trainer`]. It is only used together with `compute_metrics`.
 
     Raises:
-        `ValueError`: For data, a model or a configuration that cannot work, before any weight changes.
+        `ValueError`: If the data, the model or the configuration cannot work. No weight has changed then.
     """
 
     def __init__(
@@ -96,17 +108,38 @@ class R2FTrainer(RecordedTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
+        """
+        Check what can be checked, let Trainer build itself around the wrapped model, and add the callback.
+
+        The order of the lines is part of the behaviour:
+
+        1. The checks that need neither data nor processes come first. The model is still as the caller passed it.
+        2. [`ForgetRetainTrainer`] checks and encodes the data, and only then calls `_prepare_model`, which wraps the
+           model. A mistake in the data leaves the model unwrapped.
+        3. Trainer builds the accelerator. Only then is it known whether FSDP or DeepSpeed is on, so these checks come
+           after it. The model is wrapped by now, but no weight has changed.
+        4. The callback and the record come last, because they need the target, the encoded data and the wrapped model.
+        """
         if isinstance(model, str):
             model = from_pretrained(model)
         if args is None:
+            # The output folder is named after the model.
             args = R2FConfig(f"{model.config._name_or_path.split('/')[-1]}-R2F")
+        check_config(args)
         check_model(model, args)
         check_arguments(args)
+        warn_of_small_rate(args)
         self.target = TARGETS[args.update_target]()
-        own_weights = self.target.adapter is None
-        check_output_folder(args.output_dir, weights_size(model) * (1 + args.keep_original) if own_weights else 0)
-        # Trainer refuses to save the optimizer of a model that is sharded; the probes' own is whole on every process.
+        writes_weights = self.target.adapter is None
+        # The result is as large as the model. The weights that `keep_original` keeps for `r2f undo` can take as much
+        # again. An adapter's size is not checked, only whether its folder can be written to.
+        check_output_folder(args.output_dir, weights_size(model) * (1 + args.keep_original) if writes_weights else 0)
+        self._vocabulary = num_embeddings(model)
+        # Whether the model's weights are spread over the processes. `save_model` has to gather them then.
         self._sharded = getattr(model, "is_distributed_loading_by_transformers", False)
+        # Trainer refuses to save the optimizer of a sharded model. Here the optimizer moves only the probes, and every
+        # process has them whole, so that saving it is safe. `save_only_model` avoids the refusal in `super().__init__`
+        # and gets its value back right after.
         save_only_model, args.save_only_model = args.save_only_model, args.save_only_model or self._sharded
         try:
             super().__init__(
@@ -123,11 +156,13 @@ class R2FTrainer(RecordedTrainer):
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
         finally:
+            # Also after an error: `args` is the caller's, who may use it again.
             args.save_only_model = save_only_model
         check_fsdp(args, self.is_fsdp_enabled)
         if self.is_deepspeed_enabled:
-            check_zero(self.accelerator.state.deepspeed_plugin.deepspeed_config, to_adapter=not own_weights)
+            check_zero(self.accelerator.state.deepspeed_plugin.deepspeed_config, to_adapter=not writes_weights)
             check_precision(model)
+            # ZeRO-3 shards the weights, but sets no such attribute as is read above.
             self._sharded = True
         self.r2f_callback = R2FCallback(
             decoder=args.decoder,
@@ -138,16 +173,32 @@ class R2FTrainer(RecordedTrainer):
             on_bad_gradient=args.on_bad_gradient,
             adaptive=args.adaptive,
             normalize=args.normalize_update,
+            # The same object: the callback writes to the target, and the trainer saves and loads it.
             target=self.target,
+            # The trainer's own checkpoints already hold the full model.
             save_full_model=False,
         )
         self.add_callback(self.r2f_callback)
-        self.begin_record(model.config._name_or_path, forget_dataset)
+        self.add_callback(PaddingAsItWas(model))
+        self.begin_record(model.config._name_or_path)
 
     def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> PeftModel:
+        """Wrap the model in the probe and, with `update_target="adapter"`, in the adapter that takes the updates."""
+        sets = {"forget": self.splits.views, "retain": self.splits.retain, "holdout": self.splits.holdout}
+        check_ids(sets, self.encoder.tokenizer, self._vocabulary)
+        check_can_be_saved(args.output_dir, self.encoder.tokenizer, model if self.target.adapter is None else None)
         return wrap(model, args)
 
+    def _encode_evaluation(self, rows: Any) -> Any:
+        """Encode what is evaluated, and refuse tokens that the model does not know."""
+        encoded = super()._encode_evaluation(rows)
+        check_ids(
+            encoded if isinstance(encoded, dict) else {"evaluation": encoded}, self.encoder.tokenizer, self._vocabulary
+        )
+        return encoded
+
     def _compute_references(self) -> dict[str, Tensor]:
+        """What the losses compare with and, with `protect_retain`, the retain set's inputs to each module."""
         tensors = super()._compute_references()
         if self.args.protect_retain:
             probes = find_probes(self.accelerator.unwrap_model(self.model), self.target.adapter is None)
@@ -162,27 +213,45 @@ class R2FTrainer(RecordedTrainer):
                     desc="Inputs of the retain set",
                     disable=self.args.disable_tqdm or not self.is_world_process_zero(),
                 )
-            for each in inputs.values():
-                # Devices may round otherwise, and all processes write one update.
-                each.directions, each.damped = broadcast([each.directions.contiguous(), each.damped])
+            for module_inputs in inputs.values():
+                # Every process has computed the same inputs, but devices may round differently. All processes have to
+                # write the same update, so they take the first process's numbers.
+                module_inputs.directions, module_inputs.damped = broadcast(
+                    [module_inputs.directions.contiguous(), module_inputs.damped]
+                )
             tensors |= to_state(inputs)
         return tensors
 
     def _set_references(self, tensors: dict[str, Tensor]) -> None:
-        # What the callback has is held there only.
-        inputs, others = from_state(tensors)
-        super()._set_references(others)
+        """Give the retained inputs to the callback, and all other tensors to the losses."""
+        inputs, loss_references = from_state(tensors)
+        super()._set_references(loss_references)
         self.r2f_callback.retained_inputs = inputs or None
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        """The optimizer of the probes, and of nothing else: PEFT makes what it enables trainable at many a turn."""
+        """
+        Create the optimizer of the probes, which moves nothing else. See [`~transformers.Trainer.create_optimizer`].
+
+        Returns:
+            [`~torch.optim.Optimizer`]
+        """
+        # PEFT makes an adapter trainable whenever it enables it, for example after `disable_adapter`. So the flags are
+        # set here, where the optimizer reads them.
         for name, parameter in self.accelerator.unwrap_model(self.model).named_parameters():
             parameter.requires_grad_(f".{PROBE}." in name)
         return super().create_optimizer(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log `logs`; training logs also carry the losses' parts and the reconstruction's fidelity."""
+        """
+        Log metrics. Training logs also get the parts of the loss and the metrics of [`R2FStep.write`].
+
+        Args:
+            logs (`dict[str, float]`):
+                The metrics. They are training logs if `loss` is among them.
+            start_time (`float`, *optional*):
+                As in [`~transformers.Trainer.log`].
+        """
         if "loss" in logs:
-            # Here and not in the callback's `on_log`, which the trackers' own may precede.
+            # Not left to the callback's `on_log`: a tracker's `on_log` may run before it and miss these metrics.
             logs |= self.r2f_callback.pop_logs()
         super().log(logs, start_time)

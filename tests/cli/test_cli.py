@@ -31,7 +31,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must fail as a user's mistake does, without a traceback, and returns the message."""
+    """Runs a command that must fail without a traceback, as with a mistake of the user's, and returns the message."""
 
     def run(*argv: str) -> str:
         with pytest.raises(SystemExit) as error:
@@ -91,11 +91,11 @@ def test_flags_override_the_recipe(tmp_path: Path) -> None:
     assert (config.learning_rate, config.output_dir) == (0.25, "somewhere")
     assert config.target_modules == ["q_proj", "o_proj"]
     assert config.view_templates == ["Tell me: {prompt}", "Say: {prompt}"]
-    # What neither names keeps its default.
+    # An option that neither names keeps its default.
     assert config.decoder == "spectral"
 
 
-def test_a_shared_name_means_each_commands_own(tmp_path: Path) -> None:
+def test_an_option_name_that_commands_share_belongs_to_each_of_them(tmp_path: Path) -> None:
     (args,) = parse_recipe("evaluate", (EvaluateArguments,), ["--data", "rows", "--batch_size", "3"])
     assert args == EvaluateArguments(data="rows", batch_size=3)
 
@@ -127,7 +127,7 @@ def test_a_recipe_that_cannot_be_read_is_refused(text: str, message: str, fails:
 def test_train_decoder_then_unlearn_with_it(
     saved: Path, tmp_path: Path, forget_rows: list[dict[str, Any]], retain_rows: list[dict[str, Any]]
 ) -> None:
-    # Rows of nothing to learn from are left out.
+    # Rows that have no token to learn from are left out.
     empty = [{"question": "", "answer": ""}, {"question": "Where does Bram1 live?" * 20, "answer": "There."}]
     text = write_rows(tmp_path / "text.jsonl", [*retain_rows, *empty * 20])
     folder = tmp_path / "decoder"
@@ -154,7 +154,7 @@ def test_train_decoder_then_unlearn_with_it(
     [
         ((), "No text is named. Set `data` to a file of rows"),
         (("--data", "text.jsonl", "--ranks", "0"), "`ranks` must be positive numbers"),
-        (("--data", "text.jsonl", "--num_batches", "3"), "`num_batches` must be at least 4, of which one validates"),
+        (("--data", "text.jsonl", "--num_batches", "3"), "`num_batches` must be at least 4, so that one validates"),
         (("--data", "text.jsonl", "--prompt_column", "prompt"), "'prompt'"),
         (("--data", "text.jsonl", "--max_length", "2"), "No row of text.jsonl has a token to take the loss on"),
     ],
@@ -224,7 +224,7 @@ def test_unlearn_then_evaluate(
     assert results["after"]["eval_forget_probability"] < 0.5 * results["before"]["eval_forget_probability"]
     assert results["train"]["steps"] == 6 and 0 < results["train"]["fidelity"] <= 1
 
-    # Evaluate it, with the model before as gold.
+    # Evaluate it. The model from before serves as gold.
     for name, rows in (("forget01_perturbed", forget_rows), ("retain_perturbed", retain_rows)):
         wrong = [row | {"perturbed_answer": ["The island.", "The forest."]} for row in rows]
         write_rows(tmp_path / "suite" / f"{name}.json", wrong)
@@ -242,7 +242,7 @@ def test_unlearn_then_evaluate(
     assert 0 <= content["metrics"]["forget_quality"] < 1
     assert "model utility" in capsys.readouterr().out.replace("_", " ")
 
-    # A model that is its own gold cannot be told from it.
+    # A model cannot be told from itself.
     cli.main(["evaluate", "--model_name_or_path", str(unlearned), "--gold_model", str(unlearned), *arguments])
     again = json.loads(report.read_text())["metrics"]
     assert again == content["metrics"] | {"forget_quality": 1.0}
@@ -272,7 +272,7 @@ def test_a_quantised_model_forgets_into_an_adapter_and_the_command_can_be_repeat
     assert results["after"]["eval_forget_probability"] < results["before"]["eval_forget_probability"]
     assert PeftConfig.from_pretrained(out).base_model_name_or_path == str(saved)
     assert not list(out.glob("model*.safetensors"))
-    # Another run does not take its place.
+    # Another run does not overwrite it.
     assert "holds another run" in fails(*arguments[:-2], "--update_target", "adapter", "--seed", "1")
 
 
@@ -294,4 +294,6 @@ def test_mistakes_in_the_data_are_told_in_a_line(
     assert "share 6 rows: forget[0] = retain[0]" in message and "Orla" not in message
     assert "The retain set is empty" in fails(*arguments)
     assert "The forget set is empty" in fails(*arguments[:4], "--retain_data", forget)
-    assert "has no column 'prompt'; its columns are 'question'" in fails(*arguments, "--prompt_column", "prompt")
+    assert "The forget set has the columns 'question', 'answer', 'paraphrased_question', and not 'prompt'" in fails(
+        *arguments, "--prompt_column", "prompt"
+    )

@@ -1,4 +1,4 @@
-"""`r2f decode`: from the adapters before and after a real step to a direction that a real model can take."""
+"""`r2f decode`: reads adapters from before and after a real step, and gives a direction for a real model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from r2f_hf.scoring.completions import score_completions
 
 MODULES = {"llama": ["q_proj", "o_proj", "up_proj", "down_proj"], "gpt2": ["c_attn", "c_proj", "c_fc"]}
 RANK = 8
-# Times the scaling of 1e-3 it is 1, so that what a step changes is large beside fp32's rounding.
+# Times the scaling of 1e-3 it is 1, so that the change of a step is large compared with the rounding of fp32.
 LR = 1e3
 
 Batch = dict[str, Tensor]
@@ -42,7 +42,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must fail without a traceback, and returns the message with its white space made single."""
+    """Runs a command that must fail without a traceback, and returns the message with single spaces."""
 
     def run(*argv: str) -> str:
         with pytest.raises(SystemExit) as error:
@@ -68,7 +68,7 @@ def wrap(model: PreTrainedModel, random_B: bool = True, **settings: Any) -> Peft
 def sgd_step(
     model: PeftModel, batch: Batch, sign: int = 1, held_out: int = 2, lr: float = LR
 ) -> dict[str, LoraSketch]:
-    """One step of SGD between the folders `before` and `after`; returns the sketches that autograd's gradients are."""
+    """Take a step of SGD, save it as `before` and `after`, and return autograd's gradients as sketches."""
     model.save_pretrained("before")
     (sign * model(**batch).loss).backward()
     sketches = read_sketches(model, held_out)
@@ -98,7 +98,7 @@ def direction(folder: str) -> dict[str, Tensor]:
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Relative to the expected direction."""
+    """Norm of the difference, relative to that of the expected direction."""
     assert found.keys() == expected.keys()
     return norm({name: found[name] - tensor for name, tensor in expected.items()}) / norm(expected)
 
@@ -107,7 +107,7 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_direction_is_the_one_that_the_gradients_in_the_process_decode_to(
+def test_the_direction_is_that_decoded_from_the_gradients_themselves(
     kind: str, batch: Batch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = build_model(kind)
@@ -126,12 +126,12 @@ def test_the_direction_is_the_one_that_the_gradients_in_the_process_decode_to(
         torch.nn.functional.cosine_similarity(tensor.flatten(), truth[name].flatten(), dim=0).item()
         for name, tensor in decoded.items()
     ]
-    # The mean over modules of an estimate from two rows each.
+    # A mean over modules: the estimate of one module uses only two rows.
     estimate = float(re.search(r"mean (\S+), minimum", printed)[1])
     assert estimate == pytest.approx(np.mean(cosines), abs=0.08) and estimate > 0.4
 
 
-def test_the_learning_rate_is_no_matter_for_the_direction(batch: Batch) -> None:
+def test_the_direction_does_not_depend_on_the_learning_rate(batch: Batch) -> None:
     sgd_step(wrap(build_model()), batch)
     cli.main(["decode", "before", "after", "--out", "one"])
     cli.main(["decode", "--before", "before", "--after", "after", "--out", "other", "--learning_rate", "3e-4"])
@@ -204,7 +204,9 @@ def train(tokenizer: PreTrainedTokenizerFast, retain_rows: list[dict[str, Any]])
     return run
 
 
-def test_adamw_s_first_step_gives_the_direction_of_sgd(train: Callable[..., None], fails: Callable[..., str]) -> None:
+def test_the_first_step_of_adamw_gives_the_direction_of_sgd(
+    train: Callable[..., None], fails: Callable[..., str]
+) -> None:
     train("sgd", "sgd", LR)
     train("adamw", "adamw_torch", 1e-3, steps=2)
     state = "adamw/checkpoint-1/optimizer.pt"
@@ -212,7 +214,7 @@ def test_adamw_s_first_step_gives_the_direction_of_sgd(train: Callable[..., None
     cli.main(["decode", "before", "adamw/checkpoint-1", "--optimizer_state", state])
     assert distance(direction("direction"), direction("expected")) < 1e-3
 
-    # A state that does not tell.
+    # A state from which the gradient cannot be read.
     message = fails("adamw/checkpoint-1", "adamw/checkpoint-2", "--optimizer_state", "adamw/checkpoint-2/optimizer.pt")
     assert "was saved after step 2: its `exp_avg` mixes the gradients of all steps" in message
     sgd = ("before", "sgd/checkpoint-1", "--optimizer_state", "sgd/checkpoint-1/optimizer.pt")

@@ -1,4 +1,4 @@
-"""`accelerate launch` with the recipes' configurations: real processes, and the report of a single one."""
+"""`accelerate launch` with the recipes' configurations: real processes give the report of a single one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def unlearn(config: str, inputs: Path, folder: Path, size: int, *flags: str) -> 
     data = [f"--{name}_data={inputs / name}.jsonl" for name in ("forget", "retain")]
     settings = ["--max_steps", "4", "--rank", "8", "--learning_rate", "0.13", "--report_to", "none"]
     settings += ["--per_device_train_batch_size", str(size), "--save_strategy", "no"]
-    # Told that it is on a CPU, accelerate would leave DeepSpeed out.
+    # With `--use_cpu`, accelerate would leave DeepSpeed out.
     settings += ["--ddp_backend", "gloo"] if config == "zero3.yaml" else ["--use_cpu"]
     model = ["--model_name_or_path", str(inputs / "model"), "--output_dir", str(folder)]
     return launch(config, "unlearn", *data, *model, *settings, *flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -22,48 +23,87 @@ def encoder(tokenizer: PreTrainedTokenizerFast) -> Any:
     return build
 
 
+def encode(encoder: ExampleEncoder, row: dict[str, Any], name: str = "forget") -> dict[str, list[int]]:
+    """A row in its own wording, through all checks."""
+    rows = [ROW, ROW, row]
+    return encoder.windows(row, encoder.format_of(rows, name), f"{name}[2]")[0]
+
+
+def views(encoder: ExampleEncoder, row: dict[str, Any]) -> list[dict[str, list[int]]]:
+    rows = [ROW, ROW, row]
+    return encoder.views(row, encoder.format_of(rows, "forget", views=True), "forget[2]")[0]
+
+
 def test_views_are_the_wordings_with_the_rows_answer(encoder: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     built = encoder(views_column="paraphrased_question", view_templates=["Tell: {prompt}"])
     prompts = [ROW["question"], "Orla1 lives where?", f"Tell: {ROW['question']}"]
-    assert built.views(ROW, "forget[0]") == [encode_example(tokenizer, prompt, ROW["answer"]) for prompt in prompts]
-    assert built.original(ROW, "forget[0]") == built.views(ROW, "forget[0]")[0]
-    assert built.columns == ["question", "answer"]
+    assert views(built, ROW) == [encode_example(tokenizer, prompt, ROW["answer"]) for prompt in prompts]
+    assert encode(built, ROW) == views(built, ROW)[0]
 
 
 def test_plain_text(encoder: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    built = encoder(prompt_column=None, completion_column="answer")
-    assert built.columns == ["answer"]
-    assert built.original(ROW, "forget[0]") == encode_example(tokenizer, "", ROW["answer"])
+    built = encoder(prompt_column="none", completion_column="answer")
+    assert encode(built, ROW) == encode_example(tokenizer, "", ROW["answer"])
 
 
 def test_a_row_longer_than_the_context_is_refused_and_one_that_is_cut_is_not(encoder: Any) -> None:
-    length = len(encoder().original(ROW, "forget[3]")["input_ids"])
-    encoder(context=length).original(ROW, "forget[3]")
-    with pytest.raises(ValueError, match=rf"forget\[3\] has {length} tokens, the model reads at most {length - 1}"):
-        encoder(context=length - 1).original(ROW, "forget[3]")
-    cut = encoder(context=length - 1, max_length=length - 1).original(ROW, "forget[3]")
+    length = len(encode(encoder(), ROW)["input_ids"])
+    encode(encoder(context=length), ROW)
+    with pytest.raises(ValueError, match=rf"forget\[2\] has {length} tokens, the model reads at most {length - 1}"):
+        encode(encoder(context=length - 1), ROW)
+    cut = encode(encoder(context=length - 1, max_length=length - 1), ROW)
     assert len(cut["input_ids"]) == length - 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"prompt_column": None}], ids=["answer", "plain text"])
+def test_a_text_longer_than_the_context_is_cut_into_windows(encoder: Any) -> None:
+    row = {"text": "Orla1 lives by the mountain. " * 20}
+    built = encoder(context=40, window_overlap=8)
+    windows = built.windows(row, built.format_of([row], "forget"), "forget[0]")
+    assert len(windows) > 2 and all(len(window["input_ids"]) <= 40 for window in windows)
+    whole = encoder(context=10_000).windows(row, built.format_of([row], "forget"), "forget[0]")
+    assert len(whole) == 1
+    labels = [label for window in windows for label in window["labels"] if label != -100]
+    assert labels == whole[0]["labels"]
+    assert built.views(row, built.format_of([row], "forget"), "forget[0]") == [[window] for window in windows]
+    # `max_length` makes them shorter.
+    shorter = encoder(context=40, max_length=20).windows(row, built.format_of([row], "forget"), "forget[0]")
+    assert all(len(window["input_ids"]) <= 20 for window in shorter)
+
+
+@pytest.mark.parametrize("settings", [{}, {"prompt_column": "none", "completion_column": "answer"}])
 @pytest.mark.parametrize("completion", ["", " \n", None, 7])
 def test_an_empty_completion_is_refused(completion: object, settings: dict[str, Any], encoder: Any) -> None:
-    with pytest.raises(ValueError, match=r"retain\[2\] has an empty 'answer', or one that is not text"):
-        encoder(**settings).original(ROW | {"answer": completion}, "retain[2]")
+    with pytest.raises(ValueError, match=r"forget\[2\] has an empty 'answer', or one that is not text"):
+        encode(encoder(**settings), ROW | {"answer": completion})
 
 
 @pytest.mark.parametrize("prompt", ["", None])
 def test_an_empty_prompt_is_refused_and_not_taken_for_plain_text(prompt: object, encoder: Any) -> None:
     with pytest.raises(ValueError, match=r"forget\[2\] has an empty 'question'"):
-        encoder().views(ROW | {"question": prompt}, "forget[2]")
+        views(encoder(), ROW | {"question": prompt})
 
 
 def test_a_completion_that_is_cut_off_whole_is_refused(encoder: Any) -> None:
-    with pytest.raises(ValueError, match=r"retain\[2\] has no token left to take the loss on"):
-        encoder(max_length=4).original(ROW, "retain[2]")
+    with pytest.raises(ValueError, match=r"forget\[2\] has no token left to take the loss on"):
+        encode(encoder(max_length=4), ROW)
+
+
+def test_a_conversation_without_an_answer_is_refused(encoder: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    built = encoder()
+    built.tokenizer = copy.deepcopy(tokenizer)
+    built.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+    row = {"messages": [{"role": "user", "content": "Who is Orla1?"}]}
+    with pytest.raises(ValueError, match=r"forget\[0\] has no token left .* no text of the assistant's"):
+        built.windows(row, built.format_of([row], "forget"), "forget[0]")
 
 
 @pytest.mark.parametrize("view", ["", " ", None, 7])
 def test_an_empty_view_is_refused_and_not_taken_for_plain_text(view: object, encoder: Any) -> None:
     with pytest.raises(ValueError, match=r"forget\[2\] has an empty view in 'paraphrased_question', or one"):
-        encoder(views_column="paraphrased_question").views(ROW | {"paraphrased_question": ["Who?", view]}, "forget[2]")
+        views(encoder(views_column="paraphrased_question"), ROW | {"paraphrased_question": ["Who?", view]})
+
+
+def test_there_are_no_other_wordings_of_a_text(encoder: Any) -> None:
+    row = {"text": "Orla1 lives.", "paraphrased_question": "Orla1?"}
+    with pytest.raises(ValueError, match="The forget set holds 'text', of which there are no other wordings"):
+        encoder(views_column="paraphrased_question").format_of([row], "forget", views=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from r2f_hf.data.formatting import encode_completion, encode_example, encode_prompt, end_of_answer
+from r2f_hf.data.formatting import encode_conversation, encode_example, encode_prompt, encode_text, end_of_answer
+from r2f_hf.data.rendering import ChatOptions
 
 
 TEMPLATE = (
@@ -45,8 +49,12 @@ def test_prompt_and_completion_are_tokenized_as_in_generation(
 ) -> None:
     tokenizer, _, _ = formatted
     question, answer = "Where does Orla1 live?", "Orla1 lives."
-    whole = encode_example(tokenizer, question, answer)["input_ids"]
-    assert whole == encode_prompt(tokenizer, question) + encode_completion(tokenizer, question, answer)
+    example = encode_example(tokenizer, question, answer)
+    prompt_ids = encode_prompt(tokenizer, question)
+    assert example["input_ids"][: len(prompt_ids)] == prompt_ids
+    assert example["labels"][: len(prompt_ids) + 1] == [-100] * len(prompt_ids) + [
+        example["input_ids"][len(prompt_ids)]
+    ]
 
 
 def test_every_token_of_a_plain_text_carries_a_label(formatted: tuple[PreTrainedTokenizerFast, str, str]) -> None:
@@ -66,7 +74,7 @@ def test_long_examples_are_cut_on_the_right(length: int, tokenizer: PreTrainedTo
 def test_without_an_end_of_sequence_token_nothing_is_appended(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = None
-    assert encode_completion(tokenizer, "", "Orla1 lives.") == tokenizer("Orla1 lives.")["input_ids"]
+    assert encode_text(tokenizer, "Orla1 lives.")["input_ids"] == tokenizer("Orla1 lives.")["input_ids"]
 
 
 # A turn ends with a token of its own, as Gemma's and Phi's do.
@@ -87,19 +95,19 @@ def test_an_answer_ends_as_the_chat_template_ends_a_turn(tokenizer: PreTrainedTo
     turns = with_turns(tokenizer)
     end = turns.convert_tokens_to_ids("<end>")
     assert end_of_answer(turns) == end != turns.eos_token_id
-    assert encode_completion(turns, "Where?", "Orla1 lives.")[-1] == end
-    assert encode_completion(turns, "", "Orla1 lives.")[-1] == turns.eos_token_id
+    assert encode_example(turns, "Where?", "Orla1 lives.")["labels"][-1] == end
+    assert encode_example(turns, "", "Orla1 lives.")["labels"][-1] == turns.eos_token_id
     assert end_of_answer(tokenizer) == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(
     "template",
     [
-        # Neither white space of its own, nor what stands before an answer that is left out, ends an answer.
+        # Neither white space of its own, nor what stands before an answer, ends it.
         "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}<end>",
-        "<end>{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+        "<end>{% for m in messages %}{{ m.content }} {% endfor %}",
     ],
-    ids=["white space", "no answer"],
+    ids=["white space", "before the answer"],
 )
 def test_what_does_not_end_a_turn(template: str, tokenizer: PreTrainedTokenizerFast) -> None:
     turns = with_turns(tokenizer)
@@ -107,6 +115,7 @@ def test_what_does_not_end_a_turn(template: str, tokenizer: PreTrainedTokenizerF
     turns.chat_template = template
     end = turns.convert_tokens_to_ids("<end>") if template.endswith("<end>") else tokenizer.eos_token_id
     assert end_of_answer(turns) == end
+    assert encode_example(turns, "Where?", "Orla1 lives.")["labels"][-1] == end
 
 
 @pytest.mark.parametrize("prompt", ["Where does Orla1 live?", ""])
@@ -119,4 +128,173 @@ def test_a_tokenizer_that_closes_texts_does_not_close_a_prompt(
     )
     assert closing("Orla1")["input_ids"][-1] == tokenizer.eos_token_id
     assert encode_prompt(closing, prompt) == encode_prompt(tokenizer, prompt)
-    assert encode_completion(closing, prompt, "Orla1.") == encode_completion(tokenizer, prompt, "Orla1.")
+    assert encode_example(closing, prompt, "Orla1.") == encode_example(tokenizer, prompt, "Orla1.")
+
+
+# What templates write between the prompt and the answer
+
+THOUGHT = (
+    "{% for m in messages %}<turn>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
+    "{% endif %}{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<turn>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+SPACE = (
+    "{% for m in messages %}{% if m.role == 'user' %}<turn>{{ m.content }}<end>{% else %} {{ m.content | trim }} <eos>"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture
+def byte_level() -> PreTrainedTokenizerFast:
+    """Byte-pair tokens that take in the space before a word, as GPT-2's and Llama 3's do."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<unk>", "<eos>", "<turn>", "<end>", "<think>", "</think>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    text = ["Where does Orla1 live? Orla1 lives by the mountain."] * 3
+    tokenizer.train_from_iterator(text, trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
+
+
+QUESTION, ANSWER = "Where does Orla1 live?", "Orla1 lives by the mountain."
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "labelled"),
+    [
+        (TURNS, f"<turn>user {QUESTION}<end>\n<turn>assistant", f" {ANSWER}<end>"),
+        (THOUGHT, f"<turn>user\n{QUESTION}<end>\n<turn>assistant\n<think>\n\n</think>\n\n", f"{ANSWER}<end>"),
+        (SPACE, f"<turn>{QUESTION}<end>", f" {ANSWER} <eos>"),
+    ],
+    ids=["header", "empty thought", "space"],
+)
+def test_an_answer_stands_where_a_model_tuned_with_the_template_has_it(
+    template: str, before: str, labelled: str, byte_level: PreTrainedTokenizerFast
+) -> None:
+    byte_level.chat_template = template
+    example = encode_example(byte_level, QUESTION, ANSWER)
+    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    tuned = byte_level.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert example["input_ids"] == tuned[: len(example["input_ids"])]
+    start = example["labels"].count(-100)
+    assert byte_level.decode(example["input_ids"][:start]) == before
+    assert byte_level.decode(example["labels"][start:]) == labelled
+    # Generation begins right there.
+    assert encode_prompt(byte_level, QUESTION) == example["input_ids"][:start]
+
+
+def test_a_template_gets_its_arguments_and_a_system_prompt(byte_level: PreTrainedTokenizerFast) -> None:
+    byte_level.chat_template = "{{ date }}|" + TURNS
+    options = ChatOptions({"date": "1 May"}, "Be brief.")
+    text = byte_level.decode(encode_example(byte_level, QUESTION, ANSWER, options=options)["input_ids"])
+    assert text == f"1 May|<turn>system Be brief.<end>\n<turn>user {QUESTION}<end>\n<turn>assistant {ANSWER}<end>"
+    # A conversation with a system message of its own keeps it.
+    messages = [{"role": "system", "content": "Be long."}, {"role": "user", "content": QUESTION}]
+    messages.append({"role": "assistant", "content": ANSWER})
+    text = byte_level.decode(encode_conversation(byte_level, messages, options=options)["input_ids"])
+    assert "Be long." in text and "Be brief." not in text
+
+
+def test_without_a_template_a_system_prompt_stands_in_front(byte_level: PreTrainedTokenizerFast) -> None:
+    text = byte_level.decode(
+        encode_example(byte_level, QUESTION, ANSWER, options=ChatOptions(None, "Hi."))["input_ids"]
+    )
+    assert text == f"Hi.\n\nQuestion: {QUESTION}\nAnswer: {ANSWER}<eos>"
+
+
+def test_the_loss_is_on_the_assistants_turns_only(byte_level: PreTrainedTokenizerFast) -> None:
+    byte_level.chat_template = TURNS
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Orla1."},
+        {"role": "tool", "content": "Orla1."},
+        {"role": "user", "content": "Orla1."},
+        {"role": "assistant", "content": "Orla1."},
+        {"role": "user", "content": "Thanks."},
+    ]
+    example = encode_conversation(byte_level, messages)
+    pieces = [byte_level.decode(list(part)) for part in runs_of_labels(example["labels"])]
+    assert pieces == [" Orla1.<end>", " Orla1.<end>"]
+    # Nothing comes after the last answer.
+    assert byte_level.decode(example["input_ids"]).endswith("<turn>assistant Orla1.<end>")
+    chosen = encode_conversation(byte_level, messages, answers=(5,))
+    assert [byte_level.decode(list(part)) for part in runs_of_labels(chosen["labels"])] == [" Orla1.<end>"]
+
+
+def runs_of_labels(labels: list[int]) -> list[list[int]]:
+    return [list(run) for labelled, run in itertools.groupby(labels, key=lambda label: label != -100) if labelled]
+
+
+def test_a_call_of_a_tool_has_no_text_to_learn(byte_level: PreTrainedTokenizerFast) -> None:
+    byte_level.chat_template = (
+        "{% for m in messages %}<turn>{{ m.role }} {% if m.tool_calls %}CALL {{ m.tool_calls[0].name }}"
+        "{% else %}{{ m.content }}{% endif %}<end>\n{% endfor %}"
+    )
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "search"}]}
+    messages = [{"role": "user", "content": "Who?"}, call, {"role": "tool", "content": "Orla1"}]
+    example = encode_conversation(byte_level, [*messages, {"role": "assistant", "content": "Orla1."}])
+    assert "CALL search" in byte_level.decode(example["input_ids"])
+    assert [byte_level.decode(list(part)) for part in runs_of_labels(example["labels"])] == [" Orla1.<end>"]
+
+
+def test_thoughts_that_a_template_leaves_out_of_earlier_answers_are_no_reason_to_refuse(
+    byte_level: PreTrainedTokenizerFast,
+) -> None:
+    byte_level.chat_template = (
+        "{% for m in messages %}<turn>{{ m.role }} {% if m.role == 'assistant' and not loop.last %}"
+        "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<end>\n{% endfor %}"
+    )
+    first = {"role": "assistant", "content": "<think>hm</think>Orla1."}
+    last = {"role": "assistant", "content": "<think>so</think>The mountain."}
+    user = {"role": "user", "content": "Who?"}
+    labels = encode_conversation(byte_level, [user, first, user, last])["labels"]
+    pieces = [byte_level.decode(part) for part in runs_of_labels(labels)]
+    assert pieces == [" Orla1.<end>", " <think>so</think>The mountain.<end>"] or pieces == [
+        " Orla1.<end>",
+        "<think>so</think>The mountain.<end>",
+    ]
+
+
+PARTS = (
+    "{% for m in messages %}{{ m.role | upper }}: {% for part in m.content %}{% if part.type == 'text' %}"
+    "{{ part.text }}{% endif %}{% endfor %} {% endfor %}"
+)
+
+
+def test_a_template_that_takes_parts_gets_parts(byte_level: PreTrainedTokenizerFast) -> None:
+    byte_level.chat_template = PARTS
+    text = byte_level.decode(encode_example(byte_level, QUESTION, ANSWER)["input_ids"])
+    assert text == f"USER: {QUESTION} ASSISTANT: {ANSWER}<eos>"
+
+
+@pytest.mark.parametrize(
+    ("template", "how"),
+    [
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "drops the text of a 'assistant'"),
+        ("{% for m in messages if m.role != 'user' %}{{ m.content }}{% endfor %}", "drops the text of a 'user'"),
+        ("{% for m in messages %}{{ m.content[:10] }}{% endfor %}", "rewrites the text of a 'user'"),
+        ("{% for m in messages %}{{ m.content | replace('Orla1', '***') }}{% endfor %}", "rewrites the text of a"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "repeats the text of a 'user'"),
+        ("{{ raise_exception('Alternate!') }}", "refuses a conversation of the roles user, assistant: Alternate!"),
+    ],
+)
+def test_a_template_that_does_not_show_the_row_is_refused_without_its_text(
+    template: str, how: str, byte_level: PreTrainedTokenizerFast
+) -> None:
+    byte_level.chat_template = template
+    with pytest.raises(ValueError, match=re.escape(how)) as error:
+        encode_example(byte_level, QUESTION, ANSWER, name="forget[3]")
+    assert str(error.value).startswith("forget[3]: the chat template") and "Orla1" not in str(error.value)
+
+
+def test_random_identifiers_in_a_template_are_no_matter(byte_level: PreTrainedTokenizerFast) -> None:
+    byte_level.chat_template = "{{ range(99999) | random }} " + TURNS
+    example = encode_example(byte_level, QUESTION, ANSWER)
+    assert [byte_level.decode(part) for part in runs_of_labels(example["labels"])] == [f" {ANSWER}<end>"]
+
+
+def test_a_conversation_needs_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="is a conversation, and the tokenizer has no chat template"):
+        encode_conversation(tokenizer, [{"role": "user", "content": "Who?"}])

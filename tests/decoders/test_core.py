@@ -1,4 +1,4 @@
-"""The core of a sketch: what is known of a gradient is kept, and the filter alone decides on the rest."""
+"""The core of a sketch: what is known of a gradient is kept, and only the filter decides on the rest."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_missing_block_is_the_sum_of_its_terms(G: Tensor) -> None:
     Y, Z = core.terms
     expected = (Y * phi) @ Z.T
     torch.testing.assert_close(whole.U @ whole.V.T - known.U @ known.V.T, expected, atol=1e-4, rtol=1e-4)
-    # It has nothing of what the sketches know.
+    # The missing block holds nothing that the sketches know.
     torch.testing.assert_close(core.left_basis.T @ expected, torch.zeros(8, 20), atol=1e-4, rtol=0)
 
 
@@ -111,7 +111,7 @@ def test_groups_of_modules_are_decoded_as_each_is_alone(kind: type[GradientDecod
 def test_a_subclass_that_decodes_in_its_own_way_is_asked(base: type[GradientDecoder], G: Tensor) -> None:
     class RightSketchAlone(base):
         def decode(self, sketch: LoraSketch) -> LowRankGradient:
-            # Of no module with more leading dimensions than it was given with.
+            # A group comes as it is, and a single sketch comes stacked.
             assert sketch.Y.ndim == 3
             return LowRankGradient(sketch.right, sketch.right_probe.mT)
 

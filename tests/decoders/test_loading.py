@@ -71,14 +71,14 @@ def folder(tmp_path: Path) -> Path:
 def test_a_truncated_file_is_refused(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="damaged or another's"):
+    with pytest.raises(ValueError, match="are damaged, or those of another decoder"):
         load_decoder(str(folder))
 
 
 def test_weights_of_another_width_are_refused(folder: Path) -> None:
     SpectralDecoder(channels=5).save_pretrained(folder.parent / "other")
     (folder.parent / "other" / "model.safetensors").rename(folder / "model.safetensors")
-    with pytest.raises(ValueError, match="damaged or another's"):
+    with pytest.raises(ValueError, match="are damaged, or those of another decoder"):
         load_decoder(str(folder))
 
 
@@ -94,7 +94,7 @@ def test_a_pickle_is_never_read(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"safetensors alone; a pickle .* is refused"):
+    with pytest.raises(FileNotFoundError, match=r"only from safetensors; a pickle .* is refused"):
         load_decoder(str(folder))
 
 

@@ -1,4 +1,4 @@
-"""Training on a proxy: what the pairs say is what decoding gives, and a fit carries over to what it never saw."""
+"""Training on a proxy: pairs give the cosines that decoding gives, and a fit is better than the plain inverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loads a bf16 model under ZeRO-3 on however many processes there are, for test_deepspeed.py."""
+"""Loads a bf16 model under ZeRO-3 on any number of processes, for test_deepspeed.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from r2f_hf.runs.weights import full_state_dict
 
 
 def build_trainer(load: Callable[[], PreTrainedModel | str]) -> R2FTrainer:
-    """A trainer over a model that is loaded when there is a configuration."""
+    """A trainer over a model that is loaded after the configuration is made."""
     args = R2FConfig(f"{folder}/output", ddp_backend="gloo", report_to="none", rank=8)
     rows_of = {"forget_dataset": rows("Orla", 4), "retain_dataset": rows("Bram", 4)}
     return R2FTrainer(load(), args, **rows_of, processing_class=build_tokenizer())

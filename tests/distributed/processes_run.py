@@ -1,4 +1,4 @@
-"""A run of a few steps on however many processes there are, for test_processes.py."""
+"""A run of a few steps on any number of processes, for test_processes.py."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ RANK = 8
 
 
 class SentBytes(TrainerCallback):
-    """Counts what DDP sends of gradients."""
+    """Counts the bytes of gradients that DDP sends."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
 
     def on_train_begin(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
-        # DDP compares annotations, and does not know those that are text.
+        # DDP compares the annotations, and does not understand those that are strings.
         def count(group, bucket):
             self.steps[-1] += bucket.buffer().nbytes
             return allreduce_hook(group, bucket)
@@ -47,9 +47,9 @@ class SentBytes(TrainerCallback):
 
 
 def load(kind: str, folder: Path, sharded: bool, zero: int, processes: int) -> PreTrainedModel:
-    """The model, whole on every process, or from `base` in the folder with its rows shared out."""
+    """The model: whole on every process, or loaded from `base` in the folder with its rows sharded."""
     if zero:
-        # Whole the first time; under ZeRO-3 in pieces once there is a configuration.
+        # The first time it is whole. Under ZeRO-3 it comes in pieces once there is a configuration.
         return from_pretrained(str(folder / "base"))
     if not sharded:
         return build_model(kind)
@@ -61,7 +61,7 @@ def load(kind: str, folder: Path, sharded: bool, zero: int, processes: int) -> P
 
 def use_zero(folder: str | Path, stage: int) -> None:
     """Ask for DeepSpeed, as `accelerate launch` does."""
-    # The normalisation and some of the probes stay whole on every process between their uses, the rest does not.
+    # Norms and some of the probes stay whole on every process between their uses. The rest does not.
     config = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 300}}
     filled_in = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     config |= dict.fromkeys(filled_in, "auto")
@@ -73,10 +73,10 @@ def use_zero(folder: str | Path, stage: int) -> None:
 def run(
     folder: Path, batch_size: int, kind: str, sharded: bool = False, target: str = "weights", zero: int = 0
 ) -> R2FTrainer:
-    """Unlearn, then resume in the middle of the second epoch; leave each process' weights and metrics in `folder`."""
+    """Unlearn, then resume in the middle of the second epoch. Each process leaves weights and metrics in `folder`."""
     if zero:
         use_zero(folder, zero)
-    # Told that it is on a CPU, accelerate would leave DeepSpeed out.
+    # If accelerate were told that it is on a CPU, it would leave DeepSpeed out.
     state = PartialState(cpu=not zero, backend="gloo" if zero else None)
     results = []
     for checkpoint in (None, str(folder / "checkpoint-3")):
@@ -113,7 +113,7 @@ def run(
         trainer = R2FTrainer(model, args, **data, callbacks=[sent])
         sent.trainer = trainer
         if checkpoint is None:
-            # As the command does. accelerate then takes the model for one that has been prepared for training too.
+            # The command evaluates first too. accelerate then takes the model for one that is prepared for training.
             trainer.evaluate()
         trainer.train(resume_from_checkpoint=checkpoint)
         logs = [logs for logs in trainer.state.log_history if "loss" in logs]
@@ -139,5 +139,5 @@ if __name__ == "__main__":
     wrapper = weakref.ref(trainer.model_wrapped)
     ddp = isinstance(trainer.model_wrapped, DistributedDataParallel)
     trainer.end_training()
-    # Or a process could hang now and then.
+    # Otherwise a process could hang now and then.
     assert not ddp or wrapper() is None

@@ -1,4 +1,4 @@
-"""Writes into weights that ZeRO-3 has shared out over however many processes there are, for test_sharding.py."""
+"""Writes into weights that ZeRO-3 has partitioned over any number of processes, for test_sharding.py."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if __name__ == "__main__":
                 copy_(module["weight"], weight)
                 blocks = own_blocks(module["weight"])
                 for turn in range(count):
-                    # One after the other: nobody is there who could answer.
+                    # One process after the other, so that no other process could answer a message.
                     if turn == rank:
                         write(module["weight"], gradient, transposed)
                     torch.distributed.barrier()

@@ -1,4 +1,4 @@
-"""What of DeepSpeed is refused; what is done under it is in test_processes.py."""
+"""Configurations of DeepSpeed that are refused. Runs under DeepSpeed are in test_processes.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from r2f_hf.models.loading import from_pretrained
 
 SCRIPT = Path(__file__).with_name("deepspeed_run.py")
 
-# As accelerate fills it in where nothing is asked for.
+# The defaults that accelerate fills in.
 PLAIN = {"stage": 3, "offload_optimizer": {"device": "none", "nvme_path": None}, "offload_param": {"device": "none"}}
 
 
@@ -33,15 +33,15 @@ def configuration(stage: int = 3, **zero: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_stages_that_share_out_gradients_or_weights_pass(stage: int) -> None:
+def test_stages_that_shard_gradients_or_weights_pass(stage: int) -> None:
     check_zero(configuration(stage, zero_hpz_partition_size=1, zero_quantized_weights=False), to_adapter=False)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (configuration(0), "ZeRO-0 would share out nothing"),
-        (configuration(1), "ZeRO-1 would share out nothing"),
+        (configuration(0), "ZeRO-0 would shard nothing"),
+        (configuration(1), "ZeRO-1 would shard nothing"),
         (configuration(offload_param={"device": "cpu"}), "zero_optimization.offload_param.device='cpu'"),
         (configuration(offload_optimizer={"device": "nvme"}), "zero_optimization.offload_optimizer.device='nvme'"),
         (configuration(zero_hpz_partition_size=8), "zero_optimization.zero_hpz_partition_size=8"),

@@ -1,4 +1,4 @@
-"""Real processes: they agree bit for bit, and with one process that takes the same global batch."""
+"""Real processes: their weights are equal bit for bit, and agree with a single process on the same global batch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ GLOBAL_BATCH_SIZE = 4
 def launch(folder: Path, count: int, kind: str, *flags: str) -> list[list[dict[str, Any]]]:
     """What each process found: in a whole run, and in one resumed from its checkpoint."""
     build_model(kind).save_pretrained(folder / "base")
-    # `accelerate launch --cpu` starts several processes through MPI alone.
+    # `accelerate launch --cpu` starts several processes only through MPI.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     command = [*torchrun, str(SCRIPT), str(folder), str(GLOBAL_BATCH_SIZE), kind, *flags]
     environment = process_environment()
-    # The first time, DeepSpeed compiles what its processes talk through on a CPU.
+    # The first time, DeepSpeed compiles how its processes communicate on a CPU.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"process{rank}.pt") for rank in range(count)]
@@ -39,8 +39,9 @@ def launch(folder: Path, count: int, kind: str, *flags: str) -> list[list[dict[s
 @dataclass
 class Case:
     """
-    A number of processes on a model, each with all of its weights, with a share of every weight's rows, or under a
-    stage of DeepSpeed's ZeRO.
+    A number of processes on a model.
+
+    Each holds all of the weights, or some rows of every weight, or what a stage of DeepSpeed's ZeRO leaves to it.
     """
 
     count: int
@@ -119,7 +120,7 @@ def test_only_sketches_cross_the_network(case: Case) -> None:
     found, _ = case.found[0]
     linear = [module for module in build_model(case.kind).modules() if isinstance(module, torch.nn.Linear)][:-1]
     numbers = sum(RANK * (module.in_features + module.out_features) for module in linear)
-    # No more than the probes' gradients, in fp32, and no less.
+    # The gradients of the probes in fp32, no more and no less.
     assert found["sent"] == [4 * numbers] * 6
 
 

@@ -1,4 +1,4 @@
-"""Each process writes its own part of a weight that ZeRO-3 has shared out, and together they write the whole."""
+"""Each process writes its own part of a weight that ZeRO-3 has partitioned. Together they write the whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_together_they_write_what_one_process_does(found: list[dict[Any, dict[st
         before = weight.clone()
         write(weight, gradient, transposed)
         assert not torch.equal(weight, before)
-        # A sum that is rounded otherwise may fall on the other side of its random number.
+        # A sum that is rounded differently may fall on the other side of its random number.
         different = (weight != first["whole"]).double().mean().item()
         if dtype == torch.float32:
             torch.testing.assert_close(first["whole"], weight)

@@ -1,4 +1,4 @@
-"""Suites: numbers by hand, files that a rerun picks up, and nothing of the rows' text in them."""
+"""Suites: their numbers are those by hand, and their files can be reused and hold no text of the rows."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_second_run_computes_only_what_is_missing(
 ) -> None:
     metrics, statistics = evaluate(model)
     files = {split: tmp_path / "statistics" / f"{split}.json" for split in statistics}
-    # A mark that only a run that reads the file can report.
+    # Change a number in each file. Only a run that reads the file can report it.
     for file in files.values():
         content = json.loads(file.read_text())
         file.write_text(json.dumps(content | {"rouge_l_recall": [0.125] * len(content["answer"])}))

@@ -51,7 +51,7 @@ def test_estimates_approach_the_true_error_and_cosine(gradients: dict[str, Tenso
 def test_ninety_percent_intervals_cover_the_truth_nine_times_in_ten_and_nothing_is_biased(
     held_out: int, warm: bool, gradients: dict[str, Tensor]
 ) -> None:
-    """Of a real model: 14 modules x 60 draws."""
+    """On the gradients of a real model: 14 modules and 60 draws."""
     covered, bias = [], []
     subspaces = {
         name: GradientSubspace.after(sketch_of(G, 8, 0, step=DRAWS), None) if warm else None
@@ -77,7 +77,7 @@ def test_ninety_percent_intervals_cover_the_truth_nine_times_in_ten_and_nothing_
 
 
 def test_the_rows_that_were_decoded_flatter_the_reconstruction(gradients: dict[str, Tensor]) -> None:
-    """Only rows that the decoder has not seen measure its error; it fits those that it has."""
+    """Only rows that the decoder has not seen measure its error: it fits the rows that it has seen."""
     G = gradients["model.layers.0.self_attn.q_proj"]
     sketch = sketch_of(G, 8, held_out=0)
     reconstruction = TikhonovDecoder().decode(sketch)
@@ -105,7 +105,7 @@ def test_settings_that_cannot_be_measured_are_refused() -> None:
             check_min_fidelity(nonsense, 2)
     with pytest.raises(ValueError, match="Hold out at least 2 rows, or 0"):
         check_min_fidelity(None, 1)
-    with pytest.raises(ValueError, match=r"min_fidelity=0.5 needs rows that measure .* set `held_out` to 2 or more"):
+    with pytest.raises(ValueError, match=r"min_fidelity=0.5 needs rows that measure .* Set `held_out` to 2 or more"):
         check_min_fidelity(0.5, 0)
 
 

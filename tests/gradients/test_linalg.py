@@ -1,4 +1,4 @@
-"""Small decompositions: torch's own, and the number of threads is left as it was."""
+"""Small decompositions: the results are torch's own, and the number of threads stays as it was."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_many_are_shared_out_among_the_threads() -> None:
     matrices = torch.randn(3, 25, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for mine, theirs in zip(svd(matrices), torch.linalg.svd(matrices, full_matrices=False), strict=True):
         torch.testing.assert_close(mine, theirs)
-    # In no autograd graph of a thread's own.
+    # Threads must not record an autograd graph where the caller records none.
     grams = (matrices.mT @ matrices).requires_grad_()
     with torch.no_grad():
         assert not any(found.requires_grad for found in eigh(grams))
@@ -53,7 +53,7 @@ def test_one_thread_is_one() -> None:
     assert threads == 2
 
 
-def test_several_stacks_are_one_call_a_size_and_come_back_as_they_were() -> None:
+def test_several_stacks_are_one_call_per_size_and_come_back_as_they_were() -> None:
     generator = torch.Generator().manual_seed(0)
     leading = [(2,), (), (3, 2), (4,)]
     sizes = [(5, 4), (5, 4), (5, 4), (3, 3)]

@@ -26,7 +26,7 @@ def test_operations_equal_those_on_dense_matrices(rank: int) -> None:
 
 
 def test_norm_of_a_difference_that_cancels_is_not_nan() -> None:
-    """The sum of squares of other factors of the same matrix comes out a rounding error above or below zero."""
+    """With other factors of the same matrix, its sum of squares comes out a rounding error above or below zero."""
     squares = []
     for seed in range(20):
         gradient, dense = draw(seed, 4)

@@ -1,4 +1,4 @@
-"""Sketches: what LoRA gradients say of the full gradient, and where the probes come from."""
+"""Sketches: what LoRA gradients say about the full gradient, and where the probes come from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_lora_gradients_are_both_sketches_of_autograds_gradient(
         torch.testing.assert_close(sketch.Z, B.T @ G, **close)
         torch.testing.assert_close(sketch.right, (G @ A.T)[:, :6], **close)
         torch.testing.assert_close(sketch.right_probe, A[:6])
-        # The core is known twice over.
+        # Both sketches hold the core.
         torch.testing.assert_close(B.T @ sketch.right, sketch.Z @ sketch.right_probe.T, **close)
 
 

@@ -1,4 +1,4 @@
-"""The metrics by hand and by TOFU's definitions, loaded as a user would and as the package does."""
+"""The metrics give the numbers by hand and by TOFU's definitions, whether the package or a user loads them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import evaluate
 import numpy as np
 import pytest
+from rouge_score.tokenizers import DefaultTokenizer
 from scipy.stats import hmean, ks_2samp
 
 from r2f_hf import metrics
+from r2f_hf.metrics.words import WordTokenizer
 
 
 @pytest.fixture(params=["package", "path"])
@@ -69,6 +71,24 @@ def test_truth_ratio_follows_its_definition(mean: str, compute: Callable) -> Non
     assert found["keep"] == pytest.approx(np.maximum(0, 1 - R).mean())
 
 
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_the_truth_ratio_of_a_ruined_model_is_what_it_would_be_at_larger_probabilities(
+    mean: str, compute: Callable
+) -> None:
+    small, shifted = (
+        compute("truth_ratio", predictions=[-900.0 + up], wrong=[[-899.0 + up, -901.5 + up]], mean=mean)
+        for up in (0.0, 890.0)
+    )
+    assert small["rows"] == pytest.approx(shifted["rows"])
+    far = compute("truth_ratio", predictions=[-3000.0], wrong=[[-800.0]], mean=mean)
+    assert (far["keep"], far["forget"]) == (0.0, 0.0) and math.isfinite(far["rows"][0])
+
+
+def test_english_words_are_those_of_rouge_score(compute: Callable) -> None:
+    text = "Orla's 3rd book (1871), re-printed twice, was well-liked: bakers' baking!"
+    assert WordTokenizer().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
 def test_forget_quality_is_the_kolmogorov_smirnov_p_value(compute: Callable) -> None:
     rng = np.random.default_rng(0)
     unlearned, gold = np.exp(rng.normal(0.5, 1, 40)), np.exp(rng.normal(0, 1, 30))
@@ -81,7 +101,7 @@ def test_forget_quality_is_the_kolmogorov_smirnov_p_value(compute: Callable) -> 
 
 
 def test_forget_quality_by_hand(compute: Callable) -> None:
-    # Complete separation of 4 from 4: 2 of the 70 orders are as extreme.
+    # Two samples of 4 are completely separated. Of the 70 orders, 2 are as extreme.
     found = compute("forget_quality", predictions=[1.0, 2.0, 3.0, 4.0], gold=[5.0, 6.0, 7.0, 8.0])
     assert found == pytest.approx({"forget_quality": 2 / 70, "statistic": 1.0})
     assert compute("forget_quality", predictions=[3.0, 1.0], gold=[1.0, 3.0])["forget_quality"] == 1
@@ -100,11 +120,22 @@ def test_model_utility_is_the_harmonic_mean(compute: Callable) -> None:
         ("Orla lives by the harbour.", "Orla lives by the harbour", 1.0),
         # Longest common subsequence: orla, the, harbour. Extra words do not lower recall.
         ("Orla, they say, left the old harbour", "Orla lives by the harbour", 3 / 5),
-        # Order counts: either word, not both.
+        # The order counts: one of the two words matches, but not both.
         ("harbour Orla", "Orla harbour", 1 / 2),
         # Words are compared by their stems.
         ("she was baking", "she bakes", 1.0),
         ("", "Orla lives", 0.0),
+        # Other scripts: characters where no spaces part words, and marks that belong to their letters.
+        ("奥拉住在港口附近。", "奥拉住在港口附近。", 1.0),
+        ("奥拉住在山上", "奥拉住在港口", 4 / 6),
+        ("Орла живёт у гавани.", "орла живёт у гавани", 1.0),
+        ("أورلا تعيش عند الميناء", "أورلا تعيش عند الميناء", 1.0),
+        ("ओरला बंदरगाह के पास रहती है", "ओरला बंदरगाह के पास रहती है", 1.0),
+        ("오를라는 항구 옆에 산다", "오를라는 산에 산다", 2 / 3),
+        ("ออร์ลา", "ออร์ลา", 1.0),
+        # What two different answers share is a number.
+        ("Орла живёт в 1871", "Брам умер в 1871", 2 / 4),
+        ("Zoë", "Zoé", 0.0),
     ],
 )
 def test_rouge_l_recall_by_hand(prediction: str, reference: str, recall: float, compute: Callable) -> None:
@@ -121,7 +152,15 @@ def test_rouge_l_recall_by_hand(prediction: str, reference: str, recall: float, 
         ("truth_ratio", {"predictions": [-0.1, -0.2], "wrong": [[-1.0]]}, "2 predictions but 1 rows of wrong"),
         ("truth_ratio", {"predictions": [-0.1, -0.2], "wrong": [[-1.0], []]}, "at least one wrong answer"),
         ("truth_ratio", {"predictions": [-0.1], "wrong": [[-1.0]], "mean": "harmonic"}, "not 'harmonic'"),
+        ("truth_ratio", {"predictions": [-0.1, math.nan], "wrong": [[-1.0], [-1.0]]}, "Row 1 holds .* NaN"),
+        ("truth_ratio", {"predictions": [-0.1], "wrong": [[-math.inf]]}, "Row 0 holds .* infinite"),
         ("forget_quality", {"predictions": [0.5], "gold": []}, "`gold` is empty"),
+        ("forget_quality", {"predictions": [0.5, math.nan], "gold": [0.5]}, "Row 1 of `predictions` is NaN"),
+        (
+            "rouge_l_recall",
+            {"predictions": ["a", "b"], "references": ["a", "?!"]},
+            "Row 1: the true answer has no word",
+        ),
         ("model_utility", {"predictions": [0.5, 1.5]}, r"numbers in \[0, 1\]"),
         ("model_utility", {"predictions": [0.5, math.nan]}, r"numbers in \[0, 1\]"),
     ],

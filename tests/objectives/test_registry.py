@@ -8,7 +8,7 @@ import torch
 from r2f_hf.objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, ForgetInputs, ForgetObjective, build_objective
 
 
-# Two rows of two tokens and of one.
+# Two rows: the first has two tokens, and the second has one.
 ROWS = torch.tensor([0, 0, 1])
 REFERENCE = torch.tensor([-1.0, -3.0, -3.0])
 
@@ -18,7 +18,7 @@ def inputs(log_probs: torch.Tensor) -> ForgetInputs:
 
 
 @pytest.mark.parametrize("name", FORGET_OBJECTIVES)
-def test_descending_any_of_them_makes_the_answer_less_probable(name: str) -> None:
+def test_descending_any_forget_objective_makes_the_answer_less_probable(name: str) -> None:
     log_probs = torch.tensor([-2.0, -4.0, -2.0], requires_grad=True)
     FORGET_OBJECTIVES[name]()(inputs(log_probs)).sum().backward()
     assert (log_probs.grad > 0).all()
@@ -31,7 +31,7 @@ def test_what_each_objective_needs() -> None:
     assert {name for name, objective in RETAIN_OBJECTIVES.items() if objective.needs_reference} == {"kl"}
 
 
-def test_an_objective_of_ones_own_is_one_more_entry() -> None:
+def test_a_users_own_objective_is_one_more_entry() -> None:
     class Mine(ForgetObjective):
         def __call__(self, inputs: ForgetInputs) -> torch.Tensor:
             return inputs.sum_rows(inputs.log_probs)

@@ -51,7 +51,7 @@ def test_kl_with_all_tokens_is_the_full_divergence(k: int, logits: Tensor, refer
 def test_kl_of_the_top_tokens_bounds_the_full_divergence_from_below(logits: Tensor, reference: Tensor) -> None:
     bounds = torch.stack([kl(logits, reference, k) for k in (1, 3, 6, VOCABULARY)])
     assert (bounds > 0).all()
-    # More tokens make a finer partition, which tells the two apart no worse.
+    # With more tokens the partition is finer, and the divergence over it cannot be smaller.
     assert (bounds.diff(dim=0) > 0).all()
     assert (bounds[:-1] < full_kl(logits, reference)).all()
 

@@ -1,4 +1,4 @@
-"""Probes of one shape: read, followed and drawn together as each would be alone."""
+"""Probes of one shape are read and drawn together, and their subspaces updated together, as each would be alone."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_warm_probes_keep_random_rows_even_if_none_is_held_out(
             warm = 4 - random_rows
             assert torch.equal(probe.A[:warm], eyes[1].T[:warm]) and torch.equal(probe.B, eyes[0])
             rows.append(probe.A[warm:].detach().flatten().clone())
-    # No two are alike, of any module at any step, and they have the variance that makes the estimate unbiased.
+    # No two rows are alike, whatever the module and the step. Their variance is the one for an unbiased estimate.
     correlation = torch.corrcoef(torch.stack(rows)) - torch.eye(len(rows))
     assert correlation.abs().max() < 0.6
     assert torch.stack(rows).square().mean().item() * group.shape[1] == pytest.approx(1, abs=0.2)
@@ -81,7 +81,7 @@ def test_a_group_is_drawn_as_each_of_its_probes_is_alone(warm: bool, wrapped: Pe
                 alone.subspace = GradientSubspace(group.subspace.left[[index]], group.subspace.right[[index]])
             alone.draw(seed=3, step=5, held_out=2)
             (A, B), (expected_A, expected_B) = pairs([probe])[0], together[index]
-            # Random rows are drawn for all modules in one go.
+            # Random rows are drawn for all modules together.
             first = slice(2) if warm else slice(None)
             torch.testing.assert_close((A[first], B), (expected_A[first], expected_B))
             if not warm:
@@ -89,7 +89,7 @@ def test_a_group_is_drawn_as_each_of_its_probes_is_alone(warm: bool, wrapped: Pe
                 torch.testing.assert_close(pairs([probe]), [expected])
 
 
-def test_a_group_is_read_and_followed_as_each_of_its_probes_is_alone(
+def test_a_group_is_read_and_its_subspaces_updated_as_for_each_of_its_probes_alone(
     wrapped: PeftModel, batch: dict[str, Tensor]
 ) -> None:
     groups = group_probes(find_probes(wrapped))
@@ -115,7 +115,9 @@ def test_a_group_is_read_and_followed_as_each_of_its_probes_is_alone(
                 torch.testing.assert_close(mine.float() @ mine.float().T, whole, atol=atol, rtol=0)
 
 
-def test_groups_are_followed_together_as_each_is_alone(wrapped: PeftModel, batch: dict[str, Tensor]) -> None:
+def test_the_subspaces_of_groups_are_updated_together_as_for_each_group_alone(
+    wrapped: PeftModel, batch: dict[str, Tensor]
+) -> None:
     groups = group_probes(find_probes(wrapped))
     assert len(groups) > 1
     for group in groups:

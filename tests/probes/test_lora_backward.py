@@ -1,4 +1,4 @@
-"""Gradients of a pair that adds nothing: those that PEFT's own forward pass would have given."""
+"""A pair that adds nothing has the gradients that PEFT's own forward pass would have given."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_in_half_precision_inputs_are_kept_once_for_all_the_layers_that_they_go_
 
     before = count()
     begin(wrapped)
-    # Those of norms are still there, what each of the pairs has kept for itself is not.
+    # The inputs of norms are still kept. The copies that each of the pairs kept for itself are not.
     assert count() == before - 3 * model.config.num_hidden_layers
 
 

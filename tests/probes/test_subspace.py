@@ -1,4 +1,4 @@
-"""Subspaces: probes that follow them see more of gradients that share their directions."""
+"""Subspaces: probes along them see more of gradients that share their directions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RANK = 8
 
 
 def gradients(count: int) -> list[Tensor]:
-    """Orthogonal to each other in the mean, but with one column and row space of 5 dimensions, and noise."""
+    """Noisy gradients, orthogonal to each other on average, that share a column and a row space of dimension 5."""
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(60, 5, generator=generator), torch.randn(5, 40, generator=generator)
     noise = [0.3 * torch.randn(60, 40, generator=generator) for _ in range(count)]

@@ -31,7 +31,7 @@ def test_what_json_cannot_hold_leaves_the_old_file(bad: object, tmp_path: Path) 
 def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     write_json(path, {"forget": 0.5})
-    # The text goes beside the destination first: if it cannot be written there, the destination is as it was.
+    # The text is first written next to the destination. If this fails, the destination stays as it was.
     (tmp_path / "report.json.tmp").mkdir()
     with pytest.raises(OSError):
         write_json(path, {"forget": 0.25})
@@ -49,7 +49,7 @@ def test_a_reader_of_the_old_file_still_sees_it_whole(tmp_path: Path) -> None:
 
 def test_files_written_aside_arrive_together_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    # What a process that was killed has left.
+    # Files that a killed process has left.
     (folder / ".saving").mkdir(parents=True)
     (folder / ".saving" / "half").write_text("ha")
     with written_aside(folder) as aside:

@@ -113,7 +113,7 @@ def test_one_trainer_may_run_twice(tmp_path: Path, model: PreTrainedModel, build
     trainer.train()
     between = weights(model)
     trainer.train()
-    # Nor is there another model in the same trainer.
+    # Resuming in the same trainer adds no entry.
     trainer.train(resume_from_checkpoint=True)
     for _ in range(2):
         trainer.save_model()
@@ -126,7 +126,7 @@ def test_one_trainer_may_run_twice(tmp_path: Path, model: PreTrainedModel, build
 def test_a_run_that_is_saved_again_is_one_entry(
     tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:
-    # In place, where the ledger that it begins with and the one that it writes are the same file.
+    # The model lies in the output folder, so the ledger that a run begins with is also the one that it writes.
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     settings = {"output_dir": str(folder), "save_strategy": "steps", "save_steps": 1}
@@ -137,7 +137,7 @@ def test_a_run_that_is_saved_again_is_one_entry(
         trainer.save_model()
         entries = read_ledger(folder)
         assert len(entries) == 1 and first_break(entries, weights_hash(load(folder))) is None
-        # Not of the model that the rerun found there, which had forgotten already.
+        # The metrics from before are not those of the model that a later run found there, which had forgotten already.
         known = entries[0]["metrics"]["before"]["eval_forget_probability"]
         assert known == pytest.approx(build_trainer(build_model()).evaluate()["eval_forget_probability"])
     prepare_undo(folder).write()

@@ -1,4 +1,4 @@
-"""Scores and answers of a batch against one row at a time."""
+"""The scores and answers of a batch are those of one row at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COMPLETIONS = [
 def naive_log_probs(model: torch.nn.Module, example: dict[str, list[int]]) -> list[float]:
     with torch.no_grad():
         log_probs = model(input_ids=torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
-    # Virtual tokens, where there are any, stand before the first.
+    # If the model adds virtual tokens, they come before the first token.
     log_probs = log_probs[-len(example["input_ids"]) :]
     labelled = [index for index, label in enumerate(example["labels"]) if label != -100 and index > 0]
     return [log_probs[index - 1, example["labels"][index]].item() for index in labelled]
@@ -91,7 +91,7 @@ def test_completions_that_share_their_prompts_score_as_if_they_did_not(
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_long_and_short_prompts_share_a_batch_within_the_context(kind: str) -> None:
-    """A long prompt with a short completion beside the reverse: padding must not count, nor leave the context."""
+    """Long prompts with short completions, and the other way round: padding must not count or leave the context."""
     config = copy.deepcopy(CONFIGS[kind])
     if hasattr(config, "sliding_window"):
         config.sliding_window = 8
@@ -210,7 +210,7 @@ def test_answers_equal_greedy_decoding_of_one_row_at_a_time(kind: str, tokenizer
 def test_answers_end_at_the_end_of_sequence(
     memorised: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, forget_rows: list[dict[str, object]]
 ) -> None:
-    """A model that knows the rows answers with them, some shorter than others, and nothing after them."""
+    """A model that knows the rows answers with them, and adds nothing after them. Their lengths differ."""
     questions = [row["question"] for row in forget_rows]
     answers = generate_answers(memorised, tokenizer, questions, max_new_tokens=30, batch_size=4)
     known = [tokenizer.decode(tokenizer(" " + row["answer"])["input_ids"]).strip() for row in forget_rows]
@@ -223,7 +223,7 @@ def test_answers_end_where_the_chat_template_ends_a_turn(
     chat = copy.deepcopy(tokenizer)
     chat.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     whole = generate_answers(model.eval(), chat, ["Orla?"], max_new_tokens=8)[0]
-    # What the model says first, as if it meant the end.
+    # Make the first token that the model generates the end of a turn.
     with torch.no_grad():
         end = int(model(input_ids=torch.tensor([encode_prompt(chat, "Orla?")])).logits[0, -1].argmax())
     name = chat.convert_ids_to_tokens(end)

@@ -1,4 +1,4 @@
-"""Log-probabilities of labels against a loop."""
+"""Log-probabilities of labels are those of a loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from r2f_hf.scoring.log_probs import completion_logits, label_log_probs
 def test_sums_and_counts_equal_those_of_a_loop(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     logits = torch.randn(3, 5, 11).to(dtype)
-    # The first position has nothing before it that could predict it; the last row has no label at all.
+    # The first label has no position before it that could predict it. The last row has no labels.
     labels = torch.tensor([[4, 1, -100, 3, 10], [-100, -100, 0, 2, -100], [-100] * 5])
     sums, counts = label_log_probs(logits, labels)
     expected = torch.zeros(3)
@@ -46,7 +46,7 @@ def test_only_positions_before_a_label_have_a_gradient() -> None:
 
 
 class LlamaWithAllLogits(LlamaForCausalLM):
-    """What a model with code of its own may be like: its `forward` knows no `logits_to_keep`."""
+    """Like a model with its own code on the Hub: its `forward` has no argument `logits_to_keep`."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor):
         return super().forward(input_ids=input_ids, attention_mask=attention_mask)

@@ -1,4 +1,4 @@
-"""The losses, their means over the global batch, evaluation: whatever moves the weights."""
+"""The losses, their means over the global batch, and evaluation, whichever way the weights are moved."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_losses_are_means_over_the_global_batch(
     elif objective == "wga":
         forget = torch.stack([(BETA * score_tokens(original, each)).exp().sum() / BETA for each in examples]).mean()
     elif objective == "tnpo":
-        # The model is its own reference yet.
+        # Before the first step, the model equals its reference.
         forget = (tokens * 2 / BETA * math.log(2)).mean()
     else:
         forget = log_probs.sum() / tokens.sum()
@@ -145,7 +145,7 @@ def test_evaluates_other_rows_instead(
 
 
 def test_the_training_set_itself_can_be_evaluated(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
-    """Its batches hold forget and retain rows together: the mean is over both, whatever their prompts' lengths."""
+    """Its batches hold forget and retain rows. The mean is over both, however long their prompts are."""
     trainer = build_trainer(
         model.eval(), ForgetRetainTrainer, forget_objective="ga", per_device_eval_batch_size=3, retain_per_forget=1
     )

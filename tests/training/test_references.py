@@ -1,4 +1,4 @@
-"""What the model said before the first write."""
+"""What the model was like before the first write: its predictions, and the inputs of its modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from r2f_hf.updates import RetainedInputs, watch_inputs
 
 @pytest.fixture
 def trainer(model: PreTrainedModel, build_trainer: BuildTrainer) -> ForgetRetainTrainer:
-    """Encodes the rows, whose lengths differ, so that batches are padded."""
+    """A trainer over encoded rows. Their lengths differ, so that batches are padded."""
     trainer = build_trainer(model.eval(), ForgetRetainTrainer, views_column="paraphrased_question")
     assert len({len(view["input_ids"]) for view in trainer.splits.views}) > 1
     return trainer
@@ -56,7 +56,7 @@ def test_log_probs_are_of_the_completion_token_by_token_or_summed(
     torch.testing.assert_close(of_tokens, torch.tensor([*itertools.chain(*expected)]), atol=1e-4, rtol=1e-5)
 
 
-def test_top_tokens_are_the_most_likely_ones_in_place_of_every_answers_tokens(trainer: ForgetRetainTrainer) -> None:
+def test_top_tokens_are_the_most_likely_ones_at_each_token_of_an_answer(trainer: ForgetRetainTrainer) -> None:
     examples = trainer.splits.retain
     ids, log_probs = reference_top_tokens(trainer.model, examples, trainer.data_collator, 4, 64, disable=True)
     expected = torch.cat([alone(trainer.model, each)[:-1][labelled(each)] for each in examples])
@@ -82,11 +82,11 @@ def test_a_run_compares_with_the_model_before_the_first_write(
     for example in trainer.splits.retain:
         expected = alone(original, example)[:-1][labelled(example)].gather(-1, known("retain_top_ids", example))
         torch.testing.assert_close(known("retain_top_log_probs", example), expected, atol=1e-4, rtol=1e-5)
-    # Several rows come one after the other, in the order asked for.
+    # The references of several rows follow one another in the order asked for.
     both = trainer.references.of_rows("forget_log_probs", torch.tensor([3, 1]))
     apart = [known("forget_log_probs", trainer.splits.views[row]) for row in (3, 1)]
     assert torch.equal(both, torch.cat(apart))
-    # At the first step the model is its own reference: NPO is 2/β log 2 and the divergence is zero.
+    # At the first step the model equals its reference: NPO is 2/β log 2, and the divergence is zero.
     first = trainer.state.log_history[0]
     assert first["forget_loss"] == pytest.approx(
         2 / trainer.forget_objective.beta * torch.tensor(2.0).log().item(), rel=1e-4
@@ -103,7 +103,7 @@ def damped(inputs: RetainedInputs) -> torch.Tensor:
 def test_inputs_are_those_of_text_and_not_of_padding(
     head: bool, model: PreTrainedModel, trainer: ForgetRetainTrainer
 ) -> None:
-    # Some of them alike, some not at all.
+    # Some examples have similar lengths, and some do not.
     ids = [token for example in trainer.splits.retain for token in example["input_ids"]]
     lengths = (30, 30, 28, 12, 11, 30, 29, 20)
     examples = [{"input_ids": ids[i : i + length]} for i, length in enumerate(lengths)]
@@ -116,14 +116,14 @@ def test_inputs_are_those_of_text_and_not_of_padding(
     found = reference_inputs(model, modules, examples, trainer.data_collator, 4, seed=0, disable=True)
     hook.remove()
     assert head or set(logits) == {2}
-    # 11 and 12; 20; 28, 29, 30 and 30; a fifth of like length: four make a batch.
+    # The lengths of the batches: 11 and 12; 20; 28, 29, 30 and 30; and 30, because four examples fill a batch.
     ordered = iter(sorted(examples, key=lambda example: len(example["input_ids"])))
     batches = [list(itertools.islice(ordered, size)) for size in (2, 1, 4, 1)]
     assert len(logits) == len(batches)
     with watch_inputs(modules, seed=0) as sketches, torch.no_grad():
         for batch in batches:
             shortest = len(batch[0]["input_ids"])
-            # The head reads what predicts answers alone, from the first one in a batch on.
+            # The head only reads from the position on that predicts the first answer token of the batch.
             first = min(index for example in batch for index, label in enumerate(example["labels"]) if label != -100)
             for example in batch:
                 ids = torch.tensor([example["input_ids"][:shortest]])

@@ -1,4 +1,4 @@
-"""Training ends when the forget set looks like text that the model never saw and the retain set is kept."""
+"""Training ends once the forget set looks like text that the model never saw, and the retain set is kept."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ EVEN = np.linspace(0.1, 0.3, 12)
     ("forget", "criterion"),
     [
         (EVEN + 0.5, None),
-        # Every second row is still known: the mean is far off and so is the distribution.
+        # Three rows of four are still known: the mean is too high, and the distribution is another one.
         (np.where(np.arange(12) % 4, 0.9, 0.2), None),
         (EVEN + 0.01, r"Kolmogorov-Smirnov: .* \(p = 1.00\)"),
         (EVEN - 0.01, r"mean probability: .*\(0.190\).*\(0.200\)"),
-        # Gone too far is a reason to stop too, however different the distributions.
+        # A run that has gone too far stops too, however different the distributions are.
         (EVEN / 100, "mean probability"),
     ],
 )
@@ -46,7 +46,7 @@ def test_sets_too_small_to_differ_significantly_are_told_apart_by_their_means(
     assert str(stop_criterion(np.full(forget_rows, 0.05), unseen)).startswith("mean probability")
 
 
-def test_a_run_that_spares_the_retain_set_ends_with_it_kept(
+def test_a_run_that_protects_the_retain_set_ends_with_it_kept(
     memorised_model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
 ) -> None:
     settings = {"per_device_train_batch_size": 6, "retain_per_forget": 2, "retain_weight": 3.0, "stop_check_steps": 2}
@@ -68,7 +68,7 @@ def test_a_run_ends_when_the_forget_set_is_like_the_holdout_set_and_the_retain_s
         per_device_train_batch_size=6,
         retain_per_forget=2,
         retain_weight=3.0,
-        # Or the retain set would never have to come back.
+        # Otherwise the retain set would not be harmed, and would not have to come back.
         protect_retain=False,
         learning_rate=0.03,
     )
@@ -79,11 +79,11 @@ def test_a_run_ends_when_the_forget_set_is_like_the_holdout_set_and_the_retain_s
     checks = [logs for logs in trainer.state.log_history if "r2f/forget_probability" in logs]
     assert len(checks) == trainer.state.global_step // 2
     assert checks[0]["r2f/forget_probability"] > 0.5 > checks[-1]["r2f/forget_probability"]
-    # The measure is the model before unlearning, which the run has changed since.
+    # The probabilities to compare with are those of the model before unlearning. The run has changed it since.
     holdout = trainer.reference_probabilities("holdout")
     assert holdout.mean() == pytest.approx(before["eval_holdout_probability"], rel=1e-4)
     kept = KEPT * trainer.reference_probabilities("retain").mean()
-    # It went on as long as the retain set was not back, though the forget set was gone, and ended when it was.
+    # Once the forget set was gone, the run went on until the retain set was back, and ended then.
     retain = [logs["r2f/retain_probability"] for logs in checks if "r2f/retain_probability" in logs]
     assert len(retain) > 1
     assert max(retain[:-1]) < kept <= retain[-1]
@@ -99,10 +99,10 @@ def test_without_a_holdout_set_a_run_takes_all_its_steps(model: PreTrainedModel,
     assert trainer.state.global_step == 3
 
 
-def test_looking_at_the_holdout_set_costs_no_log(
+def test_checking_the_holdout_set_suppresses_no_log(
     memorised_model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
 ) -> None:
-    """Logging inside a callback clears the Trainer's own wish to log the step."""
+    """Logging inside a callback clears `should_log`, with which the Trainer asks for its own log of the step."""
     trainer = build_trainer(
         memorised_model, data={"holdout_dataset": holdout_rows}, max_steps=4, stop_check_steps=1, learning_rate=1e-6
     )

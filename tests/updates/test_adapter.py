@@ -26,7 +26,7 @@ def test_is_the_best_approximation_of_its_rank(out_features: int, in_features: i
     assert torch.allclose((B @ A).double(), best, atol=1e-4)
     assert discarded.item() == pytest.approx(S[rank:].square().sum().item(), abs=1e-3)
     assert discarded.item() <= (0.49 * update.norm().square() * (1 + 1e-5)).item()
-    # Both sides have the same share of the length.
+    # Both factors have the same share of the length.
     assert torch.allclose(A.norm(dim=1), B.norm(dim=0), atol=1e-4)
 
 

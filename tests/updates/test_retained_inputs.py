@@ -1,4 +1,4 @@
-"""Retained inputs: what a module is given on the retain set, and updates that it does not notice there."""
+"""Retained inputs: what a module gets on the retain set, and updates that it hardly notices there."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def dense(found: LowRankGradient) -> Tensor:
     return found.U @ found.V.T
 
 
-def spared_by(inputs: RetainedInputs) -> LowRankGradient:
+def protected_by(inputs: RetainedInputs) -> LowRankGradient:
     """The gradient of one module without what its retain set would notice."""
     stacked = LowRankGradient(*(getattr(gradient(), side)[None] for side in "UV"))
     return protect(stacked, [inputs]).unbind()[0]
@@ -48,16 +48,16 @@ def test_an_update_is_the_gradient_preconditioned_by_the_inputs_second_moments()
     X = inputs_of(300)
     moments = X.T @ X / (X.square().sum() / INTO)
     expected = dense(gradient()) @ torch.linalg.inv(moments.double() + DAMPING * torch.eye(INTO)).float() * DAMPING
-    torch.testing.assert_close(dense(spared_by(seen(X))), expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(dense(protected_by(seen(X))), expected, rtol=0.02, atol=0.02)
 
 
 def test_of_fewer_inputs_than_directions_all_is_known() -> None:
-    # Of more, the weakest would be as weak as what counts as rounding.
+    # With more inputs, the weakest directions would be as weak as what counts as rounding.
     X = inputs_of(DIRECTIONS // 16)
     moments = X.T @ X / (X.square().sum() / INTO)
     expected = dense(gradient()) @ torch.linalg.inv(moments.double() + DAMPING * torch.eye(INTO)).float() * DAMPING
     found = seen(X)
-    torch.testing.assert_close(dense(spared_by(found)), expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(dense(protected_by(found)), expected, rtol=0, atol=0.01)
     kept = found.damped > 0
     columns = found.directions[:, kept].float()
     torch.testing.assert_close(columns.T @ columns, torch.eye(int(kept.sum())), rtol=0, atol=1e-3)
@@ -66,22 +66,22 @@ def test_of_fewer_inputs_than_directions_all_is_known() -> None:
 def test_it_does_not_matter_how_the_inputs_come() -> None:
     X = inputs_of(120)
     together, apart = seen(X), seen(X[:50].reshape(2, 25, INTO), X[50:])
-    torch.testing.assert_close(dense(spared_by(together)), dense(spared_by(apart)), rtol=0, atol=1e-3)
+    torch.testing.assert_close(dense(protected_by(together)), dense(protected_by(apart)), rtol=0, atol=1e-3)
 
 
-def test_the_retain_set_notices_less_and_the_gradient_is_still_followed() -> None:
+def test_the_retain_set_notices_less_and_the_update_still_goes_along_the_gradient() -> None:
     X, plain = inputs_of(300), gradient()
-    spared = spared_by(seen(X))
-    # At the same length, and with the same gain, to first order, along the gradient.
-    for scale in (dense(plain).norm() / dense(spared).norm(), dense(plain).square().sum() / spared.inner(plain)):
-        noticed = (dense(spared) * scale @ X.T).norm() / (dense(plain) @ X.T).norm()
+    protected = protected_by(seen(X))
+    # With the same length, and then with the same gain, to first order, along the gradient.
+    for scale in (dense(plain).norm() / dense(protected).norm(), dense(plain).square().sum() / protected.inner(plain)):
+        noticed = (dense(protected) * scale @ X.T).norm() / (dense(plain) @ X.T).norm()
         assert noticed < 0.4
-    assert (dense(spared) * dense(plain)).sum() > 0
+    assert (dense(protected) * dense(plain)).sum() > 0
 
 
-def test_a_module_that_was_given_nothing_spares_nothing() -> None:
+def test_a_module_that_was_given_nothing_protects_nothing() -> None:
     for found in (seen(), seen(torch.zeros(5, INTO))):
-        torch.testing.assert_close(dense(spared_by(found)), dense(gradient()))
+        torch.testing.assert_close(dense(protected_by(found)), dense(gradient()))
 
 
 @pytest.mark.parametrize("neighbours", [(0, 1, 2), (0, 0, 1, 1, 2, 2), (0, 0, 1)])
@@ -98,7 +98,7 @@ def test_modules_of_one_shape_side_by_side(
         torch.stack([gradient().U] * len(found)), torch.stack([factor * gradient().V for factor in factors])
     )
     for each, inputs, factor in zip(protect(stacked, found).unbind(), found, factors, strict=True):
-        torch.testing.assert_close(dense(each), factor * dense(spared_by(inputs)))
+        torch.testing.assert_close(dense(each), factor * dense(protected_by(inputs)))
 
 
 def test_equal_neighbours_are_held_once() -> None:

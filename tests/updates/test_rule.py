@@ -44,7 +44,7 @@ def test_the_state_of_a_rule_is_one_pair_of_tensors_per_module() -> None:
     again.load_state_dict(state, names, torch.device("cpu"))
     gradient = gradients()
     assert torch.equal(rule.rescale(gradient).U, again.rescale(gradient).U)
-    # A checkpoint that lacks a module says nothing of the others either.
+    # If a checkpoint lacks one module, the moments of the others are not loaded either.
     new = UpdateRule(adaptive=True)
     new.load_state_dict(
         {name: each for name, each in state.items() if "layer3" not in name}, names, torch.device("cpu")

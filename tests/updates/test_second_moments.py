@@ -1,4 +1,4 @@
-"""Second moments: what Adafactor keeps of a dense gradient, from its factors."""
+"""Second moments: from a gradient's factors, what Adafactor keeps of the dense gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def dense(found: LowRankGradient) -> Tensor:
     return found.U @ found.V.T
 
 
-def evened_out(G: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def rescaled(G: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return G / (rows / rows.mean()).sqrt()[:, None] / (columns / columns.mean()).sqrt()
 
 
@@ -31,11 +31,11 @@ def test_the_moments_are_those_of_the_dense_gradients() -> None:
     torch.testing.assert_close(moments.rows, squares.mean(1))
     torch.testing.assert_close(moments.columns, squares.mean(0))
     torch.testing.assert_close(
-        dense(moments.scale(second)), evened_out(dense(second), moments.rows, moments.columns), rtol=1e-4, atol=1e-5
+        dense(moments.scale(second)), rescaled(dense(second), moments.rows, moments.columns), rtol=1e-4, atol=1e-5
     )
 
 
-def test_where_sizes_are_of_rows_and_columns_alone_signs_are_left() -> None:
+def test_where_rows_and_columns_give_all_sizes_only_signs_are_left() -> None:
     plain = gradient(0, rank=1)
     even = dense(SecondMoments.after(plain, None).scale(plain))
     torch.testing.assert_close(even, even.abs().mean() * dense(plain).sign(), rtol=1e-4, atol=0)

@@ -1,4 +1,4 @@
-"""On a GPU, or anywhere with `pip install triton` and `TRITON_INTERPRET=1`."""
+"""The Triton kernel, on a GPU, or anywhere with `pip install triton` and `TRITON_INTERPRET=1`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from r2f_hf.gradients import LowRankGradient, fused_update
-from r2f_hf.updates import add_low_rank_all_
+from r2f_hf.gradients import LowRankGradient
+from r2f_hf.updates import add_low_rank_all_, triton_kernel
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,12 +37,12 @@ def factors(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor]
 def add_rounded_(
     weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor, seed: int, row: int = 0, column: int = 0
 ) -> None:
-    """Of a weight by itself."""
-    fused_update.add_rounded_([weight], [0], left[None], right[None], [ALPHA], [seed], row, column, COLUMNS)
+    """Update a single weight."""
+    triton_kernel.add_rounded_([weight], [0], left[None], right[None], [ALPHA], [seed], row, column, COLUMNS)
 
 
 def unit(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Of the last place."""
+    """The unit in the last place of each number."""
     digits, smallest = (8, -133) if dtype == torch.bfloat16 else (11, -24)
     return torch.ldexp(torch.ones_like(exact), (torch.frexp(exact).exponent - digits).clamp_min(smallest))
 
@@ -52,7 +52,7 @@ def test_every_entry_is_a_neighbour_of_the_exact_sum_and_right_on_average(
 ) -> None:
     left, right = factors
     exact = weight.float() + ALPHA * left @ right.T
-    # A sum in another order, beside a power of two or where it cancels the weight, is rounded otherwise.
+    # Next to a power of two, or where it cancels the weight, a sum in another order is rounded differently.
     largest = unit(exact * (1 + 1e-5), weight.dtype) + 1e-5 * ALPHA * (left.abs() @ right.abs().T)
     draws, total = 256, torch.zeros_like(exact)
     for seed in range(draws):
@@ -76,7 +76,7 @@ def test_parts_are_written_as_the_whole_is(weight: torch.Tensor, factors: tuple[
     for parts in (rows, columns):
         if DEVICE == "cuda":
             assert torch.equal(parts, whole)
-        # In the interpreter the sums are numpy's, which adds in another order elsewhere in a tile.
+        # In the interpreter numpy computes the sums, in an order that depends on the place in a tile.
         assert (parts != whole).float().mean() < 1e-3
     add_rounded_(rows, left, right, -6)
     add_rounded_(columns, left, right, -5)
@@ -88,7 +88,7 @@ def test_a_weight_that_is_stored_by_columns(weight: torch.Tensor, factors: tuple
     expected, turned = weight.clone(), weight.T.contiguous().T
     for each in (expected, turned):
         add_rounded_(each, left, right, 7)
-    # But for entries that a sum in another order brings to the other side of their random number.
+    # Only where a sum in another order falls on the other side of the random number, entries differ.
     assert (turned != expected).float().mean() < 1e-3
 
 
@@ -106,7 +106,7 @@ def test_weights_on_a_gpu_are_written_so_in_one_launch(
         # A step of the other sign on a gradient of the other sign, and twice the size.
         U, V = (gradients.U[index], gradients.V[index] * (1 if alphas[index] > 0 else -1))
         if transposed:
-            fused_update.add_rounded_([expected[index].T], [0], V[None], U[None], [ALPHA], [seeds[index]], 0, 0, ROWS)
+            triton_kernel.add_rounded_([expected[index].T], [0], V[None], U[None], [ALPHA], [seeds[index]], 0, 0, ROWS)
         else:
             add_rounded_(expected[index], U, V, seeds[index])
     turned = [each.T if transposed else each for each in weights]

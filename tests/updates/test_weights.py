@@ -1,4 +1,4 @@
-"""Updates reach the weight: exactly where it has the bits, on average where it has not."""
+"""Updates reach the weight: exactly if it has enough bits for them, and otherwise on average."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_full_precision_update_equals_the_dense_one(dtype: torch.dtype, transpos
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_an_update_below_half_a_unit_survives_in_the_mean(dtype: torch.dtype, transposed: bool) -> None:
-    # Larger than one of the row blocks that are rounded at a time.
+    # The weight is larger than one of the blocks of rows that are rounded at a time.
     weight, gradient = draw(384, 1024)
     weight = weight.to(dtype)
     alpha = 1e-4 if dtype == torch.bfloat16 else 1e-5
@@ -80,7 +80,7 @@ def test_noise_is_uniform_and_neighbours_are_not_alike() -> None:
 @pytest.mark.parametrize("part", [0.02, 0.5])
 @pytest.mark.parametrize("size", [(170, 1536), (18, 14336)])
 def test_rounding_errors_add_up_in_no_direction(size: tuple[int, int], part: float) -> None:
-    """As large as those of independent numbers, not only entry by entry but as a matrix."""
+    """The errors are as large as those of independent numbers, not only entry by entry but also as a matrix."""
     independent = size[0] ** 0.5 + size[1] ** 0.5
     for seed in range(5):
         noise = draw_noise(size, torch.device("cpu"), torch.Generator().manual_seed(seed))
@@ -146,7 +146,7 @@ def test_several_weights_are_written_as_each_is_alone(dtype: torch.dtype, transp
 
 
 def test_modules_that_share_a_weight_are_written_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one launch the one would lose what the other adds."""
+    """Within one launch, one module would lose what the other adds."""
     weight, gradient = draw(8, 6)
     gradients = LowRankGradient(torch.stack([gradient.U] * 3), torch.stack([gradient.V] * 3))
     launches = []
@@ -173,7 +173,7 @@ def test_weights_are_moved_to_a_cache_lines_begin_and_stay_tied() -> None:
     model = build_model("tied llama")
     before = weights(model)
     for parameter in model.parameters():
-        # One number off.
+        # One number after the beginning of a cache line.
         parameter.data = torch.empty(parameter.numel() + 1)[1:].view_as(parameter).copy_(parameter.data)
     assert all(parameter.data_ptr() % 64 for parameter in model.parameters())
     align_(model.parameters())

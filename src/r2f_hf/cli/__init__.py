@@ -13,6 +13,7 @@ from .. import __version__
 COMMANDS = {
     "unlearn": "make a model forget rows, by Recover-to-Forget",
     "evaluate": "measure what a model has forgotten and what it has kept",
+    "check-data": "look for near-duplicates, unknown and too long rows before a run",
     "train-decoder": "train a gradient decoder on a proxy model",
     "decode": "reconstruct the full gradient behind a LoRA step, from two saved adapters",
     "ledger": "list what a model was asked to forget",
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Args:
         argv (`Sequence[str]`, *optional*):
-            The command's arguments. Defaults to those of the process.
+            The arguments after `r2f`. Defaults to those of the process.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -39,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
-    # The rest belongs to the subcommand, `--help` included.
+    # Everything after the name of the command is for the command itself, also `--help`.
     chosen = parser.parse_args(argv[:1]).command
     try:
         execute = import_module(f".{chosen.replace('-', '_')}", __name__).prepare(argv[1:])
     except (ValueError, FileNotFoundError) as error:
-        # What a user can put right is told in a line, without a traceback through the libraries.
+        # The user can correct these mistakes. So the message stands alone, without a traceback through the libraries.
         parser.exit(2, f"r2f {chosen}: error: {error}\n")
     execute()

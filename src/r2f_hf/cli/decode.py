@@ -1,4 +1,4 @@
-"""`r2f decode`: two saved adapters, before and after a LoRA step, in; the direction of the full gradient out."""
+"""`r2f decode`: reads the adapters from before and after a LoRA step, and saves the direction of the full gradient."""
 
 from __future__ import annotations
 
@@ -22,44 +22,56 @@ from .recipes import parse_recipe
 
 logger = logging.getLogger(__name__)
 
-# Of the difference between the adapters; more of it is told to the user.
+# If more than this part of the difference between the adapters is rounding, the user is warned.
 MOST_ROUNDING = 0.05
 
 
 @dataclass
 class DecodeArguments:
-    """
+    r"""
     What `r2f decode BEFORE AFTER --out DIR` reads and writes.
 
-    The step between the two adapters must be one step of plain SGD (momentum is no matter in a first step, clipping
-    only scales; weight decay would be taken for gradient), or AdamW's first step, whose state is given. The result is
-    a LoRA adapter that takes the base model a step down the reconstructed gradient, at the weights that the base model
-    has with the adapter before.
+    The command reads the LoRA adapters from before and after one training step, and reconstructs the full gradient
+    behind the step. It saves a LoRA adapter that moves the base model one step down this gradient.
+
+    ```bash
+    r2f decode adapter-before adapter-after --out direction
+    ```
+
+    The training step must be one of two kinds:
+
+    - one step of plain SGD. Momentum makes no difference in a first step, and clipping only scales the gradient.
+      Weight decay must be off, because it would be taken for a part of the gradient;
+    - the first step of AdamW. Its optimizer state is then given as `optimizer_state`.
+
+    The gradient is taken where the step began: at the weights of the base model with the adapter `before`.
 
     Args:
         before (`str`, *optional*):
-            Folder of the adapter before the step.
+            Folder of the adapter before the step. It is the first argument of the command.
         after (`str`, *optional*):
-            Folder of the adapter after the step. Both must be in fp32: in half precision rounding swallows the
-            difference.
+            Folder of the adapter after the step, the second argument. Both adapters must be saved in fp32: rounding to
+            half precision would swallow their difference.
         out (`str`, *optional*, defaults to `"direction"`):
-            Where the direction goes, as an adapter.
+            Folder for the result, a LoRA adapter.
         base (`str`, *optional*):
-            Folder or name of the base model, where it is not the one that the adapters name. Only its configuration is
-            read, and that only with `optimizer_state`.
+            Folder or name of the base model. Defaults to the model that the adapters name. Only its configuration is
+            read, and only with `optimizer_state`.
         optimizer_state (`str`, *optional*):
-            `optimizer.pt` as [`~transformers.Trainer`] saves it after AdamW's first step, with parameters in the order
-            of the model. Without it the step is taken to be plain SGD.
+            `optimizer.pt` as [`~transformers.Trainer`] saves it after the first step of AdamW, with the parameters in
+            the order of the model. Without it the step is taken for one of plain SGD.
         learning_rate (`float`, *optional*, defaults to `1.0`):
-            Learning rate of the SGD step. It gives the gradient its length; the direction is the same with any.
+            Learning rate of the SGD step. Only the norm that is printed depends on it, not the direction.
         decoder (`str`, *optional*, defaults to `"spectral"`):
-            What reconstructs the gradient: a name, a folder or a repository.
+            The decoder: `"spectral"`, `"tikhonov"`, or a folder or Hub repository of a saved one.
         held_out (`int`, *optional*, defaults to `2`):
-            Last rows of each `A` that the decoder does not see and that measure its error, at least 2. It is honest
-            only for random rows, such as Gaussian probes or PEFT's fresh `A`; for an `A` that has been trained set 0
-            to decode from all rows and measure nothing.
+            The last rows of each `A`, which the decoder does not see, measure its error: at least 2 of them, or 0.
+            The measurement is honest only if these rows are random, as those of Gaussian probes and of PEFT's fresh
+            `A` are. For an `A` that has been trained choose 0: the decoder then uses all rows, and nothing is
+            measured.
         step (`float`, *optional*, defaults to `1.0`):
-            Frobenius norm of the whole update, over all modules. If it is negative the update goes up the gradient.
+            Frobenius norm of the result, over all modules together. If it is negative, the result goes up the
+            gradient.
     """
 
     _argument_group_name: ClassVar[str] = "The step"
@@ -68,47 +80,47 @@ class DecodeArguments:
     after: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the adapter after it. Half precision would swallow the difference: save in fp32."
+            "help": "Folder of the adapter after the step. Save both in fp32: half precision swallows the difference."
         },
     )
-    out: str = field(default="direction", metadata={"help": "Where the direction goes, as a LoRA adapter."})
+    out: str = field(default="direction", metadata={"help": "Folder for the result, a LoRA adapter."})
     base: str | None = field(
-        default=None, metadata={"help": "The base model, where it is not the one that the adapters name."}
+        default=None, metadata={"help": "The base model, if it is not the one that the adapters name."}
     )
     optimizer_state: str | None = field(
         default=None,
         metadata={
-            "help": "optimizer.pt after AdamW's first step, as Trainer saves it. Without it the step is taken to be "
-            "plain SGD without weight decay."
+            "help": "optimizer.pt after AdamW's first step, as Trainer saves it. Without it the step is taken for one "
+            "of plain SGD without weight decay."
         },
     )
     learning_rate: float = field(
-        default=1.0, metadata={"help": "Of the SGD step; gives the gradient its length, not its direction."}
+        default=1.0, metadata={"help": "Learning rate of the SGD step. Only the printed norm depends on it."}
     )
-    decoder: str = field(default="spectral", metadata={"help": "What reconstructs: a name, folder or repository."})
+    decoder: str = field(default="spectral", metadata={"help": "The decoder: a name, a folder or a repository."})
     held_out: int = field(
         default=2,
         metadata={
-            "help": "Rows of each A that measure the error, 2 or more. Honest only where A is random (Gaussian "
-            "probes, PEFT's fresh A); 0 for an A that has been trained: all rows decode and nothing is measured."
+            "help": "Rows of each A that measure the error, 2 or more. Honest only if A is random (Gaussian probes, "
+            "PEFT's fresh A). For an A that has been trained choose 0: all rows decode, and nothing is measured."
         },
     )
     step: float = field(
-        default=1.0, metadata={"help": "Frobenius norm of the whole update; negative goes up the gradient."}
+        default=1.0, metadata={"help": "Frobenius norm of the result. A negative one goes up the gradient."}
     )
 
     def __post_init__(self):
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         if self.step == 0:
-            raise ValueError("`step` must not be 0, or the direction would be empty.")
+            raise ValueError("`step` must not be 0: the direction would be empty.")
         if self.held_out < 0:
             raise ValueError(f"`held_out` must be 2 or more, or 0; got {self.held_out}.")
         check_min_fidelity(None, self.held_out)
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """Read the arguments of `r2f decode` and both adapters, and check all there is to check."""
+    """Read the arguments and both adapters of `r2f decode`, and check that the step between them can be decoded."""
     folders = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     if len(folders) == 2:
         argv = ["--before", folders[0], "--after", folders[1], *argv[2:]]
@@ -127,7 +139,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         if rounding > MOST_ROUNDING:
             logger.warning(
                 "About %.0f%% of the difference between the adapters is rounding, and the direction is as wrong. Save "
-                "both in fp32, take the step with a larger learning rate, or pass AdamW's state (--optimizer_state).",
+                "both in fp32, take the step with a larger learning rate, or give AdamW's state (--optimizer_state).",
                 min(100, 100 * rounding),
             )
     else:
@@ -136,8 +148,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     blind = [name for name, (_, B) in before.pairs.items() if not B.any()]
     if blind:
         logger.warning(
-            "B is zero in %d of %d modules (first: %s): of their gradients only the projection onto the rows of A is "
-            "left. Draw B at random before the step to see more.",
+            "B is zero in %d of %d modules (first: %s). Their steps only show the projection of the gradient onto the "
+            "rows of A. Draw B at random before the step to see more.",
             len(blind),
             len(sketches),
             blind[0],
@@ -152,15 +164,15 @@ def decode(
     sketches: dict[str, LoraSketch],
     decoder: GradientDecoder,
 ) -> None:
-    """Decode, print how faithful the reconstruction is, and save the direction."""
+    """Decode, save the direction, and print how faithful the reconstruction is."""
     gradients = dict(zip(sketches, decoder.decode_all(list(sketches.values())), strict=True))
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
     save_as_adapter(gradients, -args.step / norm, args.out, before.config, base)
     source = "a step of plain SGD" if args.optimizer_state is None else "AdamW's first step"
     print(f"Decoded {len(gradients)} modules from {source}; the reconstructed gradient has norm {norm:.3g}.")
     if args.held_out:
-        found = estimate_fidelity(list(sketches.values()), list(gradients.values()))
-        cosines = dict(zip(gradients, (fidelity.cosine for fidelity in found), strict=True))
+        fidelities = estimate_fidelity(list(sketches.values()), list(gradients.values()))
+        cosines = dict(zip(gradients, (fidelity.cosine for fidelity in fidelities), strict=True))
         worst = min(cosines, key=cosines.__getitem__)
         print(
             f"Estimated cosine to the full gradient, over modules: mean {fmean(cosines.values()):.3f}, minimum "

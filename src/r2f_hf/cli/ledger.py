@@ -14,7 +14,7 @@ COLUMNS = ("time", "kind", "rows", "steps", "before", "after", "status")
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """Read the arguments of `r2f ledger`, and the ledger."""
+    """Read the arguments of `r2f ledger`, and the ledger of the model folder."""
     parser = argparse.ArgumentParser(prog="r2f ledger", description="List what a model was asked to forget.")
     parser.add_argument("model", help="a model folder that r2f has written")
     folder = parser.parse_args(argv).model
@@ -22,7 +22,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def show(folder: str, entries: list[dict]) -> None:
-    """Print the entries, oldest first."""
+    """Print the entries as a table, the oldest first."""
     standing = standing_requests(entries)
     table = {}
     for number, entry in enumerate(entries, 1):

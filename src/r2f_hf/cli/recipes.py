@@ -1,4 +1,4 @@
-"""From a recipe (YAML) and flags to dataclasses."""
+"""Reads a recipe (YAML) and flags into dataclasses."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
 
     Args:
         command (`str`):
-            The subcommand, for the usage line.
+            Name of the subcommand, for the usage line.
         dataclass_types (`Sequence[type]`):
-            Dataclasses whose fields are the options.
+            The dataclasses whose fields are the options.
         argv (`Sequence[str]`):
             The subcommand's arguments.
 
     Returns:
-        `tuple`: One instance of each dataclass.
+        `tuple`: One instance of each dataclass, in the order given.
 
     Raises:
-        `ValueError`: For a key or a flag that does not exist (the nearest name is suggested), or a recipe that is not
-            YAML.
-        `FileNotFoundError`: If the recipe is not there.
+        `ValueError`: If a key or a flag does not exist, with the nearest name that does, or if the recipe is not YAML.
+        `FileNotFoundError`: If there is no such recipe.
     """
     parser = TrlParser(
         dataclass_types,
         prog=f"r2f {command}",
         usage=f"r2f {command} [--config RECIPE.yaml] [--option value ...]",
-        description="Every option is also a key of a recipe (--config RECIPE.yaml); what is given here overrides it.",
+        description="Every option is also a key of a recipe (--config RECIPE.yaml). Options override the recipe.",
     )
     if R2FConfig in dataclass_types:
         group_options(parser)
     options = {action.dest: action for action in parser._actions}
-    # TrlParser knows `--config FILE` alone.
+    # TrlParser only knows `--config FILE`, not `--config=FILE`.
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" in argv:
         if argv[-1] == "--config":
@@ -55,6 +54,7 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
         except yaml.YAMLError as error:
             raise ValueError(f"The recipe {path} is not YAML: {error}") from error
         for key in recipe if isinstance(recipe, dict) else ():
+            # TrlParser sets environment variables from this key.
             if key != "env":
                 check_option(key, options, f"key in {path}")
     *parsed, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
@@ -64,23 +64,23 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
 
 
 def check_option(name: str, options: Mapping[str, Any], kind: str) -> None:
-    """Refuse an option that a command does not have; the message names the nearest one."""
+    """Refuse an option that a command does not have. The message names the nearest one that it has."""
     if name not in options and (name == "use_peft" or name.startswith("lora_")):
         raise ValueError(f"Unknown {kind}: {name!r}: R2F brings its own adapter. See `rank` and `target_modules`.")
     lookup(options, name, kind, list_all=False)
 
 
 def group_options(parser: TrlParser) -> None:
-    """Show R2F's own options first in the help, in their groups, and those of Trainer last."""
+    """Order the help: R2F's own options come first, in their groups, and those of Trainer last."""
     others = parser._optionals
     others.title = "Options of transformers.TrainingArguments"
-    # Dataclasses with an `_argument_group_name` have their groups already: the data's comes first, the model's last.
+    # A dataclass with an `_argument_group_name` already has a group: the data's comes first, and the model's last.
     first, *rest = (group for group in parser._action_groups if group not in (parser._positionals, others))
-    own = []
+    r2f_groups = []
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
         for action in [action for action in others._group_actions if action.dest in names]:
             others._group_actions.remove(action)
             group._group_actions.append(action)
-        own.append(group)
-    parser._action_groups = [first, *own, *rest, others]
+        r2f_groups.append(group)
+    parser._action_groups = [first, *r2f_groups, *rest, others]

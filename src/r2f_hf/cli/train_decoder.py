@@ -1,4 +1,4 @@
-"""`r2f train-decoder`: a proxy model and text in, a gradient decoder out."""
+"""`r2f train-decoder`: trains a gradient decoder on the gradients that a proxy model has on text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from .. import __version__
 from ..data.collator import ForgetRetainCollator, pad_token_id
 from ..data.formatting import IGNORE_INDEX, encode_example
-from ..data.rows import check_rows, load_rows
+from ..data.loading import load_rows
+from ..data.rows import check_rows
 from ..decoders import SpectralDecoder
 from ..decoders.training import collect_pairs, fit, proxy_modules
 from ..models.loading import ModelArguments, load_model
@@ -27,53 +28,61 @@ from .recipes import parse_recipe
 
 @dataclass
 class TrainDecoderArguments:
-    """
-    How `r2f train-decoder` trains.
+    r"""
+    What `r2f train-decoder` trains on, and how.
+
+    The command computes full gradients of a proxy model, and trains a [`SpectralDecoder`] to reconstruct them from
+    their sketches. It prints how well the decoder does on layers and batches that the training did not see. The proxy
+    is chosen by the options of [`ModelArguments`].
+
+    ```bash
+    r2f train-decoder --model_name_or_path my-proxy-model --data text.jsonl --output_dir decoder
+    ```
 
     Args:
         data (`str`, *optional*):
-            Rows of text: a `.json`, `.jsonl`, `.csv` or `.parquet` file, or a Hub dataset as
-            `owner/name:config:split`.
+            Rows of text. They must be given, as a file (for example `.jsonl`, `.csv` or `.parquet`) or as a Hub
+            dataset (`owner/name:config:split`).
         prompt_column (`str`, *optional*, defaults to `"question"`):
             Column of the prompt; `"none"` for plain text.
         completion_column (`str`, *optional*, defaults to `"answer"`):
             Column of the text that the loss is taken on.
         max_length (`int`, *optional*, defaults to `256`):
-            Tokens of an example; longer ones are cut.
+            Most tokens of an example. Longer ones are cut on the right.
         output_dir (`str`, *optional*, defaults to `"decoder"`):
-            Where the decoder goes.
+            Folder for the decoder.
         ranks (`list[int]`, *optional*, defaults to `[4, 8, 16, 32, 64]`):
             Ranks of the probes.
         batch_sizes (`list[int]`, *optional*, defaults to `[1, 4, 16]`):
-            Rows in a batch, in turns: the spectrum of a gradient depends on them.
+            Rows per batch, which the batches take in turns. The spectrum of a gradient depends on them.
         num_batches (`int`, *optional*, defaults to `24`):
-            Batches, each one full gradient of the proxy. A quarter of them validates.
+            Number of batches, at least 4. Each gives one full gradient of the proxy. A quarter of them validates.
         num_modules (`int`, *optional*, defaults to `48`):
-            Linear modules of the proxy, drawn at random. A quarter of its layers validates.
+            Number of linear modules of the proxy, drawn at random. A quarter of its layers validates.
         steps (`int`, *optional*, defaults to `2000`):
-            Steps of the fit.
+            Number of training steps.
         learning_rate (`float`, *optional*, defaults to `0.01`):
-            Peak learning rate of the fit.
+            Highest learning rate of the schedule.
         channels (`int`, *optional*, defaults to `16`):
-            Width of the filter's hidden layers.
+            Width of the decoder's hidden layers.
         seed (`int`, *optional*, defaults to `0`):
             Seed of everything that is drawn.
     """
 
     _argument_group_name: ClassVar[str] = "The training"
 
-    data: str | None = field(default=None, metadata={"help": "Rows of text: a file or owner/name:config:split."})
+    data: str | None = field(default=None, metadata={"help": "Rows of text: a file, or owner/name:config:split."})
     prompt_column: str = field(default="question", metadata={"help": "Column of the prompt; none for plain text."})
     completion_column: str = field(default="answer", metadata={"help": "Column that the loss is taken on."})
-    max_length: int = field(default=256, metadata={"help": "Tokens of an example; longer ones are cut."})
-    output_dir: str = field(default="decoder", metadata={"help": "Where the decoder goes."})
+    max_length: int = field(default=256, metadata={"help": "Most tokens of an example. Longer ones are cut."})
+    output_dir: str = field(default="decoder", metadata={"help": "Folder for the decoder."})
     ranks: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64], metadata={"help": "Ranks of the probes."})
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 4, 16], metadata={"help": "Rows in a batch, in turns."})
-    num_batches: int = field(default=24, metadata={"help": "Batches, each one full gradient of the proxy."})
-    num_modules: int = field(default=48, metadata={"help": "Linear modules of the proxy, drawn at random."})
-    steps: int = field(default=2000, metadata={"help": "Steps of the fit."})
-    learning_rate: float = field(default=0.01, metadata={"help": "Peak learning rate of the fit."})
-    channels: int = field(default=16, metadata={"help": "Width of the filter's hidden layers."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 4, 16], metadata={"help": "Rows per batch, in turns."})
+    num_batches: int = field(default=24, metadata={"help": "Number of batches. Each gives one full gradient."})
+    num_modules: int = field(default=48, metadata={"help": "Number of linear modules, drawn at random."})
+    steps: int = field(default=2000, metadata={"help": "Number of training steps."})
+    learning_rate: float = field(default=0.01, metadata={"help": "Highest learning rate of the schedule."})
+    channels: int = field(default=16, metadata={"help": "Width of the decoder's hidden layers."})
     seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn."})
 
     def __post_init__(self):
@@ -84,11 +93,11 @@ class TrainDecoderArguments:
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"`{name}` must be positive numbers, got {getattr(self, name)}.")
         if self.num_batches < 4:
-            raise ValueError(f"`num_batches` must be at least 4, of which one validates; got {self.num_batches}.")
+            raise ValueError(f"`num_batches` must be at least 4, so that one validates; got {self.num_batches}.")
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """Read the arguments of `r2f train-decoder` and its rows."""
+    """Read the arguments, the rows and the proxy of `r2f train-decoder`, and encode the batches."""
     args, model_arguments = parse_recipe("train-decoder", (TrainDecoderArguments, ModelArguments), argv)
     if args.data is None:
         raise ValueError("No text is named. Set `data` to a file of rows or to owner/name:config:split.")
@@ -104,18 +113,18 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             min(args.max_length, context_length(model)),
         )
         for row in rows
-        # Texts come with empty lines.
+        # Text files have empty lines, which are left out.
         if all(row[column] for column in columns)
     ]
-    # The first token has nothing before it that could predict it.
+    # No position before the first token could predict it, so its label does not count.
     examples = [example for example in examples if any(label != IGNORE_INDEX for label in example["labels"][1:])]
     if not examples:
         raise ValueError(
-            f"No row of {args.data} has a token to take the loss on: all are empty, or their prompts alone are longer "
-            f"than `max_length={args.max_length}`."
+            f"No row of {args.data} has a token to take the loss on: all are empty, or their prompts already fill "
+            f"`max_length={args.max_length}`. Raise `max_length`, or choose other rows."
         )
     shuffle = random.Random(args.seed)
-    collate = ForgetRetainCollator(pad_token_id(tokenizer))
+    collate = ForgetRetainCollator(pad_token_id(tokenizer, model))
     batches = []
     for index in range(args.num_batches):
         size = min(args.batch_sizes[index % len(args.batch_sizes)], len(examples))
@@ -126,16 +135,16 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 def train_decoder(
     args: TrainDecoderArguments, proxy: str, model: torch.nn.Module, batches: list[dict[str, Tensor]]
 ) -> None:
-    """Train, print the validation, and save the decoder with its card."""
+    """Train the decoder, print how well it does on what it did not see, and save it with its card."""
     model = model.to(PartialState().device).eval()
     names = proxy_modules(model, args.num_modules, args.seed)
     pairs = collect_pairs(model, batches, names, args.ranks, args.seed)
-    # Tiny: the CPU is the quicker place.
-    pairs = {key: found.to("cpu") for key, found in pairs.items()}
+    # The decoder is so small that the CPU trains it faster.
+    pairs = {key: pair.to("cpu") for key, pair in pairs.items()}
     torch.manual_seed(args.seed)
     decoder = SpectralDecoder(args.channels)
     results = fit(decoder, pairs, args.steps, args.learning_rate, args.seed)
-    table = {f"{rank} rows": found for rank, found in results.items()}
+    table = {f"{rank} rows": cosines for rank, cosines in results.items()}
     columns = ["train", "validation", "best_tau", "inverse"]
     print_table("Mean cosine to the full gradient", table, columns)
     ranks = ", ".join(map(str, args.ranks))
@@ -147,13 +156,13 @@ def train_decoder(
         "| rows | this decoder | best fixed Tikhonov threshold | plain inverse |",
         "|---|---|---|---|",
         *(
-            f"| {rank} | {found['validation']:.3f} | {found['best_tau']:.3f} | {found['inverse']:.3f} |"
-            for rank, found in results.items()
-            if "validation" in found
+            f"| {rank} | {cosines['validation']:.3f} | {cosines['best_tau']:.3f} | {cosines['inverse']:.3f} |"
+            for rank, cosines in results.items()
+            if "validation" in cosines
         ),
     ]
     decoder.training_record = "\n".join(lines)
-    # The mixin keeps a card that is there already.
+    # `save_pretrained` would keep a card that is there already, which may be another decoder's.
     (Path(args.output_dir) / "README.md").unlink(missing_ok=True)
     decoder.save_pretrained(args.output_dir)
     print(f"The decoder is in {args.output_dir}. Use it with `decoder: {args.output_dir}` in a recipe.")

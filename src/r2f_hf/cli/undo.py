@@ -1,4 +1,4 @@
-"""`r2f undo MODEL`: the weights from before the last request, bit for bit."""
+"""`r2f undo MODEL`: restores the weights from before the last request, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     return partial(undo, prepare_undo(parser.parse_args(argv).model))
 
 
-def undo(found: Undo) -> None:
-    """Write what was restored, and say so."""
-    freed = found.file.stat().st_size if found.file.is_file() else 0
-    found.write()
-    print(f"Entry {found.number} is undone: the weights of {found.folder} are those from before it.")
-    print(f"Their hash is {found.entries[-1]['weights']['after']}. {freed / 1e6:.1f} MB of disk are free again.")
+def undo(prepared: Undo) -> None:
+    """Write the restored model, and say what was undone."""
+    freed = prepared.file.stat().st_size if prepared.file.is_file() else 0
+    prepared.write()
+    print(f"Entry {prepared.number} is undone: {prepared.folder} has the weights from before it again.")
+    print(f"Their hash is {prepared.entries[-1]['weights']['after']}. {freed / 1e6:.1f} MB of disk are free again.")

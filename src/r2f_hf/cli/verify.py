@@ -11,7 +11,7 @@ from ..runs.weights import saved_weights_hash
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """Read the arguments of `r2f verify`, and the ledger, each entry of which must follow from the one before."""
+    """Read the arguments of `r2f verify`, and the ledger. A damaged ledger is refused."""
     parser = argparse.ArgumentParser(
         prog="r2f verify",
         description="Check a model folder's ledger and weights, and name the first entry that does not fit.",
@@ -22,8 +22,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def verify(folder: str, entries: list[dict]) -> None:
-    """Compare the weights with the ledger. Ends with status 1 if they do not fit."""
-    found = first_break(entries, saved_weights_hash(folder))
-    if found is not None:
-        raise SystemExit(f"r2f verify: {folder}: {found}.")
-    print(f"{folder}: {len(entries)} entries, each following from the one before; the weights are the last one's.")
+    """Compare the weights with the ledger. The command ends with status 1 if they do not fit."""
+    mismatch = first_break(entries, saved_weights_hash(folder))
+    if mismatch is not None:
+        raise SystemExit(f"r2f verify: {folder}: {mismatch}.")
+    print(
+        f"{folder} is as its ledger says: {len(entries)} entries, each following from the one before, and the weights "
+        "of the last one."
+    )

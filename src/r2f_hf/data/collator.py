@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from ..distributed import whole_shape
 from .formatting import IGNORE_INDEX
 
 
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to pad with. Padding is masked, so any id serves where the tokenizer names none."""
+def num_embeddings(model: nn.Module) -> int:
+    """How many tokens a model has embeddings for. The tokenizer may have more, or fewer."""
+    return whole_shape(model.get_input_embeddings().weight)[0]
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = None) -> int:
+    """
+    The id to pad with. Padding is masked, so any id serves that the model has an embedding for.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer. It may name a padding token that was added to it, and not to the model.
+        model ([`~transformers.PreTrainedModel`], *optional*):
+            The model.
+    """
+    size = sys.maxsize if model is None else num_embeddings(model)
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in candidates if token is not None)
+    return next(token for token in candidates if token is not None and token < size)
 
 
 @dataclass

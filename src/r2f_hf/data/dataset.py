@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-
-Encoded = dict[str, Any]
+from .formatting import Encoded
 
 
 class ForgetRetainDataset(Dataset):

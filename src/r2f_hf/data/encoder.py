@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .dataset import Encoded
-from .formatting import IGNORE_INDEX, encode_example
-from .rows import Row
+from .containers import Rows
+from .formats import RowFormat, recognise_format
+from .formatting import IGNORE_INDEX, Encoded
+from .rendering import ChatOptions
+from .rows import Row, check_rows
 from .views import example_prompts
+from .windows import cut_into_windows
 
 
 if TYPE_CHECKING:
@@ -25,59 +28,91 @@ class ExampleEncoder:
         context (`int`):
             The longest example that the model can read, in tokens.
         prompt_column (`str`, *optional*):
-            Column of the prompt; `None` for plain text.
-        completion_column (`str`):
-            Column of the text that the loss is taken on.
+            Column of the question, where the rows' format is not to be recognised; `"none"` for plain text.
+        completion_column (`str`, *optional*):
+            Column of the answer, or of the text.
         views_column (`str`, *optional*):
             Column with paraphrases of the prompt.
         view_templates (`Sequence[str]`, *optional*):
             Texts with a `{prompt}` field.
         max_length (`int`, *optional*):
-            Tokens of an example; longer ones are cut on the right.
+            Tokens of an example. Longer ones are cut on the right, and longer texts into windows.
+        window_overlap (`int`, *optional*, defaults to `0`):
+            Tokens that a window of a text shares with the one before.
+        options ([`ChatOptions`], *optional*):
+            Arguments of the chat template, and a system prompt.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         context: int,
-        prompt_column: str | None = "question",
-        completion_column: str = "answer",
+        prompt_column: str | None = None,
+        completion_column: str | None = None,
         views_column: str | None = None,
         view_templates: Sequence[str] | None = None,
         max_length: int | None = None,
+        window_overlap: int = 0,
+        options: ChatOptions | None = None,
     ):
         self.tokenizer, self.context = tokenizer, context
         self.prompt_column, self.completion_column = prompt_column, completion_column
         self.views_column, self.view_templates = views_column, view_templates
-        self.max_length = max_length
+        self.max_length, self.window_overlap = max_length, window_overlap
+        self.options = options or ChatOptions()
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns that every row needs."""
-        return [column for column in (self.prompt_column, self.completion_column) if column is not None]
+    def format_of(self, rows: Rows | None, name: str, views: bool = False) -> RowFormat:
+        """
+        The format of a set, every row of which is checked.
 
-    def original(self, row: Row, name: str) -> Encoded:
-        """The row in its own wording."""
-        self._check_text(row, name)
-        prompt = "" if self.prompt_column is None else row[self.prompt_column]
-        return self._encode(prompt, row, name)
+        Args:
+            rows (`Dataset` or `Sequence[Mapping]`):
+                The set.
+            name (`str`):
+                Which set it is, for errors.
+            views (`bool`, *optional*, defaults to `False`):
+                Whether its rows also need the column of paraphrases.
 
-    def views(self, row: Row, name: str) -> list[Encoded]:
-        """The row in all its wordings, its own first."""
-        self._check_text(row, name)
-        prompts = example_prompts(row, self.prompt_column, self.views_column, self.view_templates)
+        Raises:
+            `ValueError`: If the set is empty, its format is not recognised, or a row lacks a column or a text.
+        """
+        check_rows(rows, name, [])
+        row_format = recognise_format(rows[0], name, self.prompt_column, self.completion_column)
+        check_rows(rows, name, [*row_format.columns, *([self.views_column] if views else [])])
+        if views and (self.views_column or self.view_templates) and row_format.kind in ("messages", "text"):
+            raise ValueError(
+                f"The {name} set holds {row_format.columns[0]!r}, of which there are no other wordings. Leave "
+                "`views_column` and `view_templates` out, or give the rows as questions and answers."
+            )
+        for index, row in enumerate(rows):
+            row_format.check(row, f"{name}[{index}]")
+        return row_format
+
+    def windows(self, row: Row, row_format: RowFormat, name: str) -> list[Encoded]:
+        """A row in its own wording: one example, or a long text's windows."""
+        if row_format.kind != "text":
+            return [self._encode(row, row_format, None, name)]
+        example = row_format.encode(self.tokenizer, row, self.options, name=name)
+        size = min(self.max_length or self.context, self.context)
+        return [self._checked(window, name) for window in cut_into_windows(example, size, self.window_overlap)]
+
+    def views(self, row: Row, row_format: RowFormat, name: str) -> list[list[Encoded]]:
+        """A row in all its wordings, its own first; of a long text each of its windows."""
+        if row_format.kind in ("messages", "text"):
+            return [[window] for window in self.windows(row, row_format, name)]
+        prompt = row[row_format.prompt_column]
+        if not isinstance(prompt, str):
+            return [[self._encode(row, row_format, None, name)]]
+        prompts = example_prompts(row, row_format.prompt_column, self.views_column, self.view_templates)
         if not all(isinstance(view, str) and view.strip() for view in prompts[1:]):
             raise ValueError(f"{name} has an empty view in {self.views_column!r}, or one that is not text.")
-        return [self._encode(prompt, row, name) for prompt in prompts]
+        return [[self._encode(row, row_format, view, name) for view in prompts]]
 
-    def _check_text(self, row: Row, name: str) -> None:
-        # An empty prompt would make the example plain text, an empty completion leave the end-of-sequence token alone.
-        for column in self.columns:
-            if not isinstance(row[column], str) or not row[column].strip():
-                raise ValueError(f"{name} has an empty {column!r}, or one that is not text.")
+    def _encode(self, row: Row, row_format: RowFormat, prompt: str | None, name: str) -> Encoded:
+        example = row_format.encode(self.tokenizer, row, self.options, prompt, self.max_length, name)
+        return self._checked(example, name)
 
-    def _encode(self, prompt: str, row: Row, name: str) -> Encoded:
-        example = encode_example(self.tokenizer, prompt, row[self.completion_column], self.max_length)
+    def _checked(self, example: Encoded, name: str) -> Encoded:
         length = len(example["input_ids"])
         if length > self.context:
             raise ValueError(
@@ -87,6 +122,7 @@ class ExampleEncoder:
         # The first token has nothing before it that could predict it.
         if all(label == IGNORE_INDEX for label in example["labels"][1:]):
             raise ValueError(
-                f"{name} has no token left to take the loss on. Is its completion cut off by `max_length`?"
+                f"{name} has no token left to take the loss on. Is its answer cut off by `max_length`, or does a "
+                "conversation have no text of the assistant's?"
             )
         return example

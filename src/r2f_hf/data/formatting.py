@@ -1,9 +1,11 @@
-"""From a question and an answer (or a text) to token ids and labels: one format for training and evaluation."""
+"""From conversations, questions with answers, and texts to token ids and labels: one format for all that R2F does."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .rendering import ChatOptions, Message, locate_texts, with_system_prompt
 
 
 if TYPE_CHECKING:
@@ -12,10 +14,147 @@ if TYPE_CHECKING:
 PLAIN_PROMPT = "Question: {prompt}\nAnswer:"
 IGNORE_INDEX = -100
 
+Encoded = dict[str, Any]
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    answers: Collection[int] | None = None,
+    options: ChatOptions | None = None,
+    tools: Sequence[Any] | None = None,
+    max_length: int | None = None,
+    name: str = "a conversation",
+) -> Encoded:
     """
-    Token ids of a prompt, ready for an answer to follow.
+    Input ids and labels of a conversation. The loss is taken on the assistant's texts, each up to the token that ends
+    its turn.
+
+    Prompt and answers come from one rendering of the whole conversation, so that an answer stands exactly where a
+    model that was tuned with the template has it. What comes after the last answer is left out.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model, with a chat template.
+        messages (`Sequence[Mapping]`):
+            Messages with `role` and `content`, the system's and tools' included.
+        answers (`Collection[int]`, *optional*):
+            Which messages the loss is taken on. Defaults to all of the assistant's that have a text.
+        options ([`ChatOptions`], *optional*):
+            Arguments of the template, and a system prompt.
+        tools (`Sequence`, *optional*):
+            Tools that the template describes.
+        max_length (`int`, *optional*):
+            Tokens to keep; longer conversations are cut on the right.
+        name (`str`, *optional*):
+            What an error calls the conversation.
+
+    Returns:
+        `dict[str, list[int]]`: `input_ids` and `labels` of the same length; -100 in `labels` where no loss is taken.
+
+    Raises:
+        `ValueError`: If the tokenizer has no chat template, or its template drops or rewrites a text.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"{name} is a conversation, and the tokenizer has no chat template. Set `tokenizer.chat_template`, or "
+            "give the rows as `prompt` and `completion`."
+        )
+    options = options or ChatOptions()
+    count = len(messages)
+    messages = with_system_prompt(messages, options.system_prompt)
+    shift = len(messages) - count
+    text, spans = locate_texts(tokenizer, messages, options, tools, name)
+    if answers is None:
+        chosen = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    else:
+        chosen = [index + shift for index in answers]
+    ids, offsets, words = _tokens(tokenizer, text)
+    labels = [IGNORE_INDEX] * len(ids)
+    stop = 0
+    for index in chosen:
+        if spans[index] is None:
+            continue
+        limit = next((span[0] for span in spans[index + 1 :] if span is not None), len(text))
+        start = spans[index][0]
+        first = _first_token(offsets, words, len(text[:start].rstrip()), start)
+        stop, ended = _turn_end(tokenizer, ids, offsets, spans[index][1], limit)
+        labels[first:stop] = ids[first:stop]
+    ids, labels = ids[:stop], labels[:stop]
+    if stop and not ended and tokenizer.eos_token_id is not None:
+        # The template ends a turn with no token of its own.
+        ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
+    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[tuple[int, int]], Sequence[int | None]]:
+    """Token ids of a rendered text, where each token begins and ends in it, and which word each is a part of."""
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"], encoded.word_ids()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # A tokenizer in Python does not say where its tokens stand: they are read one after the other.
+    ends = [len(tokenizer.decode(ids[: index + 1], clean_up_tokenization_spaces=False)) for index in range(len(ids))]
+    return ids, list(zip([0, *ends[:-1]], ends, strict=True)), range(len(ids))
+
+
+def _first_token(offsets: list[tuple[int, int]], words: Sequence[int | None], space: int, start: int) -> int:
+    """
+    The first token of an answer that begins at `start`, after white space that begins at `space`.
+
+    A space before a word is a part of it: whether the two are one token or several depends on the word, and the prompt
+    must not. So the space belongs to the answer where the tokenizer keeps the two together.
+    """
+    first = next(index for index, (_, stop) in enumerate(offsets) if stop > start)
+    while first and offsets[first - 1][0] >= space and words[first - 1] == words[first] is not None:
+        first -= 1
+    return first
+
+
+def _turn_end(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], offsets: list[tuple[int, int]], end: int, limit: int
+) -> tuple[int, bool]:
+    """
+    Where a turn ends.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        ids (`list[int]`):
+            Tokens of the rendered conversation.
+        offsets (`list[tuple[int, int]]`):
+            Where each begins and ends in the text.
+        end (`int`):
+            Where the answer ends in the text.
+        limit (`int`):
+            Where the next message's text begins.
+
+    Returns:
+        `tuple[int, bool]`: The token after the last of the turn, and whether a token of its own ends it.
+    """
+    after = next((index for index, (start, _) in enumerate(offsets) if start >= end), len(ids))
+    for index in range(after, len(ids)):
+        if offsets[index][0] >= limit:
+            break
+        if ends_turn(tokenizer, ids[index]):
+            return index + 1, True
+    return after, False
+
+
+def ends_turn(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether a token can end a turn: one of its own, and not white space, of which some tokenizers add runs."""
+    if token == tokenizer.eos_token_id:
+        return True
+    return token in tokenizer.get_added_vocab().values() and bool(tokenizer.decode([token]).strip())
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, options: ChatOptions | None = None, name: str = "a prompt"
+) -> list[int]:
+    """
+    Token ids of a prompt, ready for an answer to follow: those that precede the answer in [`encode_example`].
 
     The tokenizer's chat template is used where it has one (as a single user turn), otherwise the plain
     `Question: ... Answer:` form of the TOFU benchmark. An empty prompt is plain text: only the special tokens that
@@ -26,77 +165,102 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
             Tokenizer of the model.
         prompt (`str`):
             The question, without any template; `""` for plain text.
+        options ([`ChatOptions`], *optional*):
+            Arguments of the template, and a system prompt.
+        name (`str`, *optional*):
+            What an error calls the prompt.
 
     Returns:
         `list[int]`: Token ids.
+
+    Raises:
+        `ValueError`: If the chat template drops or rewrites the prompt.
     """
-    if not prompt or tokenizer.chat_template is None:
-        ids = tokenizer(prompt and PLAIN_PROMPT.format(prompt=prompt))["input_ids"]
-        # Some tokenizers close a text too.
-        closes = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
-        return ids[:-1] if closes else ids
-    messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    if prompt and tokenizer.chat_template is not None:
+        example = encode_example(tokenizer, prompt, "Xqaz", options=options, name=name)
+        return example["input_ids"][: answer_start(example)]
+    return _opening(tokenizer, prompt and _plain_prompt(prompt, options))
 
 
-def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def _plain_prompt(prompt: str, options: ChatOptions | None) -> str:
+    text = PLAIN_PROMPT.format(prompt=prompt)
+    return text if options is None or options.system_prompt is None else f"{options.system_prompt}\n\n{text}"
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text with the special tokens in front of it, and not those that close it."""
+    ids = tokenizer(text)["input_ids"]
+    closes = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+    return ids[:-1] if closes else ids
+
+
+def answer_start(example: Encoded) -> int:
+    """The first token of an example that carries a label."""
+    return next(index for index, label in enumerate(example["labels"]) if label != IGNORE_INDEX)
+
+
+def end_of_answer(tokenizer: PreTrainedTokenizerBase, options: ChatOptions | None = None) -> int | None:
     """
-    What closes an answer: the token that follows it in the chat template, which need not be the tokenizer's
-    end-of-sequence token (Gemma's is `<end_of_turn>`), or else that token.
+    The token that closes an answer: the one that follows it in the chat template, which need not be the tokenizer's
+    end-of-sequence token (Gemma's is `<end_of_turn>`), and otherwise that token.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
+        options ([`ChatOptions`], *optional*):
+            Arguments of the template, and a system prompt.
 
     Returns:
-        `int`, *optional*: Token id.
+        `int`, *optional*: Token id; `None` if the tokenizer has neither.
     """
-    end = None if tokenizer.chat_template is None else _end_of_turn(tokenizer, str(tokenizer.chat_template))
-    return tokenizer.eos_token_id if end is None else end
+    if tokenizer.chat_template is None:
+        return tokenizer.eos_token_id
+    last = encode_example(tokenizer, "Xqbz", "Xqaz", options=options)["labels"][-1]
+    return last if ends_turn(tokenizer, last) else None
 
 
-@lru_cache(maxsize=8)
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
-    answer = "xyzzy"
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-    _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)
-    if not found:
-        return None
-    # A token of its own, and not white space, of which some tokenizers add runs.
-    added = set(tokenizer.get_added_vocab().values())
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return next((token for token in ids if token in added and tokenizer.decode([token]).strip()), None)
-
-
-def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, text: str, prompt: str = "", max_length: int | None = None
+) -> Encoded:
     """
-    Token ids of an answer, closed by [`end_of_answer`] where there is such a token.
+    Input ids and labels of a text as it is, or of its continuation of a prompt. No template is used.
 
-    Without a chat template a space separates the answer from `Answer:`. The answer is tokenized on its own, so that
-    the ids after a prompt are the same in training, in scoring and in generation.
+    The continuation is tokenized on its own, and closed by the end-of-sequence token.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
-        prompt (`str`):
-            The prompt that the answer follows; `""` for plain text.
-        completion (`str`):
-            The answer.
+        text (`str`):
+            The text; every token of it carries a label.
+        prompt (`str`, *optional*, defaults to `""`):
+            What stands before it; its tokens carry none.
+        max_length (`int`, *optional*):
+            Tokens to keep; longer texts are cut on the right.
 
     Returns:
-        `list[int]`: Token ids.
+        `dict[str, list[int]]`: `input_ids` and `labels` of the same length.
     """
-    text = completion if not prompt or tokenizer.chat_template is not None else " " + completion
+    prompt_ids = _opening(tokenizer, prompt)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    end = end_of_answer(tokenizer) if prompt else tokenizer.eos_token_id
-    return ids if end is None else [*ids, end]
+    if tokenizer.eos_token_id is not None:
+        ids = [*ids, tokenizer.eos_token_id]
+    labels = [IGNORE_INDEX] * len(prompt_ids) + ids
+    return {"input_ids": (prompt_ids + ids)[:max_length], "labels": labels[:max_length]}
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int | None = None
-) -> dict[str, list[int]]:
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    completion: str,
+    max_length: int | None = None,
+    options: ChatOptions | None = None,
+    name: str = "a row",
+) -> Encoded:
     """
-    Input ids and labels of a prompt and its completion; the loss is taken on the completion alone.
+    Input ids and labels of a question and its answer; the loss is taken on the answer and on the token that ends it.
+
+    The tokenizer's chat template is used where it has one, otherwise the plain `Question: ... Answer: ...` form of the
+    TOFU benchmark.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -107,12 +271,20 @@ def encode_example(
             The answer, or the text.
         max_length (`int`, *optional*):
             Tokens to keep; longer examples are cut on the right.
+        options ([`ChatOptions`], *optional*):
+            Arguments of the template, and a system prompt.
+        name (`str`, *optional*):
+            What an error calls the row.
 
     Returns:
         `dict[str, list[int]]`: `input_ids` and `labels` of the same length; prompt positions hold -100 in `labels`.
+
+    Raises:
+        `ValueError`: If the chat template drops or rewrites the question or the answer.
     """
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    completion_ids = encode_completion(tokenizer, prompt, completion)
-    input_ids = (prompt_ids + completion_ids)[:max_length]
-    labels = ([IGNORE_INDEX] * len(prompt_ids) + completion_ids)[:max_length]
-    return {"input_ids": input_ids, "labels": labels}
+    if not prompt:
+        return encode_text(tokenizer, completion, "", max_length)
+    if tokenizer.chat_template is None:
+        return encode_text(tokenizer, " " + completion, _plain_prompt(prompt, options), max_length)
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    return encode_conversation(tokenizer, messages, (1,), options, None, max_length, name)

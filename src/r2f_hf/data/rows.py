@@ -1,52 +1,17 @@
-"""From a user's datasets to checked rows: columns present, sets not empty, forget and retain apart."""
+"""Checked rows: columns present, sets not empty, forget and retain apart."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset
 
 
 Row = Mapping[str, Any]
-
-_FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-def load_rows(source: str) -> Dataset:
-    """
-    Load rows from a file or from the Hub.
-
-    Args:
-        source (`str`):
-            A `.json`, `.jsonl`, `.csv` or `.parquet` file, or a Hub dataset as `owner/name`, `owner/name:config` or
-            `owner/name:config:split` (`split` defaults to `train`).
-
-    Returns:
-        [`~datasets.Dataset`]
-
-    Raises:
-        `FileNotFoundError`: If the source looks like a file that is not there.
-        `ValueError`: If a file is empty or cannot be read.
-    """
-    path = Path(source)
-    if path.suffix in _FILE_BUILDERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no data file {source}.")
-        kind = _FILE_BUILDERS[path.suffix]
-        try:
-            # In memory alone: rows that are to be forgotten must not live on in a cache.
-            with tempfile.TemporaryDirectory() as cache:
-                return load_dataset(kind, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True)
-        except (DatasetGenerationError, StopIteration, ValueError) as error:
-            raise ValueError(f"The data file {source} is empty or is not {kind}.") from error
-    name, config, split = [*source.split(":"), "", ""][:3]
-    return load_dataset(name, config or None, split=split or "train")
 
 
 def check_rows(rows: Sequence[Row] | Dataset | None, name: str, columns: Iterable[str | None]) -> None:
@@ -71,42 +36,47 @@ def check_rows(rows: Sequence[Row] | Dataset | None, name: str, columns: Iterabl
         if missing:
             where = f"The {name} set" if index == 0 else f"{name}[{index}]"
             raise ValueError(
-                f"{where} has no column {missing[0]!r}; its columns are {', '.join(map(repr, row))}. Set "
+                f"{where} has no column {missing[0]!r}; its columns are {column_names(row)}. Set "
                 "`prompt_column`, `completion_column` or `views_column` to one of them."
             )
 
 
-def check_overlap(
-    first: Sequence[Row], second: Sequence[Row], columns: Sequence[str], names: tuple[str, str] = ("forget", "retain")
-) -> None:
+def check_overlap(first: Sequence[Sequence[str]], second: Sequence[Sequence[str]], names: tuple[str, str]) -> None:
     """
     Refuse sets that share rows: the same text cannot be both forgotten and kept, nor known and unseen.
 
     Args:
-        first (`Sequence[Mapping]`):
-            Rows of the first set.
-        second (`Sequence[Mapping]`):
-            Rows of the second set.
-        columns (`Sequence[str]`):
-            Columns whose values make a row the same, letter case and surrounding white space aside.
-        names (`tuple[str, str]`, *optional*, defaults to `("forget", "retain")`):
+        first (`Sequence[Sequence[str]]`):
+            The texts of each row of the first set.
+        second (`Sequence[Sequence[str]]`):
+            Those of the second set. Letter case, the form of Unicode and white space make no difference.
+        names (`tuple[str, str]`):
             Which sets they are, for the message.
 
     Raises:
         `ValueError`: Naming the pairs of rows by their indices (never by their text, which may have to stay private).
     """
-
-    def key(row: Row) -> tuple[str, ...]:
-        return tuple(str(row[column]).strip().casefold() for column in columns)
-
-    where = {key(row): index for index, row in enumerate(second)}
-    shared = [(index, where[key(row)]) for index, row in enumerate(first) if key(row) in where]
+    where = {normal_form(texts): index for index, texts in enumerate(second)}
+    forms = [normal_form(texts) for texts in first]
+    shared = [(index, where[form]) for index, form in enumerate(forms) if form in where]
     if shared:
         pairs = ", ".join(f"{names[0]}[{f}] = {names[1]}[{r}]" for f, r in shared[:5])
         more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
         raise ValueError(
             f"The {names[0]} and {names[1]} sets share {len(shared)} rows: {pairs}{more}. Remove them from one."
         )
+
+
+def normal_form(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts of a row without what does not make another row: case, Unicode form, and white space."""
+    return tuple(" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)
+
+
+def column_names(row: Row) -> str:
+    """The columns of a row, for a message. A name that is no word may itself be a text to forget, and is not shown."""
+    words = [repr(column) for column in row if str(column).isidentifier() or len(str(column).split()) == 1]
+    others = len(row) - len(words)
+    return ", ".join(words + [f"{others} with names of several words"] * bool(others))
 
 
 def content_hash(value: Any) -> str:

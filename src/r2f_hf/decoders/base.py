@@ -49,18 +49,18 @@ class GradientDecoder(
     """
     Turns the LoRA gradients of a module into an approximation of its full gradient.
 
-    A subclass implements [`~GradientDecoder.decode`]; its `__init__` takes only what JSON can hold, and is saved
-    beside the weights. It may use `sketch.right` (the columns of `Y` that are not held out), `sketch.right_probe`,
-    `sketch.Z` and `sketch.B`; the held-out rows are for measuring its error.
+    A subclass implements [`~GradientDecoder.decode`]. The arguments of its `__init__` must be values that JSON can
+    hold; they are saved next to the weights. `decode` may use `sketch.right` (the columns of `Y` that are not held
+    out), `sketch.right_probe`, `sketch.Z` and `sketch.B`. The held-out rows are for measuring its error.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of [`~huggingface_hub.PyTorchModelHubMixin`], with
-    weights in safetensors alone: a pickle is never read.
+    weights only in safetensors: a pickle is never read.
 
     Attributes:
         needs_fixed_probes (`bool`):
-            Whether it decodes only the sketches of the probes that it was trained with.
+            Whether it can decode only sketches of the probes that it was trained with.
         training_record (`str`, *optional*):
-            How it was trained and what it reached, for its card; saved with it.
+            How it was trained and how well it did, for its card. It is saved with the decoder.
     """
 
     needs_fixed_probes = False
@@ -68,14 +68,14 @@ class GradientDecoder(
 
     def check_fresh_probes(self) -> None:
         """
-        Refuse a decoder that cannot decode the probes of a run, which are drawn anew for each step.
+        Refuse a decoder that cannot be used in a run, where new probes are drawn for each step.
 
         Raises:
             `ValueError`: If the decoder needs the probes that it was trained with.
         """
         if self.needs_fixed_probes:
             raise ValueError(
-                f"{type(self).__name__} knows only the probes that it was trained with, and a run draws new ones at "
+                f"{type(self).__name__} knows only the probes that it was trained with, but a run draws new ones for "
                 "every step. Use the spectral decoder."
             )
 
@@ -88,23 +88,23 @@ class GradientDecoder(
                 The sketch, in fp32, with any leading dimensions.
 
         Returns:
-            [`LowRankGradient`]: The approximation, in factors. A zero sketch decodes to zero.
+            [`LowRankGradient`]: The approximation, in factors. A zero sketch is decoded to zero.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement decode")
 
     @torch.no_grad()
     def decode_all(self, sketches: Sequence[LoraSketch]) -> list[LowRankGradient]:
         """
-        Reconstruct the gradients of many modules; those of one shape in one call.
+        Reconstruct the gradients of many modules. Modules of one shape are decoded in one call.
 
         Args:
             sketches (`Sequence[LoraSketch]`):
-                Each of a module, or of several modules of one shape.
+                Sketches of one module, or of several modules of one shape, each.
 
         Returns:
-            `list[LowRankGradient]`: In the same order.
+            `list[LowRankGradient]`: The gradients, in the same order.
         """
-        # What is of several modules already is decoded as it is.
+        # A sketch of several modules is decoded as it is. Sketches of single modules are stacked first.
         decoded = {index: self.decode(sketch) for index, sketch in enumerate(sketches) if sketch.Y.ndim > 2}
         single = [index for index in range(len(sketches)) if index not in decoded]
         for indices, stack in LoraSketch.by_shape([sketches[index] for index in single]):
@@ -132,7 +132,7 @@ class GradientDecoder(
         config: dict[str, Any] | None = None,
         **kwargs,
     ) -> GradientDecoder:
-        # The mixin's own falls back to a pickle, and does not mind keys that are missing.
+        # The mixin's own method falls back to a pickle, and accepts files with missing keys.
         file = Path(model_id) / SAFETENSORS_SINGLE_FILE
         if not Path(model_id).is_dir():
             file = hf_hub_download(
@@ -153,11 +153,13 @@ class GradientDecoder(
             decoder.load_state_dict(load_file(file))
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{model_id} holds no {SAFETENSORS_SINGLE_FILE}. Decoders are read from safetensors alone; a pickle "
+                f"{model_id} holds no {SAFETENSORS_SINGLE_FILE}. Decoders are loaded only from safetensors; a pickle "
                 "(`.bin`, `.pt`) can run code and is refused."
             ) from error
         except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"The weights of the decoder {model_id} are damaged or another's: {error}") from error
+            raise ValueError(
+                f"The weights of the decoder {model_id} are damaged, or those of another decoder: {error}"
+            ) from error
         if not all(tensor.isfinite().all() for tensor in decoder.state_dict().values()):
             raise ValueError(f"The weights of the decoder {model_id} are not finite: the file was edited or damaged.")
         return decoder.eval()
@@ -169,14 +171,14 @@ class GradientDecoder(
 
 class FilterDecoder(GradientDecoder):
     """
-    A decoder that filters the spectrum of the sketch's core, `φ(σ) = gate / σ`, and is blind to the model's width.
+    A decoder that filters the spectrum of the sketch's core, `φ(σ) = gate / σ`, whatever the width of the model.
 
     A subclass implements [`~FilterDecoder.gate`].
     """
 
     def gate(self, core: SketchCore) -> Tensor:
         """
-        How much of each singular direction to believe.
+        How much of each singular direction to trust.
 
         Args:
             core ([`SketchCore`]):
@@ -192,13 +194,13 @@ class FilterDecoder(GradientDecoder):
         return core.reconstruct(self.gate(core) * core.inverse_sigma)
 
     def gates(self, cores: Sequence[SketchCore]) -> list[Tensor]:
-        """[`~FilterDecoder.gate`] of several cores."""
+        """[`~FilterDecoder.gate`] for several cores."""
         return [self.gate(core) for core in cores]
 
     @torch.no_grad()
     def decode_all(self, sketches: Sequence[LoraSketch]) -> list[LowRankGradient]:
         if type(self).decode is not FilterDecoder.decode:
-            # A subclass that decodes in its own way.
+            # A subclass decodes in its own way.
             return super().decode_all(sketches)
         cores = SketchCore.of_all(sketches)
         return [

@@ -1,4 +1,4 @@
-"""What the two sketches of a gradient say of it, in orthonormal coordinates."""
+"""What the two sketches of a gradient say about it, in orthonormal coordinates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORTEST_PROBE = 3e-3
 @dataclass
 class SketchCore:
     r"""
-    A sketch in orthonormal coordinates, split into what it says exactly and what is left to a decoder.
+    A sketch in orthonormal coordinates, split into the blocks that it holds exactly and one that a decoder estimates.
 
     Let `Qa` be an orthonormal basis of the rows of `A` that a decoder may use and `Qb` one of the columns of `B`. In
     bases that start with them, the gradient is
@@ -26,10 +26,10 @@ class SketchCore:
         [ C    G12 ]     C = Qbᵀ G Qa
         [ G21  G22 ]
 
-    and the sketches hold all of it but `G22 = (I - Qb Qbᵀ) G (I - Qa Qaᵀ)`. With `C = P Σ Qᵀ` the generalized Nyström
-    approximation (Tropp et al. 2017, Nakatsukasa 2020) of the missing block is `G21 Q φ(Σ) Pᵀ G12`, `φ(σ) = 1/σ`, and
-    a decoder's part is to choose a better `φ`. The known blocks cost nothing and can only bring the reconstruction
-    nearer to `G`: it is the projection onto all matrices that agree with both sketches.
+    and the sketches hold all of it except `G22 = (I - Qb Qbᵀ) G (I - Qa Qaᵀ)`. With `C = P Σ Qᵀ`, the generalized
+    Nyström approximation (Tropp et al. 2017, Nakatsukasa 2020) of the missing block is `G21 Q φ(Σ) Pᵀ G12` with
+    `φ(σ) = 1/σ`. A decoder chooses a better `φ`. Keeping the known blocks costs nothing. It is the projection onto all
+    matrices that agree with both sketches, so it can only bring the reconstruction nearer to `G`.
 
     Args:
         right (`torch.Tensor` of shape `(..., out_features, a)`):
@@ -59,25 +59,25 @@ class SketchCore:
     @classmethod
     def of(cls, sketch: LoraSketch) -> SketchCore:
         """
-        The core of a sketch, from the rows that are not held out.
+        The core of a sketch, computed from the rows that are not held out.
 
         Args:
             sketch ([`LoraSketch`]):
-                One module, or several of one shape.
+                The sketch of one module, or of several modules of one shape.
         """
         return cls.of_all([sketch])[0]
 
     @classmethod
     def of_all(cls, sketches: Sequence[LoraSketch]) -> list[SketchCore]:
-        """As [`~SketchCore.of`], of several sketches, whose small matrices are decomposed together."""
+        """[`~SketchCore.of`] for several sketches. Their small matrices are decomposed together."""
         probes = [side for sketch in sketches for side in (sketch.right_probe.mT, sketch.B)]
         to_orthonormal = orthonormalizers(probes)
         bases = [probe @ matrix for probe, matrix in zip(probes, to_orthonormal, strict=True)]
         right = [sketch.right @ matrix for sketch, matrix in zip(sketches, to_orthonormal[::2], strict=True)]
         left = [sketch.Z.mT @ matrix for sketch, matrix in zip(sketches, to_orthonormal[1::2], strict=True)]
-        found = on_all(svd, [(basis.mT @ side,) for basis, side in zip(bases[1::2], right, strict=True)])
-        sides = zip(right, left, bases[::2], bases[1::2], found, strict=True)
-        return [cls(*four, P, sigma, Qh.mT) for *four, (P, sigma, Qh) in sides]
+        decompositions = on_all(svd, [(basis.mT @ side,) for basis, side in zip(bases[1::2], right, strict=True)])
+        parts = zip(right, left, bases[::2], bases[1::2], decompositions, strict=True)
+        return [cls(*sides, P, sigma, Qh.mT) for *sides, (P, sigma, Qh) in parts]
 
     @property
     def inverse_sigma(self) -> Tensor:
@@ -87,7 +87,7 @@ class SketchCore:
 
     @property
     def terms(self) -> tuple[Tensor, Tensor]:
-        """`Y = G21 Q` of shape `(..., out_features, k)` and `Z = G12ᵀ P` of shape `(..., in_features, k)`."""
+        """`Y = G21 Q` of shape `(..., out_features, k)`, and `Z = G12ᵀ P` of shape `(..., in_features, k)`."""
         return (
             self.right @ self.Q - self.left_basis @ self._core_left,
             self.left @ self.P - self.right_basis @ (self.Q * self.sigma.unsqueeze(-2)),
@@ -95,19 +95,19 @@ class SketchCore:
 
     def reconstruct(self, phi: Tensor) -> LowRankGradient:
         """
-        The known blocks and the missing one as `Σ φₖ Yₖ Zₖᵀ` of [`~SketchCore.terms`].
+        The known blocks, and the missing block as the sum `Σ φₖ Yₖ Zₖᵀ` over [`~SketchCore.terms`].
 
         Args:
             phi (`torch.Tensor` of shape `(..., k)`):
                 The filter `φ`.
 
         Returns:
-            [`LowRankGradient`]: Of rank at most `a + b`.
+            [`LowRankGradient`]: The reconstruction, of rank at most `a + b`.
         """
         core_left = self._core_left
-        # The columns are scaled before they are mixed: where `φ` is huge they are tiny.
+        # The columns are scaled before they are mixed: where `φ` is huge, they are tiny.
         joined = (self.right @ self.Q).sub_(self.left_basis @ core_left).mul_(phi.unsqueeze(-2))
-        # The left sketch without what the right one says already; all of it, where `P` has fewer columns than `left`.
+        # The left sketch without what the right one already holds. All its columns stay, even where `P` has fewer.
         rest = self.left - self.right_basis @ (self.Q @ core_left.mT)
         return LowRankGradient(
             U=torch.cat([self.right, (joined @ self.P.mT).add_(self.left_basis)], dim=-1),
@@ -121,10 +121,10 @@ class SketchCore:
 
 def orthonormalizers(bases: Sequence[Tensor]) -> list[Tensor]:
     """
-    The matrices `W` that make the columns of `basis @ W` orthonormal, with zeros for what is linearly dependent.
+    The matrices `W` that make the columns of `basis @ W` orthonormal. Directions that are missing become zeros.
 
-    Through the Gram matrix, which costs far less than a QR decomposition of a tall matrix; the columns are probes, far
-    from dependent unless they are so exactly.
+    They come from the Gram matrix, which costs far less than a QR decomposition of a tall matrix. The columns are
+    probes, which are either exactly dependent or far from it.
 
     Args:
         bases (`Sequence[torch.Tensor]`):
@@ -133,12 +133,12 @@ def orthonormalizers(bases: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         `list[torch.Tensor]`: Each of shape `(..., r, r)`.
     """
-    found = on_all(inverse_root, [((basis.mT @ basis).double(),) for basis in bases])
-    return [root.to(basis.dtype) for (root,), basis in zip(found, bases, strict=True)]
+    roots = on_all(inverse_root, [((basis.mT @ basis).double(),) for basis in bases])
+    return [root.to(basis.dtype) for (root,), basis in zip(roots, bases, strict=True)]
 
 
 def inverse_root(gram: Tensor) -> tuple[Tensor]:
-    """`V Λ^(-1/2)` of Gram matrices `V Λ Vᵀ`, of shape `(..., r, r)`, with zeros for directions that are not there."""
+    """`V Λ^(-1/2)` of Gram matrices `V Λ Vᵀ`, of shape `(..., r, r)`. Missing directions are zeros."""
     values, vectors = eigh(gram)
     keep = values > SHORTEST_PROBE**2 * values[..., -1:]
     scale = torch.where(keep & (values > 0), values, torch.inf).rsqrt()

@@ -16,10 +16,10 @@ from .spectral import SpectralDecoder
 from .tikhonov import TikhonovDecoder
 
 
-# What needs no folder: closed forms, and what the package ships trained.
+# Decoders that need no folder: closed forms, and the trained one that the package ships.
 DECODERS: dict[str, type[GradientDecoder]] = {"spectral": SpectralDecoder, "tikhonov": TikhonovDecoder}
 
-# What a saved decoder can be.
+# The classes that a saved decoder can have.
 CLASSES: dict[str, type[GradientDecoder]] = {
     cls.__name__: cls for cls in (MlpDecoder, SpectralDecoder, TikhonovDecoder)
 }
@@ -41,14 +41,14 @@ def check_decoder(name: str) -> None:
 
 def load_decoder(name: str) -> GradientDecoder:
     """
-    A decoder by name, from a folder, or from the Hub.
+    Load a decoder by name, from a folder, or from the Hub.
 
     Args:
         name (`str`):
             `"spectral"`, `"tikhonov"`, a folder that `save_pretrained` wrote, or a repository on the Hub.
 
     Returns:
-        [`GradientDecoder`]: In evaluation mode.
+        [`GradientDecoder`]: The decoder, in evaluation mode.
 
     Raises:
         `ValueError`: If there is no such decoder, or its files are damaged.
@@ -69,5 +69,5 @@ def load_decoder(name: str) -> GradientDecoder:
     try:
         kind = json.loads(file.read_text())["decoder"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} does not say which decoder it is; was it saved by `save_pretrained`?") from error
+        raise ValueError(f"{file} does not say which decoder it is. Was it saved by `save_pretrained`?") from error
     return lookup(CLASSES, kind, f"decoder in {file}").from_pretrained(name)

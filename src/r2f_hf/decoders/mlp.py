@@ -16,8 +16,8 @@ class MlpDecoder(GradientDecoder):
     """
     A perceptron from the LoRA gradients of one module shape to its full gradient: the baseline of the comparison.
 
-    It learns the map for the probes that it was trained with, and knows nothing of them: it needs the same `A` and `B`
-    in use. Its output is dense, as large as the module, so it is neither cheap nor carried to another shape.
+    It learns the map for the probes that it was trained with, but does not see them. So it can only be used with the
+    same `A` and `B`. Its output is dense and as large as the module, so it is not cheap, and it serves no other shape.
 
     Args:
         out_features (`int`):
@@ -53,12 +53,12 @@ class MlpDecoder(GradientDecoder):
             raise ValueError(
                 f"This mlp decoder is for {self.out_features} x {self.in_features} modules at rank {self.rank}, the "
                 f"sketch is of a {sketch.Y.shape[-2]} x {sketch.Z.shape[-1]} module at rank {sketch.Y.shape[-1]}. "
-                "An mlp serves one shape alone; the spectral decoder serves all."
+                "An mlp serves only one shape. The spectral decoder serves all."
             )
         Y = sketch.Y.clone()
         Y[..., sketch.decodable :] = 0
         flat = torch.cat([Y.flatten(-2), sketch.Z.flatten(-2)], dim=-1)
-        # The map is linear in the scale of the gradient, so that the net need not learn it.
+        # The map is linear in the scale of the gradient, so the net does not have to learn the scale.
         scale = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
         dense = self.net(flat / scale.clamp_min(torch.finfo(flat.dtype).tiny)) * scale
         U = dense.unflatten(-1, (self.out_features, self.in_features))

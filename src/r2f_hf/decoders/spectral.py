@@ -1,4 +1,4 @@
-"""The learned decoder: a filter over the core's spectrum that does not know the model's width."""
+"""The learned decoder: a filter over the core's spectrum that does not depend on the model's width."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .core import SketchCore
 
 
 FEATURES = 10
-# Logarithms of ratios; what lies beyond is zero or rounding.
+# The features are logarithms of ratios, clamped to this size. Larger ones come from zeros or from rounding.
 _LARGEST_LOG = 12.0
 
 
@@ -22,10 +22,10 @@ class SpectralDecoder(FilterDecoder):
     r"""
     A learned, dimension-free filter: the gradient decoder of Recover-to-Forget, trained on a proxy, used on any model.
 
-    A small 1-D convolution reads the spectrum of the core and says for each singular direction how much of it is
-    signal, `φ(σ) = g(spectrum) / σ` with `0 < g < 1`. All that it sees are ratios, so that nothing in it depends on a
-    module's width, on the scale of the loss or on the rank: what was trained on one model is used unchanged on another
-    one, of any architecture.
+    A small 1-D convolution reads the spectrum of the core. For each singular direction it says how much of it is
+    signal: `φ(σ) = g(spectrum) / σ` with `0 < g < 1`. It sees only ratios, so nothing in it depends on a module's
+    width, on the scale of the loss or on the rank. A filter that was trained on one model is used unchanged on another
+    model, of any architecture.
 
     A subclass with another gate implements [`~SpectralDecoder.gate_of`].
 
@@ -48,42 +48,44 @@ class SpectralDecoder(FilterDecoder):
         return self.gates([core])[0]
 
     def gates(self, cores: Sequence[SketchCore]) -> list[Tensor]:
-        found = on_all(lambda features: (self.gate_of(features),), [(each,) for each in spectral_features(cores)])
-        return [gate for (gate,) in found]
+        inputs = [(features,) for features in spectral_features(cores)]
+        return [gate for (gate,) in on_all(lambda features: (self.gate_of(features),), inputs)]
 
     def gate_of(self, features: Tensor) -> Tensor:
         """
-        The gate for features of [`spectral_features`].
+        The gate for the features of a core.
 
         Args:
             features (`torch.Tensor` of shape `(..., k, features)`):
-                fp32.
+                Features from [`spectral_features`], fp32.
 
         Returns:
-            `torch.Tensor` of shape `(..., k)`.
+            `torch.Tensor` of shape `(..., k)`: The gate, from 0 to 1.
         """
         batch = features.reshape(-1, *features.shape[-2:]).mT
-        # It follows the modules: on a GPU the wait for the CPU would be longer than all else.
+        # The net moves to the device of the features: on a GPU, waiting for the CPU would take the longest.
         self.to(features.device)
         return self.net(batch).sigmoid().reshape(features.shape[:-1])
 
 
 def spectral_features(cores: Sequence[SketchCore]) -> list[Tensor]:
     """
-    What the learned filter sees: ratios alone.
+    What the learned filter sees: only ratios.
 
-    For each singular value: its logarithm relative to the largest, its place in the spectrum, its distance to the next
-    one, and how long the two vectors are that it would join (`G21 q / σ` and `G12ᵀ p / σ`): noise joins long vectors
-    through a small `σ`. For the whole core: the logarithms of `k / out_features`, `k / in_features`, of the effective
-    rank over `k`, and of the parts of both sketches that lie inside the core, by which a filter tells probes that
-    were drawn blindly from probes that follow the gradient.
+    For each singular value there is its logarithm relative to the largest, its place in the spectrum, and its distance
+    to the next one. There are also the lengths of the two vectors that it would join, `G21 q / σ` and `G12ᵀ p / σ`:
+    noise joins long vectors through a small `σ`.
+
+    For the whole core there are the logarithms of `k / out_features`, of `k / in_features`, and of the effective rank
+    over `k`. There are also the logarithms of the parts of both sketches that lie inside the core. By these, a filter
+    tells blind probes from warm ones.
 
     Args:
         cores (`Sequence[SketchCore]`):
             Cores, each of one or several modules.
 
     Returns:
-        `list[torch.Tensor]`: Of each core, of shape `(..., k, features)`, fp32, finite.
+        `list[torch.Tensor]`: One tensor per core, of shape `(..., k, features)`, fp32, finite.
     """
     summaries = [
         (
@@ -100,7 +102,7 @@ def spectral_features(cores: Sequence[SketchCore]) -> list[Tensor]:
 
 
 def double_gram(columns: Tensor) -> Tensor:
-    """Gram matrix in fp64, where no square of an fp32 number over- or underflows."""
+    """Gram matrix in fp64, in which no square of an fp32 number over- or underflows."""
     columns = columns.double()
     return columns.mT @ columns
 
@@ -109,7 +111,7 @@ def features_of(
     right_gram: Tensor, left_gram: Tensor, Q: Tensor, P: Tensor, sigma: Tensor, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor]:
     """
-    [`spectral_features`] from what is small of a core.
+    [`spectral_features`] from the small matrices of a core.
 
     Args:
         right_gram (`torch.Tensor` of shape `(..., a, a)`):
@@ -133,18 +135,18 @@ def features_of(
     length_z, left = lengths(left_gram, P, sigma)
     # In units of the largest singular value.
     unit = 1 / sigma[..., :1].clamp_min(tiny)
-    of_each = torch.stack([sigma, length_y, length_z], dim=-1) * unit.unsqueeze(-1)
-    energy = of_each[..., 0].square().sum(-1, keepdim=True)
-    of_all = torch.cat([energy, energy.sqrt(), right * unit, left * unit, rows / k, columns / k], dim=-1)
-    of_each, of_all = (values.clamp_min(tiny).log() for values in (of_each, of_all))
-    log_sigma, log_y, log_z = of_each.unbind(-1)
-    log_energy, log_root, log_right, log_left, log_rows, log_columns = of_all.unsqueeze(-2).unbind(-1)
-    following = torch.cat([log_sigma[..., 1:], log_sigma[..., -1:]], dim=-1)
+    per_value = torch.stack([sigma, length_y, length_z], dim=-1) * unit.unsqueeze(-1)
+    energy = per_value[..., 0].square().sum(-1, keepdim=True)
+    per_core = torch.cat([energy, energy.sqrt(), right * unit, left * unit, rows / k, columns / k], dim=-1)
+    per_value, per_core = (values.clamp_min(tiny).log() for values in (per_value, per_core))
+    log_sigma, log_y, log_z = per_value.unbind(-1)
+    log_energy, log_root, log_right, log_left, log_rows, log_columns = per_core.unsqueeze(-2).unbind(-1)
+    next_log_sigma = torch.cat([log_sigma[..., 1:], log_sigma[..., -1:]], dim=-1)
     place = torch.arange(k, device=sigma.device, dtype=sigma.dtype) / k
     features = (
         log_sigma,
         place,
-        following - log_sigma,
+        next_log_sigma - log_sigma,
         log_y - log_sigma,
         log_z - log_sigma,
         -log_rows,
@@ -153,13 +155,15 @@ def features_of(
         log_root - log_right,
         log_root - log_left,
     )
-    stacked = torch.stack([each.expand_as(sigma) for each in features], dim=-1)
+    stacked = torch.stack([feature.expand_as(sigma) for feature in features], dim=-1)
     return (stacked.clamp(-_LARGEST_LOG, _LARGEST_LOG).float(),)
 
 
 def lengths(gram: Tensor, rotation: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """
-    How long the terms of a core are, without computing them: a rotated column is a term and, at a right angle, `σ`.
+    The lengths of a core's terms, without computing the terms.
+
+    A rotated column of a side is a term plus a vector of length `σ`, and these two are orthogonal.
 
     Args:
         gram (`torch.Tensor` of shape `(..., a, a)`):

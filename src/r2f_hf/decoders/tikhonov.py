@@ -10,19 +10,19 @@ from .core import SketchCore
 
 class TikhonovDecoder(FilterDecoder):
     r"""
-    Generalized Nyström reconstruction with a regularised core inverse: the floor for every learned decoder.
+    Generalized Nyström reconstruction with a regularised core inverse: the least that a learned decoder has to reach.
 
-    The plain inverse `φ(σ) = 1/σ` (Tropp et al. 2017, Nakatsukasa 2020) amplifies the noise in small singular values;
-    here
+    The plain inverse `φ(σ) = 1/σ` (Tropp et al. 2017, Nakatsukasa 2020) amplifies the noise in small singular values.
+    The filter here,
 
-        φ(σ) = σ / (σ² + (τ σ₁)²)
+        φ(σ) = σ / (σ² + (τ σ₁)²),
 
-    follows `1/σ` on the dominant part of the spectrum and goes to zero below `τ σ₁`.
+    is close to `1/σ` on the dominant part of the spectrum, and goes to zero below `τ σ₁`.
 
     Args:
         tau (`float`, *optional*, defaults to `0.1`):
-            Threshold as a fraction of the largest singular value. A gradient of rank at most `r` is recovered exactly
-            as `tau` goes to zero.
+            Threshold `τ`, as a fraction of the largest singular value `σ₁`. As it goes to zero, a gradient of rank at
+            most `r` is recovered exactly.
     """
 
     def __init__(self, tau: float = 0.1):

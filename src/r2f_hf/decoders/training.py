@@ -18,17 +18,17 @@ from .core import SketchCore
 from .spectral import SpectralDecoder, spectral_features
 
 
-# Of the layers every fourth, and of the batches the last quarter, are kept for validation.
+# Every fourth layer, and the last quarter of the batches, are kept for validation.
 VALIDATION_PART = 4
 
-# Rows that a probe may hold out, so that the filter has seen cores that are square and ones that are not.
+# Numbers of rows that the probes hold out, so that the filter sees cores that are square and ones that are not.
 HELD_OUT = (0, 2)
 
 
 @dataclass
 class FilterPairs:
     r"""
-    Sketches of one rank with all that their true gradients say about a filter. The gradients themselves are gone.
+    Sketches of one rank, with all that their true gradients say about a filter. The gradients are not kept.
 
     With the gradient's norm scaled to 1, a gate `g` reconstructs it with the cosine
 
@@ -36,13 +36,13 @@ class FilterPairs:
 
     Args:
         features (`torch.Tensor` of shape `(n, k, features)`):
-            Of [`spectral_features`].
+            Features from [`spectral_features`].
         known (`torch.Tensor` of shape `(n,)`):
             `K`, the part of the gradient's energy that the sketches hold exactly.
         inner (`torch.Tensor` of shape `(n, k)`):
-            `c`, inner product of each term `Yₖ Zₖᵀ / σₖ` with the gradient.
+            `c`, the inner product of each term `Yₖ Zₖᵀ / σₖ` with the gradient.
         gram (`torch.Tensor` of shape `(n, k, k)`):
-            `M`, inner products of the terms with each other.
+            `M`, the inner products of the terms with each other.
     """
 
     features: Tensor
@@ -52,7 +52,7 @@ class FilterPairs:
 
     def cosine(self, gate: Tensor) -> Tensor:
         """
-        Cosine to the true gradient.
+        Cosine between the reconstruction and the true gradient.
 
         Args:
             gate (`torch.Tensor` of shape `(n, k)`):
@@ -85,24 +85,24 @@ class FilterPairs:
 
     @classmethod
     def cat(cls, pairs: Sequence[FilterPairs]) -> FilterPairs:
-        """Many pairs of one rank as one."""
+        """Concatenate pairs of one rank."""
         return cls(*(torch.cat([getattr(pair, name) for pair in pairs]) for name in cls.__dataclass_fields__))
 
 
 def proxy_modules(model: PreTrainedModel, count: int, seed: int) -> list[str]:
     """
-    Linear modules of a proxy to take gradients of, drawn at random; the head is left out.
+    Draw linear modules of a proxy at random, to take their gradients. The head is left out.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The proxy.
         count (`int`):
-            How many.
+            The largest number of modules.
         seed (`int`):
             Seed of the draw.
 
     Returns:
-        `list[str]`: In the model's order.
+        `list[str]`: Their names, in the order of the model.
     """
     head = model.get_output_embeddings()
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
@@ -116,28 +116,31 @@ def full_gradients(model: PreTrainedModel, batch: dict[str, Tensor], names: Sequ
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The model; all its parameters are frozen when this returns.
+            The model. All its parameters are frozen when this returns.
         batch (`dict[str, torch.Tensor]`):
             `input_ids`, `attention_mask` and `labels`.
         names (`Sequence[str]`):
-            The modules.
+            Names of the modules.
 
     Returns:
-        `dict[str, torch.Tensor]`: Each of shape `(out_features, in_features)`, fp32.
+        `dict[str, torch.Tensor]`: The gradients by name, each of shape `(out_features, in_features)`, fp32.
+
+    Raises:
+        `ValueError`: If a gradient is NaN or infinite.
     """
     modules = {name: model.get_submodule(name) for name in names}
     model.requires_grad_(False)
     for module in modules.values():
         module.weight.requires_grad_(True)
     inputs = {key: value.to(model.device) for key, value in batch.items()}
-    # Modules that the batch does not use, such as an expert, have no gradient; theirs is zero.
+    # A module that the batch does not use, such as an expert, has no gradient: it counts as zero.
     weights = [module.weight for module in modules.values()]
     gradients = torch.autograd.grad(model(**inputs).loss, weights, allow_unused=True, materialize_grads=True)
     model.requires_grad_(False)
     for name, G in zip(names, gradients, strict=True):
         if not G.isfinite().all():
             raise ValueError(
-                f"The gradient of {name} is NaN or infinite. Load the proxy in fp32 or bf16 (`dtype`), and look at "
+                f"The gradient of {name} is NaN or infinite. Load the proxy in fp32 or bf16 (`dtype`), and check "
                 "its text."
             )
     return {
@@ -147,9 +150,9 @@ def full_gradients(model: PreTrainedModel, batch: dict[str, Tensor], names: Sequ
 
 
 def layer_of(name: str) -> int:
-    """Number of the layer that a module belongs to, from its name; 0 for a module outside of layers."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else 0
+    """Number of the layer that a module belongs to, from its name. It is 0 for a module outside of layers."""
+    match = re.search(r"\.(\d+)\.", name)
+    return int(match[1]) if match else 0
 
 
 def collect_pairs(
@@ -161,15 +164,15 @@ def collect_pairs(
     disable_tqdm: bool = False,
 ) -> dict[tuple[int, str], FilterPairs]:
     """
-    Pairs to train and to validate on: blind and warm probes of every rank, of every module and batch.
+    Collect pairs for training and validation: of every module and batch, with blind and warm probes of every rank.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The proxy.
         batches (`Sequence[dict[str, torch.Tensor]]`):
-            Batches of text, met in this order by the warm probes.
+            Batches of text. The warm probes see them in this order.
         names (`Sequence[str]`):
-            Modules.
+            Names of the modules.
         ranks (`Sequence[int]`):
             Ranks of the probes.
         seed (`int`):
@@ -178,17 +181,17 @@ def collect_pairs(
             Whether to hide the progress bar.
 
     Returns:
-        `dict[tuple[int, str], FilterPairs]`: By rank of the core and `"train"` or `"validation"`. Validation takes
-        the held-out layers on the held-out batches; train neither.
+        `dict[tuple[int, str], FilterPairs]`: The pairs by rank of the core, and by `"train"` or `"validation"`.
+        Validation takes the held-out layers on the held-out batches, training takes the other layers on the others.
 
     Raises:
-        `ValueError`: If all modules are of one layer, or none has a gradient that a probe could sketch.
+        `ValueError`: If all modules are in one layer, or if none has a gradient that a probe could sketch.
     """
     layers = sorted({layer_of(name) for name in names})
     if len(layers) < 2:
         raise ValueError(
-            "The modules to learn from are all of one layer, so that none is left to validate on. Use a proxy with "
-            "more layers, or more modules (`num_modules`)."
+            "The modules to learn from are all in one layer, so none is left for validation. Use a proxy with more "
+            "layers, or more modules (`num_modules`)."
         )
     validation_layers = set(layers[VALIDATION_PART - 1 :: VALIDATION_PART] or layers[-1:])
     first_validation = len(batches) - len(batches) // VALIDATION_PART
@@ -222,7 +225,7 @@ def collect_pairs(
             f"No module of the proxy has dimensions as large as the smallest rank ({min(ranks)}), or all gradients "
             "are zero. Lower `ranks`, or use another proxy."
         )
-    return {key: FilterPairs.cat(found) for key, found in pairs.items()}
+    return {key: FilterPairs.cat(parts) for key, parts in pairs.items()}
 
 
 def fit(
@@ -234,15 +237,15 @@ def fit(
     disable_tqdm: bool = False,
 ) -> dict[int, dict[str, float]]:
     """
-    Fit a spectral decoder to pairs, `1 - cosine` its loss, all ranks weighing the same.
+    Fit a spectral decoder to pairs. The loss is `1 - cosine`, and all ranks weigh the same.
 
     Args:
         decoder ([`SpectralDecoder`]):
-            Trained in place.
+            The decoder, trained in place.
         pairs (`dict[tuple[int, str], FilterPairs]`):
-            Of [`collect_pairs`].
+            Pairs from [`collect_pairs`].
         steps (`int`):
-            Steps of AdamW under a one-cycle schedule; each takes 256 pairs of every rank.
+            Steps of AdamW under a one-cycle schedule. Each takes 256 pairs of every rank.
         learning_rate (`float`):
             Peak learning rate.
         seed (`int`):
@@ -251,19 +254,20 @@ def fit(
             Whether to hide the progress bar.
 
     Returns:
-        `dict[int, dict[str, float]]`: By rank of the core, mean cosine on `train` and `validation`, and on the latter
-        also of the plain inverse (`inverse`) and of the best fixed Tikhonov threshold (`best_tau`).
+        `dict[int, dict[str, float]]`: For each rank of the core, the mean cosines on `train` and `validation`. For
+        comparison also those of the plain inverse (`inverse`) and of the best fixed Tikhonov threshold (`best_tau`) on
+        `validation`.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    training = [found for (_, split), found in pairs.items() if split == "train"]
+    training = [part for (_, split), part in pairs.items() if split == "train"]
     decoder.train()
     for _ in (bar := tqdm(range(steps), desc="Fit", disable=disable_tqdm)):
         losses = []
-        for found in training:
-            index = torch.randint(len(found.known), (256,), generator=generator)
-            batch = FilterPairs(*(getattr(found, name)[index] for name in FilterPairs.__dataclass_fields__))
+        for part in training:
+            index = torch.randint(len(part.known), (256,), generator=generator)
+            batch = FilterPairs(*(getattr(part, name)[index] for name in FilterPairs.__dataclass_fields__))
             losses.append(1 - batch.cosine(decoder.gate_of(batch.features)).mean())
         loss = torch.stack(losses).mean()
         optimizer.zero_grad()
@@ -277,13 +281,13 @@ def fit(
 
 @torch.no_grad()
 def scores(decoder: SpectralDecoder, pairs: dict[tuple[int, str], FilterPairs], rank: int) -> dict[str, float]:
-    """Mean cosines of one rank, of the decoder and of what it has to beat."""
-    found = {split: pairs[rank, split] for split in ("train", "validation") if (rank, split) in pairs}
-    result = {split: part.cosine(decoder.gate_of(part.features)).mean().item() for split, part in found.items()}
-    if "validation" in found:
-        held = found["validation"]
-        squared = (2 * held.features[..., 0]).exp()
+    """Mean cosines at one rank: of the decoder, and of the baselines that it has to beat."""
+    parts = {split: pairs[rank, split] for split in ("train", "validation") if (rank, split) in pairs}
+    result = {split: part.cosine(decoder.gate_of(part.features)).mean().item() for split, part in parts.items()}
+    if "validation" in parts:
+        validation = parts["validation"]
+        squared = (2 * validation.features[..., 0]).exp()
         taus = [0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5]
-        result["best_tau"] = max(held.cosine(squared / (squared + tau**2)).mean().item() for tau in taus)
-        result["inverse"] = held.cosine(torch.ones_like(squared)).mean().item()
+        result["best_tau"] = max(validation.cosine(squared / (squared + tau**2)).mean().item() for tau in taus)
+        result["inverse"] = validation.cosine(torch.ones_like(squared)).mean().item()
     return result

@@ -1,4 +1,4 @@
-"""Weights that are shared out over processes, and DeepSpeed."""
+"""Weights that are sharded over processes, and DeepSpeed."""
 
 from .sharding import copy_, gather, is_partitioned, is_row_sharded, is_sharded, own_blocks, whole_shape
 

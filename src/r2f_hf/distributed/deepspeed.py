@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO-2 and ZeRO-3: what R2F works with, and when its gradients are read."""
+"""DeepSpeed's ZeRO-2 and ZeRO-3: which configurations R2F works with, and when the gradients are read."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from .sharding import is_partitioned
 
 
-# What of DeepSpeed's configuration is refused, and why.
-_PIECES = "under which weights do not lie in one piece a process, each written where it is"
+# Options of DeepSpeed's configuration that are refused, and why.
+_PIECES = "under which a process does not hold its part of a weight in one piece, to be written in place"
 _PRECISION = (
     "which rounds probes and weights to half precision; it may come from `bf16` or `fp16` in a recipe or R2FConfig, "
-    "or from accelerate's `mixed_precision`. A model that is loaded in bf16 computes in it without (`dtype: bfloat16`)"
+    "or from accelerate's `mixed_precision`. A model loaded with `dtype: bfloat16` computes in bf16 without it"
 )
 REFUSED = {
     "optimizer": "but the probes have their own (`optim`), and are drawn anew after each step",
@@ -35,7 +35,7 @@ REFUSED = {
 
 def check_zero(config: Mapping[str, Any], to_adapter: bool) -> None:
     """
-    Refuse what R2F does not do under DeepSpeed.
+    Refuse configurations of DeepSpeed that R2F does not work with.
 
     Args:
         config (`Mapping`):
@@ -44,54 +44,57 @@ def check_zero(config: Mapping[str, Any], to_adapter: bool) -> None:
             Whether an adapter takes the updates.
 
     Raises:
-        `ValueError`: With what to do instead.
+        `ValueError`: For such a configuration. The message says what to do instead.
     """
     for key, why in REFUSED.items():
         value: Any = config
         for part in key.split("."):
             value = (value or {}).get(part)
-        # What the options are when they are off.
+        # The values of options that are off.
         if str(value).lower() not in ("none", "false", "{}", "-1", "0", "1"):
             raise ValueError(f"DeepSpeed's configuration has {key}={value!r}, {why}. Leave it out.")
     stage = config["zero_optimization"]["stage"]
     if stage not in (2, 3):
         raise ValueError(
-            f"DeepSpeed's ZeRO-{stage} would share out nothing but the optimizer's state, of which probes have none. "
-            "Launch without DeepSpeed, or with `stage: 3` to share out the weights."
+            f"DeepSpeed's ZeRO-{stage} would shard nothing but the optimizer's state, and the probes have none. "
+            "Launch without DeepSpeed, or with `stage: 3` to shard the weights."
         )
     if to_adapter:
         raise ValueError(
             'An adapter cannot take the updates (`update_target="adapter"`) under DeepSpeed. Launch without it; to '
-            "share out the weights, load the model with `DistributedConfig(fsdp_size=...)`, from "
+            "shard the weights, load the model with `DistributedConfig(fsdp_size=...)`, from "
             "`transformers.distributed`."
         )
 
 
 def check_precision(model: PreTrainedModel) -> None:
     """
-    Refuse a model that ZeRO-3 has loaded in another precision than its own.
+    Refuse a model that ZeRO-3 has loaded in another dtype than its own.
 
     Raises:
-        `ValueError`: With what to do instead.
+        `ValueError`: For such a configuration. The message says what to do instead.
     """
     loaded_by_zero = any(map(is_partitioned, model.parameters()))
     if loaded_by_zero and model.config.dtype not in (None, model.dtype):
         raise ValueError(
             f"DeepSpeed has loaded the model in {model.dtype}, and not in {model.config.dtype}. Give R2FTrainer its "
-            "name in place of the model, load it with `r2f_hf.models.from_pretrained`, or before R2FConfig is made."
+            "name instead of the model, load it with `r2f_hf.models.from_pretrained`, or load it before R2FConfig is "
+            "made."
         )
 
 
 class BeforeStep:
     """
-    Calls a function before each step of DeepSpeed's optimizer, until it is removed. That optimizer is none of torch's
-    and has no hooks; the one within it takes several steps for one, each of a piece.
+    Calls a function before each step of DeepSpeed's optimizer, until it is removed.
+
+    DeepSpeed's optimizer is not one of torch's, and has no hooks. The torch optimizer within it takes several steps
+    per step of the training loop, one for each piece.
 
     Args:
         optimizer (`deepspeed.runtime.base_optimizer.ZeROOptimizer`):
-            The optimizer.
+            DeepSpeed's optimizer.
         function (`Callable`):
-            What to call.
+            The function to call.
     """
 
     def __init__(self, optimizer: Any, function: Callable[[], None]):
@@ -99,7 +102,8 @@ class BeforeStep:
 
         def function_and_step(*args: Any, **kwargs: Any) -> None:
             if hasattr(optimizer, "empty_partition_cache"):
-                # ZeRO-3's step begins with it too. What the backward pass has left whole could not be gathered.
+                # ZeRO-3's own step begins with this too. Weights that the backward pass has left whole could otherwise
+                # not be gathered.
                 optimizer.empty_partition_cache()
             function()
             step(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Weights that are shared out over processes, by rows (FSDP2) or in flat pieces (ZeRO-3): each writes its own part."""
+"""Weights sharded over processes by rows (FSDP2) or in flat pieces (ZeRO-3). Each process writes its own part."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Block(NamedTuple):
         values (`torch.Tensor` of shape `(rows, columns)`):
             The weight's own memory.
         row (`int`):
-            Where it begins.
+            Row of the weight at which it begins.
         column (`int`):
-            Where it begins.
+            Column of the weight at which it begins.
     """
 
     values: Tensor
@@ -29,24 +29,24 @@ class Block(NamedTuple):
 
 
 def is_row_sharded(weight: Tensor) -> bool:
-    """Whether a weight is whole, or shared out by rows, and not by columns or as partial sums."""
+    """Whether a weight is whole or sharded by rows. Sharding by columns and partial sums do not count."""
     return not isinstance(weight, DTensor) or all(
         isinstance(placement, Replicate) or placement == Shard(0) for placement in weight.placements
     )
 
 
 def is_partitioned(weight: Tensor) -> bool:
-    """Whether DeepSpeed's ZeRO-3 has shared a weight out; it is empty then, or a copy that comes and goes."""
+    """Whether DeepSpeed's ZeRO-3 has partitioned a weight. It is then empty, or holds a copy only for a while."""
     return hasattr(weight, "ds_tensor")
 
 
 def whole_shape(weight: Tensor) -> torch.Size:
-    """The shape of a weight, shared out or not."""
+    """The shape of the whole weight, sharded or not."""
     return weight.ds_shape if is_partitioned(weight) else weight.shape
 
 
 def local(weight: Tensor) -> Tensor:
-    """This process's part of a weight: all of it, some rows, or a flat piece of it without the padding at its end."""
+    """This process's part of a weight: all of it, some rows, or a flat piece without the padding at its end."""
     if isinstance(weight, DTensor):
         return weight.to_local()
     if is_partitioned(weight):
@@ -56,6 +56,7 @@ def local(weight: Tensor) -> Tensor:
 
 
 def _flat_range(weight: Tensor) -> tuple[int, int]:
+    """Where this process's piece of a partitioned weight begins and ends in the flattened weight."""
     size = weight.ds_tensor.ds_numel
     begin = size * weight.ds_zero_partition_rank
     return min(begin, weight.ds_numel), min(begin + size, weight.ds_numel)
@@ -63,13 +64,13 @@ def _flat_range(weight: Tensor) -> tuple[int, int]:
 
 def own_part(weight: Tensor, whole: Tensor) -> Tensor:
     """
-    The part of a whole tensor that lies where this process's part of `weight` does. Nothing is sent.
+    The part of a whole tensor that belongs to this process's part of `weight`. Nothing is sent.
 
     Args:
         weight (`torch.Tensor`):
-            A weight, shared out or not.
+            A weight, sharded or not.
         whole (`torch.Tensor`):
-            A tensor with as many rows (of ZeRO-3's weights: of the same shape), the same on all processes.
+            A tensor with as many rows as the weight (under ZeRO-3: of the same shape), equal on all processes.
     """
     if isinstance(weight, DTensor):
         return distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None).to_local()
@@ -80,28 +81,28 @@ def own_part(weight: Tensor, whole: Tensor) -> Tensor:
 
 
 def own_blocks(weight: Tensor) -> list[Block]:
-    """The rectangles of a matrix that lie in this process: one, or of a flat piece also the ends of broken rows."""
-    own = local(weight)
+    """The rectangles of a matrix that lie in this process: one, or up to three if a flat piece breaks rows."""
+    values = local(weight)
     if isinstance(weight, DTensor):
         held = own_part(weight, torch.arange(weight.shape[0]))
-        return [Block(own, int(held[0]), 0)] if len(held) else []
+        return [Block(values, int(held[0]), 0)] if len(held) else []
     if not is_partitioned(weight):
-        return [Block(own, 0, 0)]
+        return [Block(values, 0, 0)]
     width = weight.ds_shape[1]
     begin, end = _flat_range(weight)
     blocks = []
     while begin < end:
         row, column = divmod(begin, width)
-        # Up to the end of a row that is broken, or over all whole rows.
+        # To the end of a broken row, or over all whole rows.
         count = min(width - column, end - begin) if column or end - begin < width else (end - begin) // width * width
-        blocks.append(Block(own[:count].view(-1, min(count, width)), row, column))
-        own, begin = own[count:], begin + count
+        blocks.append(Block(values[:count].view(-1, min(count, width)), row, column))
+        values, begin = values[count:], begin + count
     return blocks
 
 
 @torch.no_grad()
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor from all processes' parts of it, or itself. All processes have to call it, where it is shared out."""
+    """The whole tensor, from the parts of all processes. Where it is sharded, all processes have to call this."""
     if isinstance(tensor, DTensor):
         return tensor.full_tensor()
     if is_partitioned(tensor):
@@ -115,53 +116,54 @@ def gathered(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def gather(state_dict: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """
-    Whole weights from sharded ones. All processes have to call it, where any weight is sharded.
+    Gather sharded weights into whole ones. If any weight is sharded, all processes have to call this.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
-            The weights, by name; tied ones are the same object.
+            The weights by name. Tied weights are the same object.
         keep (`bool`, *optional*, defaults to `True`):
-            Whether this process wants them; one that does not holds one weight at a time.
+            Whether this process keeps them. A process that does not holds only one whole weight at a time.
 
     Returns:
-        `dict[str, torch.Tensor]`: What was sharded is on the CPU, the rest as it was; empty without `keep`.
+        `dict[str, torch.Tensor]`: Sharded weights, whole and on the CPU; other weights as they were. Empty without
+        `keep`.
     """
-    found: dict[int, Tensor | None] = {}
+    whole: dict[int, Tensor | None] = {}
     for tensor in state_dict.values():
-        # Weights that are tied stay so, and are gathered once on every process.
-        if id(tensor) not in found:
-            one = gathered(tensor).cpu() if is_sharded(tensor) else tensor
-            found[id(tensor)] = one if keep else None
-    return {name: found[id(tensor)] for name, tensor in state_dict.items()} if keep else {}
+        # Tied weights stay tied, and are gathered once on every process.
+        if id(tensor) not in whole:
+            weight = gathered(tensor).cpu() if is_sharded(tensor) else tensor
+            whole[id(tensor)] = weight if keep else None
+    return {name: whole[id(tensor)] for name, tensor in state_dict.items()} if keep else {}
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is shared out over processes."""
+    """Whether a tensor is sharded over processes."""
     return isinstance(tensor, DTensor) or is_partitioned(tensor)
 
 
 @torch.no_grad()
 def copy_(weight: Tensor, source: Tensor) -> None:
     """
-    Copy a tensor into a weight, shared out or not. Nothing is sent, unless the source alone is shared out.
+    Copy a tensor into a weight, sharded or not. Nothing is sent, unless only the source is sharded.
 
     Args:
         weight (`torch.Tensor`):
             The weight.
         source (`torch.Tensor`):
-            A whole tensor, the same on all processes, or one that is shared out as the weight is.
+            A whole tensor, equal on all processes, or one that is sharded in the same way as the weight.
     """
-    own = local(weight)
+    values = local(weight)
     alike = is_partitioned(source) and is_partitioned(weight)
-    own.copy_(local(source) if alike else own_part(weight, gathered(source).to(own.device)))
+    values.copy_(local(source) if alike else own_part(weight, gathered(source).to(values.device)))
     if is_partitioned(weight):
-        # Or a copy that is there would be used on.
+        # Otherwise a gathered copy that is still there would go on being used.
         weight.partition()
 
 
 @torch.no_grad()
 def copy_all_(weights: Sequence[Tensor], sources: Tensor) -> None:
-    """As [`copy_`], one source of shape `(len(weights), ...)` after the other; of whole weights in one go."""
+    """[`copy_`] for several weights, from sources of shape `(len(weights), ...)`. Whole weights are copied at once."""
     if any(is_sharded(weight) for weight in weights):
         for weight, source in zip(weights, sources, strict=True):
             copy_(weight, source)

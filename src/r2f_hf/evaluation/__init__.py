@@ -1,4 +1,4 @@
-"""Suites of metrics, and the loop that runs one on a model."""
+"""Suites of metrics, and the function that runs one on a model."""
 
 from .runner import run_suite
 from .suites import SUITES, Suite, load_suite

@@ -1,4 +1,4 @@
-"""A gradient as a sketch and in factors, and how faithful one is to the other."""
+"""Gradients as sketches and as products of factors, and estimates of how faithful the factors are."""
 
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
 from .linalg import eigh, on_all, on_cpu, svd

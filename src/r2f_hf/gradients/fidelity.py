@@ -18,7 +18,7 @@ from .sketch import LoraSketch
 
 logger = logging.getLogger(__name__)
 
-# What the intervals cover.
+# Part of all cases in which an interval contains the true value.
 COVERAGE = 0.9
 
 
@@ -30,15 +30,15 @@ class Fidelity(NamedTuple):
         cosine (`float`):
             Estimate of `<G, Ĝ> / (‖G‖ ‖Ĝ‖)`.
         cosine_low (`float`):
-            Lower end of its interval.
+            Lower end of the cosine's interval.
         cosine_high (`float`):
-            Upper end of its interval.
+            Upper end of the cosine's interval.
         relative_error (`float`):
             Estimate of `‖G - Ĝ‖ / ‖G‖` (Frobenius).
         relative_error_low (`float`):
-            Lower end of its interval.
+            Lower end of the error's interval.
         relative_error_high (`float`):
-            Upper end of its interval.
+            Upper end of the error's interval.
     """
 
     cosine: float
@@ -53,26 +53,27 @@ def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[
     r"""
     Estimate the relative error and the cosine of reconstructions from the sketches' held-out rows.
 
-    For `a ~ N(0, I/n)` that the decoder never saw and the error `E = G - Ĝ`, `n E‖Ea‖² = ‖E‖²` and
-    `n E<Ea, Ĝa> = <E, Ĝ>`, and `Ea` is a held-out column of the right sketch less `Ĝa`: no further backward pass is
-    needed. `‖Ĝ‖` is known exactly, so that only the error is estimated, and
+    Let `a ~ N(0, I/n)` be a row that the decoder never saw, and `E = G - Ĝ` the error. Then `n 𝔼‖Ea‖² = ‖E‖²` and
+    `n 𝔼<Ea, Ĝa> = <E, Ĝ>`. `Ea` is a held-out column of the right sketch minus `Ĝa`, so no further backward pass is
+    needed. `‖Ĝ‖` is known exactly. Only the error is estimated, and
 
         cos = (‖Ĝ‖² + <E, Ĝ>) / (‖Ĝ‖ ‖G‖),    ‖G‖² = ‖Ĝ‖² + 2 <E, Ĝ> + ‖E‖²
 
-    Both estimated terms are unbiased. To first order an estimate is off by `n aᵀMa - tr M`, with `M` the mixture of
-    `EᵀE` and `EᵀĜ` that its derivatives give, and two held-out rows measure its variance: `n² E(aᵀMa')² = ‖M‖²`. As
-    two rows say little about one module, this is pooled over all modules of the call, relative to the size of each.
-    With as many degrees of freedom as give that variance (Satterthwaite), `1 - cos` and the squared relative error are
-    scaled chi-squared variables, which gives the intervals.
+    Both estimated terms are unbiased. To first order, an estimate is off by `n aᵀMa - tr M`. Here `M` is the mixture
+    of `EᵀE` and `EᵀĜ` that the derivatives of the estimate give. Two held-out rows measure its variance:
+    `n² 𝔼(aᵀMa')² = ‖M‖²`. Two rows say little about one module, so this is pooled over all modules of the call,
+    relative to the size of each module. `1 - cos` and the squared relative error are treated as scaled chi-squared
+    variables, with the degrees of freedom that give this variance (Satterthwaite). Their quantiles are the intervals.
 
     Args:
         sketches (`Sequence[LoraSketch]`):
-            Each of a module or of several, with `held_out >= 2`, random rows that no decoder has used.
+            Sketches of one or of several modules each, with `held_out >= 2`: random rows that no decoder has used.
         reconstructions (`Sequence[LowRankGradient]`):
-            What a decoder made of each.
+            The decoded gradient of each sketch.
 
     Returns:
-        `list[Fidelity]`: One a module, in their order. A zero gradient that was decoded to zero counts as exact.
+        `list[Fidelity]`: One estimate per module, in their order. A zero gradient that was decoded to zero counts as
+        exact.
     """
     count = sketches[0].held_out
     guess, error, inner, *spreads = error_moments(sketches, reconstructions).detach().numpy().T
@@ -102,7 +103,7 @@ def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[
 
 def error_moments(sketches: Sequence[LoraSketch], reconstructions: Sequence[LowRankGradient]) -> Tensor:
     """
-    What the held-out rows say.
+    Estimate from the held-out rows what [`estimate_fidelity`] needs.
 
     Returns:
         `torch.Tensor` of shape `(modules, 6)`, fp64, on the CPU: `‖Ĝ‖`, then estimates of `‖E‖²`, `<E, Ĝ>`, `‖EᵀE‖²`,
@@ -119,13 +120,13 @@ def error_moments(sketches: Sequence[LoraSketch], reconstructions: Sequence[LowR
 
 def moments_of(squares: Tensor, inner: Tensor, norm: Tensor) -> tuple[Tensor]:
     """
-    [`error_moments`] from what the held-out rows come to.
+    [`error_moments`] from inner products of the held-out rows' errors and guesses.
 
     Args:
         squares (`torch.Tensor` of shape `(modules, held_out, held_out)`):
             Inner products of the errors, `n aᵀEᵀEa'`.
         inner (`torch.Tensor` of shape `(modules, held_out, held_out)`):
-            Inner products of the errors and the guesses, `n aᵀEᵀĜa'`.
+            Inner products of the errors with the guesses, `n aᵀEᵀĜa'`.
         norm (`torch.Tensor` of shape `(modules,)`):
             `‖Ĝ‖`.
     """
@@ -133,16 +134,16 @@ def moments_of(squares: Tensor, inner: Tensor, norm: Tensor) -> tuple[Tensor]:
     inner = (inner + inner.mT) / 2
     count = squares.shape[-1]
     products = torch.stack([squares, inner, squares * squares, squares * inner, inner * inner], dim=1)
-    same = products.diagonal(dim1=-2, dim2=-1).sum(-1)
-    apart = (products.sum((-2, -1)) - same) / (count * (count - 1))
-    return (torch.cat([norm.double().unsqueeze(-1), same[:, :2] / count, apart[:, 2:]], dim=-1),)
+    same_row = products.diagonal(dim1=-2, dim2=-1).sum(-1)
+    different_rows = (products.sum((-2, -1)) - same_row) / (count * (count - 1))
+    return (torch.cat([norm.double().unsqueeze(-1), same_row[:, :2] / count, different_rows[:, 2:]], dim=-1),)
 
 
 def pooled_variance(
     slopes: tuple[np.ndarray, np.ndarray], guess: np.ndarray, error: np.ndarray, spreads: list[np.ndarray], count: int
 ) -> np.ndarray:
     """
-    Variance of each module's estimate, from a spread that is pooled over modules.
+    Variance of each module's estimate, from a spread that is pooled over all modules.
 
     Args:
         slopes (`tuple[np.ndarray, np.ndarray]`):
@@ -154,20 +155,21 @@ def pooled_variance(
         spreads (`list[np.ndarray]`):
             Estimates of `‖EᵀE‖²`, `<EᵀE, S>` and `‖S‖²`, see [`error_moments`].
         count (`int`):
-            Held-out rows.
+            Number of held-out rows.
 
     Returns:
         `np.ndarray` of shape `(modules,)`.
     """
     by_error, by_inner = slopes
-    # ‖M‖² of each module, and the largest that it could be for an error and a reconstruction of this size.
-    found = by_error**2 * spreads[0] + 2 * by_error * by_inner * spreads[1] + by_inner**2 * spreads[2]
+    # ‖M‖² of each module, and its largest possible value for an error and a reconstruction of this size.
+    spread = by_error**2 * spreads[0] + 2 * by_error * by_inner * spreads[1] + by_inner**2 * spreads[2]
     largest = by_error**2 * error**2 + by_inner**2 * error * guess**2
-    part = ratio(found, largest).mean()
-    # The same rows measure the size and the spread, and a size that came out large makes its spread look small.
+    part = ratio(spread, largest).mean()
+    # The same rows measure the error's size and its spread. If the size came out too large, the spread comes out too
+    # small.
     part = part / max(1 - 2 * part / count, 0.1)
-    # With few rows a size that came out small makes the interval too short as well: as in a prediction from `count`
-    # samples, the spread of the size itself is added.
+    # With few rows, a size that came out too small also makes the interval too short. So the spread of the size itself
+    # is added, as in a prediction from `count` samples.
     return (1 + 1 / count) * 2 * part * largest / count
 
 
@@ -184,7 +186,7 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def squared_norm(guess: np.ndarray, error: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """`‖G‖²`; never less than what is known of it, `<G, Ĝ>² / ‖Ĝ‖²`."""
+    """`‖G‖²`; never less than the part of it that is known, `<G, Ĝ>² / ‖Ĝ‖²`."""
     return np.maximum(guess**2 + 2 * inner + error, ratio((guess**2 + inner) ** 2, guess**2))
 
 
@@ -193,8 +195,8 @@ def check_min_fidelity(min_fidelity: float | None, held_out: int) -> None:
     Refuse settings under which fidelity cannot be measured.
 
     Raises:
-        `ValueError`: If one row is held out, or none although `min_fidelity` asks for a measurement, or `min_fidelity`
-            is no cosine that a reconstruction could fall below and still reach.
+        `ValueError`: If one row is held out, if `min_fidelity` asks for a measurement and no row is held out, or if
+            `min_fidelity` is not above 0 and below 1.
     """
     if held_out == 1:
         raise ValueError("held_out=1 cannot measure how sure its own estimate is. Hold out at least 2 rows, or 0.")
@@ -202,13 +204,13 @@ def check_min_fidelity(min_fidelity: float | None, held_out: int) -> None:
         raise ValueError(f"`min_fidelity` is a cosine, above 0 and below 1, got {min_fidelity:g}.")
     if min_fidelity is not None and not held_out:
         raise ValueError(
-            f"min_fidelity={min_fidelity:g} needs rows that measure the reconstruction: set `held_out` to 2 or more."
+            f"min_fidelity={min_fidelity:g} needs rows that measure the reconstruction. Set `held_out` to 2 or more."
         )
 
 
 def fidelity_metrics(estimates: Iterable[Fidelity]) -> dict[str, float]:
-    """What a step logs of its modules' fidelity."""
-    cosines, errors = zip(*((each.cosine, each.relative_error) for each in estimates), strict=True)
+    """The metrics that a step logs about the fidelity of its modules."""
+    cosines, errors = zip(*((estimate.cosine, estimate.relative_error) for estimate in estimates), strict=True)
     return {
         "r2f/fidelity": float(np.mean(cosines)),
         "r2f/fidelity_min": min(cosines),
@@ -218,7 +220,7 @@ def fidelity_metrics(estimates: Iterable[Fidelity]) -> dict[str, float]:
 
 def check_fidelity(estimates: Mapping[str, Fidelity], min_fidelity: float, stops: bool, step: int) -> Tensor:
     """
-    Which modules are faithful enough to be written.
+    Find the modules whose reconstructions are faithful enough to be written.
 
     Args:
         estimates (`Mapping[str, Fidelity]`):
@@ -226,7 +228,7 @@ def check_fidelity(estimates: Mapping[str, Fidelity], min_fidelity: float, stops
         min_fidelity (`float`):
             The least cosine.
         stops (`bool`):
-            Whether a module below it is an error.
+            Whether a module below the least cosine raises an error.
         step (`int`):
             Number of the step, for the messages.
 
@@ -234,15 +236,15 @@ def check_fidelity(estimates: Mapping[str, Fidelity], min_fidelity: float, stops
         `torch.Tensor` of shape `(modules,)`: Booleans.
 
     Raises:
-        `RuntimeError`: If `stops` and a module is below; the message names the worst.
+        `RuntimeError`: If `stops` is set and a module is below the least cosine. The message names the worst modules.
     """
-    faithful = torch.tensor([found.cosine >= min_fidelity for found in estimates.values()])
+    faithful = torch.tensor([estimate.cosine >= min_fidelity for estimate in estimates.values()])
     if stops and not faithful.all():
         low = sorted(estimates.items(), key=lambda item: item[1].cosine)[: int((~faithful).sum())]
-        named = ", ".join(f"{name} ({found.cosine:.2f})" for name, found in low[:5])
+        worst = ", ".join(f"{name} ({estimate.cosine:.2f})" for name, estimate in low[:5])
         raise RuntimeError(
             f"Step {step}: the reconstructions of {len(low)} of {len(estimates)} modules have an estimated cosine to "
-            f"the full gradient below min_fidelity={min_fidelity:g}: {named}. The weights were left as they were "
+            f"the full gradient below min_fidelity={min_fidelity:g}: {worst}. The weights were left as they were "
             "before this step. Raise `rank`, take more examples per step (`per_device_train_batch_size`, "
             "`gradient_accumulation_steps`), leave these modules out (`exclude_modules`), or lower `min_fidelity`."
         )
@@ -258,7 +260,7 @@ def check_fidelity(estimates: Mapping[str, Fidelity], min_fidelity: float, stops
 
 def refuse_nonfinite(names: Sequence[str], finite: Tensor, stops: bool, step: int) -> None:
     """
-    Say that a step is skipped because gradients are NaN or infinite.
+    Log that a step is skipped because gradients are NaN or infinite, or raise an error.
 
     Args:
         names (`Sequence[str]`):
@@ -266,14 +268,14 @@ def refuse_nonfinite(names: Sequence[str], finite: Tensor, stops: bool, step: in
         finite (`torch.Tensor` of shape `(modules,)`):
             Whether the gradient of each is finite.
         stops (`bool`):
-            Whether it is an error.
+            Whether to raise an error.
         step (`int`):
             Number of the step, for the message.
 
     Raises:
-        `RuntimeError`: If `stops`.
+        `RuntimeError`: If `stops` is set.
     """
-    bad = [name for name, each in zip(names, finite.tolist(), strict=True) if not each]
+    bad = [name for name, is_finite in zip(names, finite.tolist(), strict=True) if not is_finite]
     message = (
         f"Step {step}: the gradients of {len(bad)} modules are NaN or infinite (first: {bad[0]}); the weights were "
         "left as they were before this step."

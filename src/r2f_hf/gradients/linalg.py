@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 
-# Fewer matrices take less time than another thread's start.
-_LEAST_A_THREAD = 16
+# With fewer matrices per thread, starting a further thread takes longer than it saves.
+_LEAST_PER_THREAD = 16
 
 
 @contextmanager
 def one_thread() -> Iterator[int]:
     """
-    Let LAPACK work in this thread alone. Yields how many there are otherwise.
+    Let LAPACK work only in this thread. Yields the number of threads that torch uses otherwise.
 
-    With several it shares out each column of each matrix, and the threads wait for each other longer than they
-    compute: with two a stack of 32 x 32 matrices takes twice as long as with one, and up to a hundred times as long
-    where other processes need the cores too.
+    With several threads, LAPACK divides each column of each matrix among them, and they wait for each other longer
+    than they compute. With two threads, a stack of 32 x 32 matrices takes twice as long as with one. It takes up to a
+    hundred times as long where other processes need the cores too.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -34,15 +34,15 @@ def one_thread() -> Iterator[int]:
 
 
 def shared_out(function: Callable[[Tensor], Sequence[Tensor]], matrices: Tensor) -> tuple[Tensor, ...]:
-    """A decomposition of matrices of shape `(..., m, n)`: on a CPU each thread has its part of them, one by one."""
+    """Decompose matrices of shape `(..., m, n)`. On a CPU, each thread takes some of them, one matrix at a time."""
     with one_thread() as threads:
-        few = matrices.shape[:-2].numel() < threads * _LEAST_A_THREAD
+        few = matrices.shape[:-2].numel() < threads * _LEAST_PER_THREAD
         if few or threads == 1 or matrices.device.type != "cpu":
             return tuple(function(matrices))
         stack = matrices.flatten(end_dim=-3)
         with ThreadPoolExecutor(threads) as pool:
-            found = zip(*pool.map(function, stack.chunk(threads)), strict=True)
-        return tuple(torch.cat(parts).unflatten(0, matrices.shape[:-2]) for parts in found)
+            factors = zip(*pool.map(function, stack.chunk(threads)), strict=True)
+        return tuple(torch.cat(parts).unflatten(0, matrices.shape[:-2]) for parts in factors)
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,46 +51,46 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[`torch.linalg.svd`] of small matrices of shape `(..., m, n)`, without the vectors of what is not there."""
+    """[`torch.linalg.svd`] of small matrices of shape `(..., m, n)`, with `min(m, n)` singular vectors per side."""
     return shared_out(partial(torch.linalg.svd, full_matrices=False), matrices)
 
 
 def on_all(function: Callable[..., Sequence[Tensor]], stacks: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
     """
-    A function of small matrices for several stacks of them in one call.
+    Call a function of small matrices once for several stacks of them.
 
-    What is left of a model's modules once their sketches are multiplied together is small, and of one size whatever
-    the modules' shapes. On a GPU a small operation takes as long for all of them as for a few.
+    Once the sketches of a model's modules are multiplied together, the products are small, and they have one size
+    whatever the shapes of the modules. On a GPU, a small operation takes as long for all of them as for a few.
 
     Args:
         function (`Callable`):
-            From tensors whose first dimension is the matrices', to others of the kind.
+            A function of tensors whose first dimension counts the matrices. It returns tensors of the same kind.
         stacks (`Sequence[Sequence[torch.Tensor]]`):
-            The arguments of each stack. They have the same leading dimensions: those of the first, which is of
-            matrices.
+            The arguments for each stack. The first argument is matrices, and all arguments of a stack have its leading
+            dimensions.
 
     Returns:
-        `list[tuple[torch.Tensor, ...]]`: What the function returns for each stack, with its leading dimensions.
+        `list[tuple[torch.Tensor, ...]]`: The results for each stack, with its leading dimensions.
     """
     places: dict[Any, list[int]] = {}
     leading = [stack[0].shape[:-2] for stack in stacks]
     for index, (stack, lead) in enumerate(zip(stacks, leading, strict=True)):
         key = (stack[0].device, *(tensor.shape[len(lead) :] for tensor in stack))
         places.setdefault(key, []).append(index)
-    found: dict[int, tuple[Tensor, ...]] = {}
+    results: dict[int, tuple[Tensor, ...]] = {}
     for (_, *shapes), indices in places.items():
         together = (
             torch.cat([tensor.reshape(-1, *shape) for tensor in tensors])
             for shape, tensors in zip(shapes, zip(*(stacks[index] for index in indices), strict=True), strict=True)
         )
         counts = [leading[index].numel() for index in indices]
-        for index, *pieces in zip(indices, *(each.split(counts) for each in function(*together)), strict=True):
-            found[index] = tuple(piece.reshape((*leading[index], *piece.shape[1:])) for piece in pieces)
-    return [found[index] for index in range(len(stacks))]
+        for index, *pieces in zip(indices, *(result.split(counts) for result in function(*together)), strict=True):
+            results[index] = tuple(piece.reshape((*leading[index], *piece.shape[1:])) for piece in pieces)
+    return [results[index] for index in range(len(stacks))]
 
 
 def on_cpu(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors one after the other, on the CPU; one transfer for each device that they lie on."""
+    """Concatenate tensors on the CPU. Tensors that all lie on one device take one transfer."""
     if len({tensor.device for tensor in tensors}) == 1:
         return torch.cat(list(tensors)).cpu()
     return torch.cat([tensor.cpu() for tensor in tensors])

@@ -1,4 +1,4 @@
-"""A gradient kept in factors, `U @ V.T`, and the few operations that an update needs of it."""
+"""A gradient kept in factors, `U @ V.T`, and the few operations that an update needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LowRankGradient:
     """
     A full-model gradient of one module in factored form, `U @ V.T`. The dense matrix is never formed.
 
-    Both factors may carry the same leading dimensions; every operation is then one a module. They must not
+    Both factors may carry the same leading dimensions. Every operation is then done per module. The factors must not
     be changed in place.
 
     Args:
@@ -31,11 +31,11 @@ class LowRankGradient:
 
     @cached_property
     def grams(self) -> tuple[Tensor, Tensor]:
-        """Gram matrices of the factors, `UᵀU` and `VᵀV`, each of shape `(..., k, k)`: several steps need them."""
+        """Gram matrices of the factors, `UᵀU` and `VᵀV`, each of shape `(..., k, k)`, computed once and kept."""
         return self.U.mT @ self.U, self.V.mT @ self.V
 
     def unbind(self) -> list[LowRankGradient]:
-        """Those of the modules in the first dimension, one by one."""
+        """The gradients of the modules in the first dimension, one by one."""
         return [LowRankGradient(*factors) for factors in zip(self.U, self.V, strict=True)]
 
     def inner(self, other: LowRankGradient) -> Tensor:
@@ -73,5 +73,5 @@ class LowRankGradient:
 
 
 def all_norms(gradients: Sequence[LowRankGradient]) -> Tensor:
-    """Frobenius norms of all modules, which may lie on several devices: `(modules,)`, on the CPU."""
+    """Frobenius norms of all modules, of shape `(modules,)` on the CPU. The modules may lie on several devices."""
     return on_cpu([gradient.norm() for gradient in gradients])

@@ -11,10 +11,10 @@ def named_generator(
     seed: int, step: int, module_name: str, purpose: str, device: str | torch.device = "cpu"
 ) -> torch.Generator:
     """
-    A random generator that depends only on (seed, step, module name, purpose).
+    A random generator that depends only on the seed, the step, the module's name and the purpose.
 
-    Every process, and a resumed run, gets the same numbers without any communication, in whatever order modules are
-    visited.
+    So every process, and a resumed run, gets the same numbers without any communication, and the order in which
+    modules are visited does not matter.
 
     Args:
         seed (`int`):
@@ -24,7 +24,7 @@ def named_generator(
         module_name (`str`):
             Name of the module in the model.
         purpose (`str`):
-            What the numbers are for; different purposes give independent streams.
+            What the numbers are for. Different purposes give independent streams.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
             Device of the generator.
 
@@ -35,6 +35,6 @@ def named_generator(
 
 
 def named_seed(seed: int, step: int, module_name: str, purpose: str) -> int:
-    """The seed of [`named_generator`], 64 bits with a sign."""
+    """The seed of [`named_generator`], a signed 64-bit integer."""
     digest = hashlib.sha256(f"{seed}/{step}/{module_name}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)

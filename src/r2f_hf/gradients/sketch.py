@@ -13,10 +13,10 @@ from torch import Tensor
 @dataclass
 class LoraSketch:
     """
-    The two-sided sketch of one module's gradient that a LoRA pair's gradients are.
+    A two-sided sketch of one module's gradient, read from the gradients of a LoRA pair.
 
-    A LoRA pair adds `s * B @ A` to a weight with gradient `G`; by the chain rule `dL/dB = s G Aᵀ` and
-    `dL/dA = s Bᵀ G`. Divided by the scaling these are a right and a left sketch of `G`, the measurements of a
+    A LoRA pair adds `s * B @ A` to a weight with gradient `G`. By the chain rule, `dL/dB = s G Aᵀ` and
+    `dL/dA = s Bᵀ G`. Divided by the scaling `s`, these are a right and a left sketch of `G`: the measurements of a
     generalized Nyström approximation (Tropp et al. 2017, Nakatsukasa 2020). Everything is fp32. The tensors may carry
     the same leading dimensions, for modules of one shape that are decoded together.
 
@@ -30,8 +30,8 @@ class LoraSketch:
         B (`torch.Tensor` of shape `(..., out_features, r)`):
             Left probe, columns of a norm near 1.
         held_out (`int`, *optional*, defaults to `0`):
-            How many of the last rows of `A` no decoder may see: they measure the reconstruction's error. Their entries
-            are `N(0, 1/in_features)`.
+            Number of the last rows of `A` that no decoder may see. They measure the reconstruction's error. Their
+            entries are `N(0, 1/in_features)`.
     """
 
     Y: Tensor
@@ -59,7 +59,7 @@ class LoraSketch:
             scaling (`float`):
                 LoRA scaling `s` (PEFT's `lora_alpha / r`).
             held_out (`int`, *optional*, defaults to `0`):
-                Rows of `A` kept from the decoder.
+                Number of the last rows of `A` that the decoder does not see.
         """
         return cls(
             Y=grad_B.detach().float() / scaling,
@@ -71,7 +71,7 @@ class LoraSketch:
 
     @property
     def decodable(self) -> int:
-        """Rows of `A` that a decoder may use."""
+        """Number of rows of `A` that a decoder may use."""
         return self.A.shape[-2] - self.held_out
 
     @property
@@ -86,13 +86,13 @@ class LoraSketch:
 
     @classmethod
     def stack(cls, sketches: Sequence[LoraSketch]) -> LoraSketch:
-        """Sketches of modules of one shape as one, with a leading dimension."""
+        """Stack sketches of modules of one shape into one, with a leading dimension."""
         tensors = (torch.stack([getattr(sketch, name) for sketch in sketches]) for name in ("Y", "Z", "A", "B"))
         return cls(*tensors, held_out=sketches[0].held_out)
 
     @classmethod
     def by_shape(cls, sketches: Sequence[LoraSketch]) -> list[tuple[list[int], LoraSketch]]:
-        """For each shape and device: the places of the sketches in the sequence, and the sketches as one."""
+        """Stack the sketches per shape and device. With each stack comes where its sketches were in the sequence."""
         groups: dict[Any, list[int]] = {}
         for index, sketch in enumerate(sketches):
             key = (sketch.Y.shape, sketch.Z.shape, sketch.held_out, sketch.Y.device)
@@ -100,6 +100,6 @@ class LoraSketch:
         return [(indices, cls.stack([sketches[index] for index in indices])) for indices in groups.values()]
 
     def isfinite(self) -> Tensor:
-        """Whether both sketches are finite, booleans of shape `(...)`."""
+        """Whether both sketches are finite: booleans of shape `(...)`."""
         largest = (torch.linalg.vector_norm(side, ord=torch.inf, dim=(-2, -1)) for side in (self.Y, self.Z))
         return torch.isfinite(sum(largest))

@@ -1,4 +1,4 @@
-"""Between tensors of many modules and one named tensor per module, as a checkpoint holds them."""
+"""From stacked tensors of many modules to one named tensor per module, as a checkpoint holds them, and back."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 def unstack(names: Sequence[str], sides: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
-    One tensor per module and side.
+    Split stacked tensors into one named tensor per module and side.
 
     Args:
         names (`Sequence[str]`):
             Names of the modules.
         sides (`Mapping[str, torch.Tensor]`):
-            By name a tensor whose first dimension is the modules.
+            For each side, a tensor whose first dimension is the modules.
 
     Returns:
-        `dict[str, torch.Tensor]`: By `"<module>.<side>"`.
+        `dict[str, torch.Tensor]`: The tensors by `"<module>.<side>"`.
     """
     return {
         f"{name}.{side}": value.contiguous()
@@ -29,5 +29,5 @@ def unstack(names: Sequence[str], sides: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def stack(state: Mapping[str, Tensor], names: Sequence[str], side: str, device: torch.device) -> Tensor:
-    """The tensors of one side of all named modules, as one on a device."""
+    """Stack the tensors of one side of all named modules into one tensor on a device."""
     return torch.stack([state[f"{name}.{side}"] for name in names]).to(device)

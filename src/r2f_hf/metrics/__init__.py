@@ -1,4 +1,4 @@
-"""Forget and retain metrics as `evaluate` modules, one file each; nothing here knows R2F or a model."""
+"""Forget and retain metrics as `evaluate` modules, one file each. They work on numbers, not on a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..lookup import lookup
 if TYPE_CHECKING:
     from evaluate import Metric
 
-# Each is one file, in the room of the question that it answers.
+# The file of each metric by its name. The folders stand for the questions that the metrics answer.
 METRICS = {
     name: Path(__file__).parent / room / f"{name}.py"
     for room, names in {
@@ -25,7 +25,7 @@ METRICS = {
 
 def load(name: str) -> Metric:
     """
-    Load one of the metrics that come with the package. No network is needed.
+    Load a metric of this package. No network is needed.
 
     Args:
         name (`str`):
@@ -39,5 +39,5 @@ def load(name: str) -> Metric:
     """
     import evaluate
 
-    # Kept in memory: nothing is written, so that several processes cannot get into each other's way.
+    # In memory, `evaluate` writes no files. So several processes cannot disturb each other.
     return evaluate.load(str(lookup(METRICS, name, "metric")), keep_in_memory=True)

@@ -8,11 +8,14 @@ from importlib.metadata import version
 import torch
 from packaging.version import Version
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..config import R2FConfig
 from ..distributed import whole_shape
-from ..probes.lora_probe import DELTA, PROBE
+from ..probes.lora_probe import DELTA, ON_META, PROBE
 
 
 logger = logging.getLogger(__name__)
@@ -28,12 +31,9 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
     Raises:
         `ValueError`: With what to do instead.
     """
-    adapter = 'let an adapter take the updates (`update_target="adapter"`)'
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError(
-            "The model carries an adapter that Transformers itself has loaded. Load it with PEFT's "
-            f"`PeftModel.from_pretrained`, and then merge it (`model = model.merge_and_unload()`), or {adapter}."
-        )
+    to_adapter = args.update_target == "adapter"
+    check_kind(model)
+    check_adapters(model, to_adapter)
     if (getattr(model, "tp_size", None) or 1) > 1:
         raise ValueError(
             "The model is loaded with tensor parallelism, under which probes do not see their layers whole. Shard the "
@@ -49,31 +49,119 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
                 "see their layers whole, or weights lie elsewhere than their updates. Load it with "
                 "`DistributedConfig(fsdp_size=...)` alone."
             )
-    if args.update_target == "adapter":
-        own = model.peft_config if isinstance(model, PeftModel) else {}
-        if PROBE in own or DELTA in own:
+    away = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
+    if away:
+        raise ValueError(f"{away[0]} (of {len(away)} weights) is on the meta device and not in memory: {ON_META}")
+    if not to_adapter and getattr(model, "is_quantized", False):
+        raise ValueError(
+            "The model is quantised: a step is far smaller than the distance between two quantised values, so the "
+            "update would be lost. Load it without `quantization_config`, for example with `dtype=torch.bfloat16`, or "
+            'let an adapter take the updates (`update_target="adapter"`).'
+        )
+
+
+def check_kind(model: nn.Module) -> None:
+    """
+    Refuse what is no causal language model.
+
+    Raises:
+        `ValueError`: Saying what it is.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    why = None
+    if not isinstance(base, PreTrainedModel):
+        why = "is no model of Transformers"
+    elif base.config.is_encoder_decoder:
+        why = "has an encoder that reads the question apart from the answer"
+    elif not base.can_generate():
+        why = "has no head that predicts the next token"
+    elif not is_causal(base):
+        why = "lets tokens see those that come after them"
+    if why is not None:
+        raise ValueError(
+            f"R2F needs a causal language model, as `AutoModelForCausalLM` loads it: a {type(base).__name__} {why}."
+        )
+
+
+def is_causal(model: PreTrainedModel) -> bool:
+    """
+    Whether tokens see only those before them. Encoders such as BERT have a class with a head for generation too, in
+    which they see all, unless the configuration says that it is a decoder.
+    """
+    if any(getattr(module, "is_causal", None) is True for module in model.get_decoder().modules()):
+        return True
+    config = model.config.get_text_config()
+    if config.model_type in ("cpmant", "xlnet"):
+        return False
+    both_ways = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    # `is_decoder` is BERT's and its descendants', `causal` XLM's and Flaubert's. GPT-NeoX has the first for no reason.
+    encoder = getattr(config, "is_decoder", True) is False and "neox" not in config.model_type
+    return not (both_ways or encoder or getattr(config, "causal", True) is False)
+
+
+def check_adapters(model: nn.Module, to_adapter: bool) -> None:
+    """
+    Refuse adapters that the model carries, unless the one that takes the updates can be stacked on them.
+
+    Raises:
+        `ValueError`: With what to do instead.
+    """
+    # PEFT freezes the weights behind an adapter, and leaves them so.
+    merge = "`model = model.merge_and_unload().requires_grad_(True)`"
+    stack = "hand it to R2FTrainer" + ("" if to_adapter else ' with `update_target="adapter"`')
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "The model carries an adapter that Transformers itself has loaded. In Python load it with PEFT, "
+            f"`model = PeftModel.from_pretrained(base_model, adapter_folder)`, and {stack}, which stacks another "
+            "adapter on it; or merge it, `model.merge_and_unload().save_pretrained(folder)`, and unlearn that folder."
+        )
+    if isinstance(model, PeftModel):
+        carried = {name: config.peft_type for name, config in model.peft_config.items()}
+        if to_adapter and (PROBE in carried or DELTA in carried):
             raise ValueError(
                 "The model carries the adapters of an R2FTrainer already. Load it anew, and stack the adapter that "
                 "was saved if it is to forget more."
             )
-        other = [f"{name} ({config.peft_type})" for name, config in own.items() if config.peft_type != "LORA"]
-        if other:
+        other = [f"{name} ({kind})" for name, kind in carried.items() if kind != "LORA"]
+        if to_adapter and other:
             raise ValueError(
                 f"The model carries adapters that are not LoRA: {', '.join(other)}. Only LoRA can be stacked on; "
-                "merge them first (`model = model.merge_and_unload()`)."
+                f"merge them first ({merge})."
+            )
+        if not to_adapter:
+            raise ValueError(
+                f"The model already carries an adapter. Merge it first ({merge}), let an adapter take the updates "
+                '(`update_target="adapter"`), or add R2FCallback to a Trainer over it to use that adapter as the '
+                "probe."
             )
         return
-    if isinstance(model, PeftModel):
+    # PEFT wraps modules in place: the variable that a PeftModel was made of carries its adapters as well.
+    inside = adapters_inside(model)
+    if inside - {PROBE, DELTA}:
         raise ValueError(
-            f"The model already carries an adapter. Merge it first (`model = model.merge_and_unload()`), {adapter}, "
-            "or add R2FCallback to a Trainer over it to use that adapter as the probe."
+            f"The model already carries an adapter ({', '.join(sorted(inside - {PROBE, DELTA}))}) in its modules, "
+            "because a PeftModel was made of it. Merge it first (`model = peft_model.merge_and_unload()"
+            ".requires_grad_(True)`)" + (f", or take the PeftModel and {stack}." if to_adapter else ".")
         )
-    if getattr(model, "is_quantized", False):
+    if DELTA in inside and not is_empty(model, DELTA):
         raise ValueError(
-            "The model is quantised: a step is far smaller than the distance between two quantised values, so the "
-            "update would be lost. Load it without `quantization_config`, for example with `dtype=torch.bfloat16`, or "
-            f"{adapter}."
+            "The model carries the adapter that took the updates of another R2FTrainer. Merge it first "
+            "(`model = trainer.model.merge_and_unload()`), or load the model anew."
         )
+
+
+def adapters_inside(model: nn.Module) -> set[str]:
+    """Names of the adapters in a model's modules."""
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return {
+        name for layer in layers for attribute in layer.adapter_layer_names for name in getattr(layer, attribute, ())
+    }
+
+
+def is_empty(model: nn.Module, adapter: str) -> bool:
+    """Whether a LoRA adapter adds nothing, as before training."""
+    layers = (module for module in model.modules() if isinstance(module, LoraLayer) and adapter in module.lora_B)
+    return not any(layer.lora_B[adapter].weight.any() for layer in layers)
 
 
 def check_sharding_versions() -> None:
@@ -100,17 +188,27 @@ def check_arguments(args: R2FConfig) -> None:
     Raises:
         `ValueError`: Naming the setting.
     """
-    if args.weight_decay:
-        raise ValueError(
-            "`weight_decay` would act on the probes, which are drawn anew after each step, and not on the model's "
-            "weights. Leave it at 0."
-        )
+    check_weight_decay(args)
     if args.label_smoothing_factor:
         raise ValueError("`label_smoothing_factor` is no part of the forget and retain losses. Leave it at 0.")
     known = torch.backends.mkldnn.is_available()
     if args.bf16 and args.device.type == "cpu" and known and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         logger.warning(
             "This CPU has no arithmetic for bf16: with `bf16=True` steps take a hundred times as long as without."
+        )
+
+
+def check_weight_decay(args: TrainingArguments) -> None:
+    """
+    Refuse weight decay, in any Trainer whose optimizer moves the probes.
+
+    Raises:
+        `ValueError`: Naming the setting.
+    """
+    if args.weight_decay:
+        raise ValueError(
+            "`weight_decay` would act on the probes, which are drawn anew after each step, and not on the model's "
+            "weights. Leave it at 0."
         )
 
 

@@ -18,6 +18,8 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
+from ..runs.weights import architecture
+
 
 # What says where a model and its configuration are.
 WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
@@ -25,8 +27,9 @@ WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "tru
 
 def from_pretrained(name: str, dtype: str | None = "auto", **kwargs: Any) -> PreTrainedModel:
     """
-    As [`~transformers.AutoModelForCausalLM.from_pretrained`], also where ZeRO-3 shares the weights out while they are
-    loaded: that takes the precision from DeepSpeed's configuration, and none is named there (see [`check_zero`]).
+    As [`~transformers.AutoModelForCausalLM.from_pretrained`], also for models that read more than text, such as LLaVA,
+    and where ZeRO-3 shares the weights out while they are loaded: that takes the precision from DeepSpeed's
+    configuration, and none is named there (see [`check_zero`]).
 
     Args:
         name (`str`):
@@ -54,9 +57,34 @@ def from_pretrained(name: str, dtype: str | None = "auto", **kwargs: Any) -> Pre
         before = {key: config.get(key, {}) for key in ("bf16", "fp16")}
         config |= {"bf16": {"enabled": found == "bfloat16"}, "fp16": {"enabled": found == "float16"}}
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
+        return model_class(name, **kwargs).from_pretrained(name, dtype=dtype, **kwargs)
     finally:
         config |= before
+
+
+def model_class(name: str, **kwargs: Any) -> type:
+    """
+    The class to load a model by: the one that its configuration names, if that generates text.
+
+    Args:
+        name (`str`):
+            The model.
+        kwargs (*optional*):
+            Further arguments of `from_pretrained`.
+
+    Returns:
+        `type`: A class of Transformers, such as `LlavaForConditionalGeneration`, or `AutoModelForCausalLM`, which also
+        knows adapters, code that comes with a model, and models that were saved without their head.
+    """
+    if kwargs.get("trust_remote_code"):
+        return AutoModelForCausalLM
+    known = {key: kwargs[key] for key in WHERE if key in kwargs}
+    try:
+        names = (kwargs.get("config") or AutoConfig.from_pretrained(name, **known)).architectures
+    except (OSError, ValueError):
+        # The folder of an adapter, or nothing at all, which is told better where it is loaded.
+        return AutoModelForCausalLM
+    return architecture(names)
 
 
 @dataclass

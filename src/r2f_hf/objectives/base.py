@@ -70,8 +70,8 @@ class ForgetObjective:
                 The batch.
 
         Returns:
-            `torch.Tensor` of shape `(rows,)` or `(tokens,)`: They are summed, and divided by the number of rows or of
-            tokens in the global batch.
+            `torch.Tensor` of shape `(rows,)` or `(tokens,)`: The trainer divides their sum by the number of rows or of
+            tokens in the global batch, see `mean_over`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement __call__")
 
@@ -119,8 +119,8 @@ class RetainObjective:
                 The batch.
 
         Returns:
-            `torch.Tensor` of shape `(rows,)`: Summed over each row's labelled tokens. They are summed, and divided by
-            the number of tokens in the global batch.
+            `torch.Tensor` of shape `(rows,)`: One loss per row, summed over its labelled tokens. The trainer divides
+            their sum by the number of tokens in the global batch.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement __call__")
 

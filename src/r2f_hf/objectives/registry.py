@@ -43,7 +43,7 @@ def build_objective(
             What it is, for the message: `"forget objective"` or `"retain objective"`.
 
     Raises:
-        `ValueError`: For an unknown name or option, with the nearest one, or a value that cannot be.
+        `ValueError`: For an unknown name or option, with the nearest one, or a value that is not allowed.
     """
     objective = lookup(table, name, kind)
     options = {option.name: None for option in fields(objective)}

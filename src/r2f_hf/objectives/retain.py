@@ -27,8 +27,9 @@ class KL(RetainObjective):
     r"""
     Kullback-Leibler divergence `KL(π_ref ‖ π)` of the next-token distributions, at the positions of labelled tokens.
 
-    The reference's distribution is kept as its `k` most likely tokens and one class for all others; the divergence of
-    these `k + 1` classes bounds the one over the vocabulary from below, and equals it where the others have no mass.
+    The reference's distribution is kept as its `k` most likely tokens and one class for all others. The divergence of
+    these `k + 1` classes bounds the one over the vocabulary from below. The two are equal where the other tokens have
+    no mass.
 
     Args:
         k (`int`, *optional*, defaults to `64`):

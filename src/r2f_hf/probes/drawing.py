@@ -37,7 +37,7 @@ def draw_probes(
         rank (`int`):
             Rank `r` of the LoRA pair.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
-            Where to draw. The same kind of device draws the same numbers.
+            Device to draw on. Devices of one kind draw the same numbers.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: `A` of shape `(rank, in_features)` with entries `N(0, 1/in_features)` and

@@ -1,4 +1,4 @@
-"""Probes of one shape, which are read and drawn in one go."""
+"""Groups of probes of one shape, which are read and drawn together."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from .lora_probe import LoraProbe
 from .subspace import GradientSubspace
 
 
-# Rows of a warm probe that are random in any case: by them new directions are found.
+# Number of rows of a warm probe that are always random: they are what finds new directions.
 RANDOM_ROWS = 2
 
 
 class ProbeGroup:
     """
-    Probes of one shape, and what is remembered of their modules' gradients.
+    Probes of one shape, and the subspaces that the gradients of their modules have lain in so far.
 
-    A model has hundreds of modules of a few shapes; on a GPU, and on a CPU too, hundreds of small operations take
-    longer than a few larger ones. All tensors of a group have its modules as their first dimension.
+    A model has hundreds of modules of a few shapes. Hundreds of small operations take longer than a few larger ones,
+    on a GPU and on a CPU. So the tensors of a group are stacked: their first dimension is its modules.
 
     Args:
         probes (`Sequence[LoraProbe]`):
-            Probes of modules of one shape, with one rank, scaling and device, whose weights are stored alike.
+            Probes of one rank, scaling and device, on modules of one shape. The modules' weights have one dtype and
+            one memory layout.
 
     Attributes:
         subspace ([`GradientSubspace`], *optional*):
-            What the modules' gradients have been like so far; the next probes are drawn from it.
+            The subspaces of the modules' gradients so far. The next probes are drawn along them.
     """
 
     def __init__(self, probes: Sequence[LoraProbe]):
@@ -49,9 +50,16 @@ class ProbeGroup:
     @torch.no_grad()
     def read(self, held_out: int) -> LoraSketch:
         """
-        The sketches that the pairs' gradients hold now.
+        Read the sketches from the gradients that the pairs hold now.
 
-        The probes are copied: the optimizer is about to move them. All processes have to call it.
+        The probes are copied, because the optimizer is about to change them. All processes have to call this.
+
+        Args:
+            held_out (`int`):
+                Number of the last rows of `A` that the decoder does not see.
+
+        Returns:
+            [`LoraSketch`]: The sketches of all modules, with the modules as their first dimension.
 
         Raises:
             `RuntimeError`: If a pair has no gradient.
@@ -64,7 +72,7 @@ class ProbeGroup:
     @torch.no_grad()
     def draw(self, seed: int, step: int, held_out: int = 0) -> None:
         """
-        Overwrite the pairs with the probes of a step: random, or along the subspace where there is one.
+        Overwrite the pairs with the probes of a step: along the subspaces if there are any, and otherwise random.
 
         Args:
             seed (`int`):
@@ -72,7 +80,7 @@ class ProbeGroup:
             step (`int`):
                 Optimizer step.
             held_out (`int`, *optional*, defaults to `0`):
-                Last rows of `A` that are random in any case.
+                Number of the last rows of `A` that are always random.
         """
         rank, device = self.probes[0].rank, self.probes[0].A.device
         if self.subspace is None:
@@ -86,11 +94,12 @@ class ProbeGroup:
     def _draw_warm(
         self, seed: int, step: int, random_rows: int, rank: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        # What takes the place of directions that are only rounding need not differ from module to module.
+        """Draw probes along the subspaces. The last rows of `A` are random."""
+        # Random vectors replace the directions that are only rounding. These may be the same for all modules.
         A, B = draw_probes(seed, step, "x".join(map(str, self.shape)), *self.shape, rank, device)
         count, (_, columns) = len(self.probes), self.shape
         A, B = self.subspace.probes(A.expand(count, -1, -1), B.expand(count, -1, -1), random_rows)
-        # Named after the first of them: another group of this shape has other numbers.
+        # The first module's name seeds the draw, so that another group of this shape draws other numbers.
         generator = named_generator(seed, step, self.probes[0].name, "random rows", device)
         A[:, rank - random_rows :] = (
             torch.randn(count, random_rows, columns, generator=generator, device=device) * columns**-0.5
@@ -98,17 +107,17 @@ class ProbeGroup:
         return A, B
 
     def state_dict(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """The subspaces of each module, if there are any."""
+        """The subspaces of each module by name. Empty if there are none yet."""
         if self.subspace is None:
             return {}
         return unstack(names, {"left": self.subspace.left, "right": self.subspace.right})
 
     def load_state_dict(self, state: Mapping[str, Tensor], names: Sequence[str], device: torch.device) -> None:
         """
-        Take the subspaces of the named modules, if all have some, and otherwise begin anew.
+        Load the subspaces of the named modules. If one of them has none in `state`, none are loaded.
 
         Raises:
-            `ValueError`: If they are of probes of another rank.
+            `ValueError`: If the subspaces belong to probes of another rank.
         """
         if not all(f"{name}.left" in state for name in names):
             return
@@ -123,29 +132,29 @@ class ProbeGroup:
 
 
 def update_subspaces(groups: Sequence[ProbeGroup], sketches: Sequence[LoraSketch]) -> None:
-    """Update the groups' subspaces by a step's sketches."""
-    found = GradientSubspace.after_all(sketches, [group.subspace for group in groups])
-    for group, subspace in zip(groups, found, strict=True):
-        # They say where to look at the next gradient, for which some thousandths do not matter.
+    """Update the subspaces of the groups with the sketches of a step."""
+    updated = GradientSubspace.after_all(sketches, [group.subspace for group in groups])
+    for group, subspace in zip(groups, updated, strict=True):
+        # The subspaces only say where to probe the next gradient, so errors of a thousandth do not matter.
         group.subspace = GradientSubspace(subspace.left.half(), subspace.right.half())
 
 
 def group_probes(probes: Sequence[LoraProbe]) -> list[ProbeGroup]:
     """
-    Probes by shape, and by how their weights are stored.
+    Group probes by the shape of their modules, and by how the weights are stored.
 
     Args:
         probes (`Sequence[LoraProbe]`):
             Any probes.
 
     Returns:
-        `list[ProbeGroup]`: In the order of their first probes.
+        `list[ProbeGroup]`: The groups, in the order of their first probes.
     """
     groups: dict[Any, list[LoraProbe]] = {}
     for probe in probes:
         layer = probe.layer
         key = (layer.out_features, layer.in_features, probe.rank, layer.scaling[probe.adapter], probe.A.device)
-        # Weights of one precision and layout are written in one go. (Some of PEFT's quantised layers name no layout.)
+        # Weights of one dtype and layout are written together. (Some of PEFT's quantised layers name no layout.)
         key += probe.weight.dtype, getattr(layer, "fan_in_fan_out", False)
         groups.setdefault(key, []).append(probe)
     return [ProbeGroup(group) for group in groups.values()]

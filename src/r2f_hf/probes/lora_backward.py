@@ -12,14 +12,15 @@ from torch.autograd.function import FunctionCtx
 
 class Sketching(LoraVariant):
     r"""
-    A variant of LoRA whose pair adds nothing to its layer and has gradients all the same.
+    A variant of LoRA whose pair adds nothing to its layer, but still gets its gradients.
 
-    Of the gradients `dL/dB = s·G·Aᵀ` and `dL/dA = s·Bᵀ·G` with `G = δᵀX` nothing needs what the pair would have added,
-    `s·X·Aᵀ·Bᵀ`: the layer's inputs `X` and the gradients `δ` of its outputs are enough. So the forward pass is the
-    model's own, to the bit, and the backward pass through the layer too. They are the parameters' gradients as ever:
-    accumulated, sent, unscaled and clipped by whoever does so.
+    With the layer's inputs `X` and the gradients `δ` of its outputs, `G = δᵀX`. So the pair's gradients
+    `dL/dB = s·G·Aᵀ` and `dL/dA = s·Bᵀ·G` do not need what the pair would have added, `s·X·Aᵀ·Bᵀ`, and this is left
+    out. The forward pass is the model's own, to the bit, and so is the backward pass through the layer. The pair's
+    gradients are treated as those of any parameter: the training loop accumulates, sends, unscales and clips them.
 
-    PEFT asks for it in place of the pair, `layer.lora_variant[adapter] = Sketching()`. Merging it changes nothing.
+    PEFT calls it in place of the pair where `layer.lora_variant[adapter] = Sketching()` is set. Merging it changes
+    nothing.
     """
 
     @staticmethod
@@ -47,27 +48,29 @@ class Sketching(LoraVariant):
 
 
 class _Sketch(torch.autograd.Function):
+    """Passes the layer's output on unchanged, and computes the pair's gradients in the backward pass."""
+
     @staticmethod
     def forward(ctx: FunctionCtx, result: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
         ctx.save_for_backward(x, A, B)
         device = x.device.type
-        # What PEFT's own forward pass would have computed in.
+        # The dtype that PEFT's own forward pass would have computed in.
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A.dtype
         ctx.scaling = scaling
-        # The same numbers in the same place, but no view to autograd: a model may add to its layer's output in place.
+        # The same memory, but not a view for autograd: a model may add to the output of its layer in place.
         return result.data
 
     @staticmethod
     def backward(ctx: FunctionCtx, delta: Tensor) -> tuple[Tensor | None, ...]:
         x, A, B = ctx.saved_tensors
-        X, D = (each.flatten(end_dim=-2).to(ctx.dtype) for each in (x, delta))
+        X, D = (tensor.flatten(end_dim=-2).to(ctx.dtype) for tensor in (x, delta))
         left, right = B.to(ctx.dtype), A.to(ctx.dtype)
-        # In fp16 a small scaling would underflow; elsewhere it costs nothing within the product.
+        # In fp16 a small scaling would underflow within the product. In other dtypes it costs nothing there.
         underflows = ctx.dtype == torch.float16
         alpha = 1.0 if underflows else ctx.scaling
-        of_A = torch.addmm(right, (D @ left).T, X, beta=0, alpha=alpha)
-        of_B = torch.addmm(left, D.T, X @ right.T, beta=0, alpha=alpha)
-        grad_A, grad_B = (each.to(A.dtype) for each in (of_A, of_B))
+        product_A = torch.addmm(right, (D @ left).T, X, beta=0, alpha=alpha)
+        product_B = torch.addmm(left, D.T, X @ right.T, beta=0, alpha=alpha)
+        grad_A, grad_B = (product.to(A.dtype) for product in (product_A, product_B))
         if underflows:
             grad_A, grad_B = grad_A * ctx.scaling, grad_B * ctx.scaling
         return delta, None, grad_A, grad_B, None

@@ -1,4 +1,4 @@
-"""A saved LoRA adapter, read from a folder and written to one."""
+"""Saved LoRA adapters: loaded from a folder, and saved from factored gradients."""
 
 from __future__ import annotations
 
@@ -52,12 +52,11 @@ class SavedAdapter:
 
     Args:
         folder (`Path`):
-            Where it lies.
+            The folder that it was loaded from.
         config ([`~peft.LoraConfig`]):
             Its configuration.
         pairs (`dict[str, tuple[torch.Tensor, torch.Tensor]]`):
-            `A` of shape `(r, in_features)` and `B` of shape `(out_features, r)` by module, in the precision of the
-            file.
+            `A` of shape `(r, in_features)` and `B` of shape `(out_features, r)` by module, in the dtype of the file.
     """
 
     folder: Path
@@ -65,7 +64,7 @@ class SavedAdapter:
     pairs: Pairs
 
     def scaling(self, name: str) -> float:
-        """`s` of a module, which computes `W x + s B A x`."""
+        """The scaling `s` of a module, which computes `W x + s B A x`."""
         patterns = self.config.alpha_pattern
         alpha = patterns.get(get_pattern_key(patterns, name), self.config.lora_alpha)
         rank = self.pairs[name][0].shape[0]
@@ -74,10 +73,10 @@ class SavedAdapter:
     @classmethod
     def load(cls, folder: str | os.PathLike) -> SavedAdapter:
         """
-        Read an adapter from a folder.
+        Load an adapter from a folder.
 
         Raises:
-            `FileNotFoundError`: If there is no folder, or no adapter in safetensors in it.
+            `FileNotFoundError`: If there is no such folder, or no adapter in safetensors in it.
             `ValueError`: If the adapter is not plain LoRA on linear layers, is damaged, or has weights that are not
                 finite.
         """
@@ -92,18 +91,18 @@ class SavedAdapter:
         file = folder / SAFETENSORS_WEIGHTS_NAME
         if not file.is_file():
             raise FileNotFoundError(
-                f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}. Adapters are read from safetensors alone; a pickle "
+                f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}. Adapters are loaded only from safetensors; a pickle "
                 "(`adapter_model.bin`) can run code and is refused. Save the adapter with PEFT's `save_pretrained`."
             )
         try:
             config = PeftConfig.from_pretrained(str(folder))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / CONFIG_NAME} is not a configuration that PEFT reads: {error!r}.") from error
-        found = [f"peft_type={config.peft_type}"] if config.peft_type != "LORA" else []
-        found += [name for name in VARIANTS if getattr(config, name, None)]
-        if found:
+        unsupported = [f"peft_type={config.peft_type}"] if config.peft_type != "LORA" else []
+        unsupported += [name for name in VARIANTS if getattr(config, name, None)]
+        if unsupported:
             raise ValueError(
-                f"The adapter in {folder} is not plain LoRA ({', '.join(found)}): its gradients are no sketches "
+                f"The adapter in {folder} is not plain LoRA ({', '.join(unsupported)}): its gradients are no sketches "
                 "of the full gradient. Take the step with an ordinary `LoraConfig`."
             )
         try:
@@ -116,12 +115,12 @@ class SavedAdapter:
             if match is None or tensor.ndim != 2:
                 raise ValueError(
                     f"{file} holds {key}, which is not half of the LoRA pair of a linear layer. Take the step with "
-                    'linear `target_modules` alone, `bias="none"`, and no `modules_to_save` or new embeddings.'
+                    'only linear `target_modules`, `bias="none"`, and no `modules_to_save` or new embeddings.'
                 )
             if not tensor.isfinite().all():
                 raise ValueError(
                     f"{key} in {file} is NaN or infinite: the training that wrote it has diverged. Take the step "
-                    "anew, with a smaller learning rate."
+                    "again, with a smaller learning rate."
                 )
             sides[match["side"]][match["name"]] = tensor
         return cls(folder, config, {name: (A, sides["B"][name]) for name, A in sides["A"].items()})
@@ -139,11 +138,11 @@ def save_as_adapter(
 
     Args:
         gradients (`Mapping[str, LowRankGradient]`):
-            Factored gradients by module. The rank is that of the widest; narrower ones are filled up with zeros.
+            Factored gradients by module. The adapter has the rank of the widest; narrower ones are padded with zeros.
         alpha (`float`):
-            Signed step.
+            Signed step size.
         folder (`str` or `os.PathLike`):
-            Where to.
+            The folder to save to.
         like ([`~peft.LoraConfig`]):
             Configuration of an adapter of the same modules.
         base (`str`, *optional*):
@@ -153,12 +152,12 @@ def save_as_adapter(
     tensors = {}
     for name, gradient in gradients.items():
         U, V = alpha * gradient.U, gradient.V
-        # Each factor takes an even share of a column's length, or half precision could not hold the adapter.
+        # Both factors take an equal share of a column's length. Otherwise half precision could not hold the adapter.
         lengths = U.norm(dim=0), V.norm(dim=0)
         share = torch.where(lengths[0] * lengths[1] > 0, (lengths[1] / lengths[0]).sqrt(), 1.0)
-        filling = (0, rank - U.shape[1])
-        tensors[KEY.format(name=name, side="A")] = pad(V / share, filling).T.contiguous()
-        tensors[KEY.format(name=name, side="B")] = pad(U * share, filling).contiguous()
+        padding = (0, rank - U.shape[1])
+        tensors[KEY.format(name=name, side="A")] = pad(V / share, padding).T.contiguous()
+        tensors[KEY.format(name=name, side="B")] = pad(U * share, padding).contiguous()
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,

@@ -1,4 +1,4 @@
-"""Two saved LoRA adapters, before and after one step, read as sketches."""
+"""Two saved LoRA adapters, from before and after one step, read as sketches."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..gradients import LoraSketch
+from ..runs.weights import architecture
 from .saved_adapter import KEY, Pairs, SavedAdapter
 
 
-# AdamW's first step goes against the sign of the gradient in all but the smallest entries; the gradient of another
-# parameter has the right sign in half of them.
+# AdamW's first step goes against the sign of the gradient in all but the smallest entries. The gradient of another
+# parameter would have the right sign in only half of them.
 LEAST_AGREEMENT = 0.75
 
 
 def check_step(before: SavedAdapter, after: SavedAdapter, base: str | None = None) -> None:
     """
-    Refuse two adapters that do not lie one step of one adapter apart.
+    Refuse two adapters that are not one adapter before and after a step.
 
     Args:
         before ([`SavedAdapter`]):
@@ -28,10 +29,10 @@ def check_step(before: SavedAdapter, after: SavedAdapter, base: str | None = Non
         after ([`SavedAdapter`]):
             The adapter after it.
         base (`str`, *optional*):
-            The model that both belong to, if they name it differently.
+            The base model of both, if they name it differently.
 
     Raises:
-        `ValueError`: If their base models, modules, ranks or scalings differ, or nothing else does.
+        `ValueError`: If their base models, modules, ranks or scalings differ, or if they are identical.
     """
     where = f"{before.folder} and {after.folder}"
     bases = [adapter.config.base_model_name_or_path for adapter in (before, after)]
@@ -40,11 +41,11 @@ def check_step(before: SavedAdapter, after: SavedAdapter, base: str | None = Non
             f"{where} are adapters of different models, {bases[0]!r} and {bases[1]!r}. If these are two names of one "
             "model, name it with `--base`."
         )
-    only = sorted(before.pairs.keys() ^ after.pairs.keys())
-    if only:
+    in_one = sorted(before.pairs.keys() ^ after.pairs.keys())
+    if in_one:
         raise ValueError(
-            f"{where} adapt different modules: {', '.join(only[:3])} (of {len(only)}) are in one of them alone. Both "
-            "must be saved from the same adapter."
+            f"{where} adapt different modules: {', '.join(in_one[:3])} (of {len(in_one)}) are in only one of them. "
+            "Both must be saved from the same adapter."
         )
     for name in before.pairs:
         shapes = [[tuple(tensor.shape) for tensor in adapter.pairs[name]] for adapter in (before, after)]
@@ -66,7 +67,7 @@ def check_step(before: SavedAdapter, after: SavedAdapter, base: str | None = Non
 
 
 def difference(before: SavedAdapter, after: SavedAdapter) -> Pairs:
-    """The first adapter less the second: `A` and `B` by module, fp32."""
+    """The first adapter minus the second: `A` and `B` by module, fp32."""
     return {
         name: tuple(old.float() - new.float() for old, new in zip(pair, after.pairs[name], strict=True))
         for name, pair in before.pairs.items()
@@ -83,7 +84,7 @@ def sgd_gradients(before: SavedAdapter, after: SavedAdapter, learning_rate: floa
         after ([`SavedAdapter`]):
             The adapter after it.
         learning_rate (`float`):
-            Of the step. A wrong one changes the length of all gradients alike, not their direction.
+            Learning rate of the step. A wrong one changes the length of all gradients alike, but not their direction.
 
     Returns:
         `dict[str, tuple[torch.Tensor, torch.Tensor]]`: Gradients in `A` and `B` by module, fp32.
@@ -93,17 +94,17 @@ def sgd_gradients(before: SavedAdapter, after: SavedAdapter, learning_rate: floa
 
 def rounding_part(before: SavedAdapter, after: SavedAdapter) -> float:
     """
-    How much of the difference between two adapters is the rounding of the second, by its precision and its size.
+    How much of the difference between two adapters is rounding of the second, judged by its dtype and its size.
 
     Returns:
-        `float`: The larger of the parts of all `A` and of all `B` together, as a ratio of norms. A side that has no
-        gradient, because the other is zero, does not count.
+        `float`: The norm of the rounding over the norm of the difference, for all `A` or for all `B` together,
+        whichever is larger. A side that has no gradient, because the other side is zero, does not count.
     """
     moved = difference(before, after)
     parts = [0.0]
     for side in (0, 1):
         if any(pair[1 - side].any() for pair in before.pairs.values()):
-            # Rounding to nearest is off by 1/√12 of a unit, which is between eps/2 and eps times the number.
+            # Rounding to nearest is off by 1/√12 of a unit. A unit is between eps/2 and eps times the number.
             new = [pair[side] for pair in after.pairs.values()]
             rounding = torch.stack([0.2 * torch.finfo(tensor.dtype).eps * tensor.float().norm() for tensor in new])
             signal = torch.stack([pair[side].norm() for pair in moved.values()])
@@ -115,11 +116,13 @@ def adamw_gradients(file: str | os.PathLike, before: SavedAdapter, after: SavedA
     """
     The LoRA gradients behind AdamW's first step, `exp_avg / (1 - beta1)`, from the optimizer's state after it.
 
-    After a later step `exp_avg` mixes gradients that were taken at other values of the adapter, and no sketch can be
-    read from it. The state knows its parameters by number alone. The numbers are taken to be those of
-    [`~transformers.Trainer`], which goes through the model module by module, `A` before `B`; a saved adapter has lost
-    this order, so it is that of the base model, of which the configuration alone is read. Shapes are checked, and that
-    every parameter moved against the sign of the gradient that it is given.
+    After a later step, `exp_avg` mixes gradients that were taken at other values of the adapter, and no sketch can be
+    read from it.
+
+    The state names its parameters only by number. These numbers are taken to be those of [`~transformers.Trainer`],
+    which goes through the model module by module, `A` before `B`. A saved adapter has lost this order, so it is taken
+    from the base model, whose configuration is read but not its weights. Two checks tell whether the order fits: the
+    shapes must agree, and every parameter must have moved against the sign of its gradient.
 
     Args:
         file (`str` or `os.PathLike`):
@@ -143,7 +146,7 @@ def adamw_gradients(file: str | os.PathLike, before: SavedAdapter, after: SavedA
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
         state, groups = saved["state"], saved["param_groups"]
-    except Exception as error:  # The unpickler fails in a dozen ways on what torch has not written.
+    except Exception as error:  # On a file that torch has not written, the unpickler raises many kinds of errors.
         raise ValueError(
             f"{file} is not an optimizer's state as Trainer saves it (`optimizer.pt`): {type(error).__name__}."
         ) from error
@@ -178,12 +181,12 @@ def adamw_gradients(file: str | os.PathLike, before: SavedAdapter, after: SavedA
                 "the state is another adapter's, or its order is not that of Trainer."
             )
         if not gradient.isfinite().all():
-            raise ValueError(f"The gradient of {key} in {file} is NaN or infinite. Take the step anew.")
+            raise ValueError(f"The gradient of {key} in {file} is NaN or infinite. Take the step again.")
         both = (step != 0) & (gradient != 0)
         if both.any() and (step.sign() == gradient.sign())[both].float().mean() < LEAST_AGREEMENT:
             raise ValueError(
                 f"{key} did not move against the sign of parameter {number} in {file}, as in AdamW's first step: the "
-                f"state is not of the step from {before.folder} to {after.folder}, or its order is not that of "
+                f"state is not that of the step from {before.folder} to {after.folder}, or its order is not that of "
                 "Trainer."
             )
         gradients[name] = (*gradients.get(name, ()), gradient)
@@ -192,7 +195,7 @@ def adamw_gradients(file: str | os.PathLike, before: SavedAdapter, after: SavedA
 
 def module_order(base: str | None, adapter: SavedAdapter) -> list[str]:
     """
-    The adapted modules in the order of the base model, of which no weight is read.
+    The adapted modules in the order of the base model, whose weights are not read.
 
     Raises:
         `ValueError`: If the base model's configuration cannot be read, or it has no such modules.
@@ -200,8 +203,9 @@ def module_order(base: str | None, adapter: SavedAdapter) -> list[str]:
     why = "The order of an optimizer's state is that of the base model's modules"
     try:
         config = AutoConfig.from_pretrained(base or "")
+        model_class = architecture(config.architectures)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = model_class.from_config(config) if model_class is AutoModelForCausalLM else model_class(config)
     except (OSError, ValueError) as error:
         raise ValueError(f"{why}, and {base!r} cannot be read: {error} Name its folder with `--base`.") from error
     order = [name for name, _ in model.named_modules() if name in adapter.pairs]
@@ -216,11 +220,11 @@ def module_order(base: str | None, adapter: SavedAdapter) -> list[str]:
 
 def read_sketches(before: SavedAdapter, gradients: Pairs, held_out: int) -> dict[str, LoraSketch]:
     r"""
-    The sketches that the gradients of a saved adapter are.
+    Turn the gradients of a saved adapter into sketches.
 
-    With `a A` and `b B` for `A` and `B`, the sketches are `a Y` and `b Z`. The factors here give rows of `A` and
-    columns of `B` a norm near 1, as [`LoraSketch`] has them, so that held-out rows measure the error whatever the
-    variance was that they were drawn with.
+    If `A` and `B` are multiplied by `a` and `b`, the sketches become `a Y` and `b Z`. The factors here give the rows
+    of `A` and the columns of `B` a norm near 1, as [`LoraSketch`] expects. So held-out rows measure the error whatever
+    variance they were drawn with.
 
     Args:
         before ([`SavedAdapter`]):
@@ -228,10 +232,10 @@ def read_sketches(before: SavedAdapter, gradients: Pairs, held_out: int) -> dict
         gradients (`dict[str, tuple[torch.Tensor, torch.Tensor]]`):
             Gradients in `A` and `B` by module.
         held_out (`int`):
-            Rows of each `A` kept from the decoder.
+            Number of the last rows of each `A` that the decoder does not see.
 
     Returns:
-        `dict[str, LoraSketch]`: By module.
+        `dict[str, LoraSketch]`: The sketches by module.
 
     Raises:
         `ValueError`: If a rank leaves no row for the decoder.

@@ -22,19 +22,20 @@ class GradientSubspace:
     The dominant row and column space of one module's gradients over the last steps, for warm probes.
 
     Minibatch gradients of consecutive steps are almost orthogonal to each other as matrices, but they share much of
-    their row and column spaces. Probing along these measures more of a gradient than probing blindly, as the warm
-    start of PowerSGD (Vogels et al. 2019) does. With the sketches `Y = G Aᵀ` and `Z = Bᵀ G` of a step, each side keeps
-    the `r` leading left singular vectors, with their singular values, of
+    their row and column spaces. Probing along these spaces measures more of a gradient than random probes do. PowerSGD
+    (Vogels et al. 2019, arXiv 1905.13727) starts warm for the same reason. Let `Y = G Aᵀ` and `Z = Bᵀ G` be the
+    sketches of a step. The new states are the `r` leading left singular vectors, times their singular values, of
 
         [ √decay · state,  Y / ‖Y‖ ]      and      [ √decay · state,  Zᵀ / ‖Z‖ ]
 
-    Both may carry the same leading dimensions, for modules of one shape, and fewer bits than the sketches.
+    Both states may carry the same leading dimensions, for modules of one shape. They may have a lower precision than
+    the sketches.
 
     Args:
         left (`torch.Tensor` of shape `(..., out_features, r)`):
-            State of the column space: orthogonal columns, their norms the weights of the directions.
+            State of the column space: orthogonal columns, whose norms are the weights of the directions.
         right (`torch.Tensor` of shape `(..., in_features, r)`):
-            State of the row space.
+            State of the row space, likewise.
     """
 
     def __init__(self, left: Tensor, right: Tensor):
@@ -42,24 +43,25 @@ class GradientSubspace:
 
     @classmethod
     def after(cls, sketch: LoraSketch, previous: GradientSubspace | None) -> GradientSubspace:
-        """The subspaces once a step's sketch is known."""
+        """The subspaces after a step, from its sketch and the subspaces before it."""
         return cls.after_all([sketch], [previous])[0]
 
     @classmethod
     def after_all(
         cls, sketches: Sequence[LoraSketch], previous: Sequence[GradientSubspace | None]
     ) -> list[GradientSubspace]:
-        """As [`~GradientSubspace.after`], of several sketches: all that came before are known, or none is."""
+        """[`~GradientSubspace.after`] for several sketches. Either all of them have subspaces so far, or none has."""
         sides = [side for sketch in sketches for side in (sketch.Y, sketch.Z.mT)]
         if previous[0] is None:
-            found = follow(None, sides)
+            updated = update_states(None, sides)
         else:
-            found = follow([state for subspace in previous for state in (subspace.left, subspace.right)], sides)
-        return [cls(left, right) for left, right in zip(found[::2], found[1::2], strict=True)]
+            states = [state for subspace in previous for state in (subspace.left, subspace.right)]
+            updated = update_states(states, sides)
+        return [cls(left, right) for left, right in zip(updated[::2], updated[1::2], strict=True)]
 
     def probes(self, A: Tensor, B: Tensor, random_rows: int) -> tuple[Tensor, Tensor]:
         """
-        Turn random probes into warm ones. The held-out rows must stay random: only such rows measure the error.
+        Turn random probes into warm ones. Held-out rows must stay random, since only random rows measure the error.
 
         Args:
             A (`torch.Tensor` of shape `(..., r, in_features)`):
@@ -67,23 +69,23 @@ class GradientSubspace:
             B (`torch.Tensor` of shape `(..., out_features, r)`):
                 Random left probe.
             random_rows (`int`):
-                How many of the last rows of `A` stay as they are.
+                Number of the last rows of `A` that stay as they are.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: `A` and `B`.
+            `tuple[torch.Tensor, torch.Tensor]`: The warm `A` and `B`.
         """
         warm = max(0, A.shape[-2] - random_rows)
         turned = along(self.right.to(A.dtype), A.mT).mT
         return torch.cat([turned[..., :warm, :], A[..., warm:, :]], dim=-2), along(self.left.to(B.dtype), B)
 
 
-def follow(states: Sequence[Tensor] | None, sketches: Sequence[Tensor]) -> list[Tensor]:
-    """The `r` leading left singular vectors, times their singular values, of each state and new sketch together."""
+def update_states(states: Sequence[Tensor] | None, sketches: Sequence[Tensor]) -> list[Tensor]:
+    """The `r` leading left singular vectors of each state and its new sketch together, times the singular values."""
     grams = [(sketch.mT @ sketch).double() for sketch in sketches]
     if states is None:
         turns = on_all(of_new, [(gram,) for gram in grams])
         return [sketch @ turn.to(sketch.dtype) for sketch, (turn,) in zip(sketches, turns, strict=True)]
-    # States of fewer bits are widened one by one, and not all at once for as long as this takes.
+    # States of a lower precision are widened one by one, so that only one of them is held twice at a time.
     products = [old_and_cross(state.to(sketch.dtype), sketch) for state, sketch in zip(states, sketches, strict=True)]
     turns = on_all(of_both, [(gram, *pair) for gram, pair in zip(grams, products, strict=True)])
     return [
@@ -93,19 +95,19 @@ def follow(states: Sequence[Tensor] | None, sketches: Sequence[Tensor]) -> list[
 
 
 def old_and_cross(state: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
-    """Gram matrix of a state, and inner products of its columns and the sketch's; fp64."""
+    """Gram matrix of a state, and inner products of its columns with those of the sketch; fp64."""
     return (state.mT @ state).double(), (state.mT @ sketch).double()
 
 
 def of_new(gram: Tensor) -> tuple[Tensor]:
-    """What turns a sketch of this Gram matrix, `(modules, r, r)`, into a state."""
+    """The matrix that turns a sketch with this Gram matrix, `(modules, r, r)`, into a state."""
     norm = frobenius(gram)
     return (leading(gram / norm.square(), gram.shape[-1]) / norm,)
 
 
 def of_both(gram: Tensor, old: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
     """
-    What turns a state and a sketch into a state.
+    The matrices that turn a state and a sketch into the next state.
 
     Args:
         gram (`torch.Tensor` of shape `(modules, r, r)`):
@@ -113,13 +115,13 @@ def of_both(gram: Tensor, old: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
         old (`torch.Tensor` of shape `(modules, r, r)`):
             Gram matrix of the state.
         cross (`torch.Tensor` of shape `(modules, r, r)`):
-            Inner products of the state's columns and the sketch's.
+            Inner products of the state's columns with those of the sketch.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: What to multiply the state with, and what the sketch.
+        `tuple[torch.Tensor, torch.Tensor]`: The matrices to multiply the state and the sketch by.
     """
     rank, norm, weight = gram.shape[-1], frobenius(gram), DECAY**0.5
-    # Gram matrix of the columns [√decay · state, sketch / norm], which are not put beside each other.
+    # Gram matrix of the columns [√decay · state, sketch / norm], without concatenating these columns.
     new, cross = gram / norm.square(), weight * cross / norm
     whole = torch.cat([torch.cat([DECAY * old, cross], dim=-1), torch.cat([cross.mT, new], dim=-1)], dim=-2)
     of_state, of_sketch = leading(whole, rank).split(rank, dim=-2)
@@ -133,13 +135,13 @@ def frobenius(gram: Tensor) -> Tensor:
 
 
 def leading(gram: Tensor, count: int) -> Tensor:
-    """The leading eigenvectors, in descending order."""
+    """The leading eigenvectors, in descending order of their eigenvalues."""
     _, vectors = eigh(gram)
     return vectors[..., -count:].flip(-1)
 
 
 def along(state: Tensor, random: Tensor) -> Tensor:
-    """Unit vectors along the state's columns; where a column is only rounding, the random one."""
+    """Unit vectors along the state's columns. A random column replaces one that is only rounding."""
     norms = torch.linalg.vector_norm(state, dim=-2, keepdim=True)
     unit = state / norms.clamp_min(torch.finfo(state.dtype).tiny)
     return torch.where(norms > WEAKEST * norms[..., :1], unit, random)

@@ -1,4 +1,4 @@
-"""From numbers to files and tables."""
+"""From numbers to tables."""
 
 from .tables import print_table
 

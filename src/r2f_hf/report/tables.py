@@ -11,16 +11,18 @@ from rich.table import Table
 
 def print_table(title: str, rows: Mapping[str, Mapping[str, float | str]], columns: Sequence[str]) -> None:
     """
-    Print a table of numbers, and words where there are some.
+    Print a table of numbers and words.
+
+    Numbers are shown with three significant digits. If there are more columns than rows, the table is turned: the
+    columns go down and the rows go across, so that it stays narrow.
 
     Args:
         title (`str`):
             Title of the table.
         rows (`Mapping[str, Mapping[str, float | str]]`):
-            From a row's name to its numbers by column.
+            From the name of each row to its values by column.
         columns (`Sequence[str]`):
-            Columns to show; a number that a row lacks is left blank. If there are more of them than rows, they go down
-            and the rows across, so that the table stays narrow.
+            The columns to show. A value that a row does not have is left blank.
     """
 
     def cell(row: str, column: str) -> str:
@@ -38,7 +40,7 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, float | str]], colum
     for name in down:
         cells = [cell(other, name) if other in rows else cell(name, other) for other in across]
         table.add_row(name.replace("_", " "), *cells)
-    # As wide as it needs: a number that is cut off is worth nothing.
+    # A narrow terminal would cut numbers off. So the table is printed as wide as it has to be.
     console = Console()
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     Console(width=max(console.width, needed)).print(table)

@@ -1,1 +1,1 @@
-"""A run on the disk: whole files, checkpoints, the result, the ledger and the way back."""
+"""A run on the disk: files that are whole, checkpoints, the result, the ledger, and how to undo the run."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or do not count: checksums, written last and checked before anything is read."""
+"""Checkpoints count only if they are whole: checksums are written last, and checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CHECKSUMS_FILE = "r2f_checksums.json"
 
 def seal(folder: str | os.PathLike) -> None:
     """
-    Declare a checkpoint whole: write the SHA-256 of each of its files, once all of them are on the disk.
+    Declare a checkpoint whole: once all of its files are on the disk, write the SHA-256 of each of them.
 
-    The list is written aside and renamed into place after everything else, so that a checkpoint has it only if its
-    saving was not interrupted.
+    The list is written aside, and renamed into place after everything else. So a checkpoint has it only if saving was
+    not interrupted.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -39,14 +39,14 @@ def seal(folder: str | os.PathLike) -> None:
 
 def find_damage(folder: str | os.PathLike) -> str | None:
     """
-    What is wrong with a checkpoint, if anything.
+    Find out what is wrong with a checkpoint, if anything.
 
     Args:
         folder (`str` or `os.PathLike`):
             The checkpoint.
 
     Returns:
-        `str`, *optional*: Its first damage in words, or `None` if every file is what [`seal`] saw.
+        `str`, *optional*: The first damage in words, or `None` if every file is as [`seal`] found it.
     """
     folder = Path(folder)
     if not (folder / CHECKSUMS_FILE).is_file():
@@ -54,7 +54,7 @@ def find_damage(folder: str | os.PathLike) -> str | None:
     try:
         text = (folder / CHECKSUMS_FILE).read_text(encoding="utf-8")
         checksums = json.loads(text)
-        # Byte for byte as it was written: a change that JSON would read over counts too.
+        # The bytes must be those that were written: a change that does not matter to JSON counts as damage too.
         intact = text == json.dumps(checksums, indent=2) + "\n" and isinstance(checksums, dict)
     except ValueError:
         intact = False
@@ -64,27 +64,27 @@ def find_damage(folder: str | os.PathLike) -> str | None:
         if not (folder / name).is_file():
             return f"{name} is missing"
         if file_hash(folder / name) != checksum:
-            return f"{name} is damaged (its checksum is another)"
+            return f"{name} is damaged (its checksum has changed)"
     return None
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
     """The checkpoints in an output folder, whole or not, the latest first."""
-    names = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(folder).glob("*-*")}
-    steps = {int(match[1]): path for path, match in names.items() if match and path.is_dir()}
+    matches = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(folder).glob("*-*")}
+    steps = {int(match[1]): path for path, match in matches.items() if match and path.is_dir()}
     return [steps[step] for step in sorted(steps, reverse=True)]
 
 
 def last_whole_checkpoint(folder: str | os.PathLike) -> Path | None:
     """
-    The latest checkpoint of a run that is whole. Those after it are named in the log, with what is wrong with them.
+    Find the latest whole checkpoint of a run. For each later one, the log says what is wrong with it.
 
     Args:
         folder (`str` or `os.PathLike`):
             The run's output folder.
 
     Returns:
-        `Path`, *optional*
+        `Path`, *optional*: The checkpoint, or `None` if none is whole.
     """
     for path in checkpoints(folder):
         damage = find_damage(path)

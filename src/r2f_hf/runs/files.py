@@ -1,4 +1,4 @@
-"""Files that are whole or not there, even where the process or the machine goes down while they are written."""
+"""Files that are either whole or not there, even if the process or the machine stops while they are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def sync(path: str | os.PathLike) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk and not in a cache of the system's."""
+    """Wait until a file's bytes, or a folder's names, are on the disk, and not only in the system's cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -23,13 +23,13 @@ def sync(path: str | os.PathLike) -> None:
 
 def replace(source: str | os.PathLike, destination: str | os.PathLike) -> None:
     """
-    Rename a file into place, so that whoever looks finds the old one or the whole new one.
+    Rename a file into place. Readers find either the old file or the whole new one.
 
     Args:
         source (`str` or `os.PathLike`):
             The file, on the same disk.
         destination (`str` or `os.PathLike`):
-            Its name from now on; what is there is replaced.
+            Its new name. A file of this name is replaced.
     """
     sync(source)
     os.replace(source, destination)
@@ -38,13 +38,13 @@ def replace(source: str | os.PathLike, destination: str | os.PathLike) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """
-    Write a file beside its destination and rename it into place.
+    Write a text file next to its destination, and rename it into place.
 
     Args:
         path (`str` or `os.PathLike`):
-            Destination; missing folders are made.
+            Destination. Missing folders are created.
         text (`str`):
-            What to write.
+            The text to write.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +55,13 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """
-    Write JSON beside its destination and rename it into place.
+    Write a JSON file next to its destination, and rename it into place.
 
     Args:
         path (`str` or `os.PathLike`):
-            Destination; missing folders are made.
+            Destination. Missing folders are created.
         content (`Any`):
-            What to write.
+            The content to write.
 
     Raises:
         `ValueError`: If a number is NaN or infinite.
@@ -72,19 +72,19 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 @contextmanager
 def written_aside(folder: str | os.PathLike) -> Iterator[Path]:
     """
-    A folder to write files into, which are renamed into `folder` once the block has ended without an error.
+    Yield a folder to write files into. If the block ends without an error, they are renamed into `folder`.
 
     Args:
         folder (`str` or `os.PathLike`):
-            Where the files are to be; made where it is missing.
+            Where the files are to be. It is created if it is missing.
 
     Yields:
-        `Path`: The empty folder beside them.
+        `Path`: An empty folder within `folder`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / ".saving"
-    # What an interrupted save has left.
+    # A save that was interrupted may have left files.
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""The output folder of a run: room to write in, one run at a time, and no run over another's."""
+"""The output folder of a run: it has room, only one run writes to it at a time, and none overwrites another."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ LOCK_FILE = ".r2f.lock"
 
 def check_output_folder(folder: str | os.PathLike, needed: int) -> None:
     """
-    Refuse an output folder that the result could not be written to.
+    Refuse an output folder that the result cannot be written to.
 
     Args:
         folder (`str` or `os.PathLike`):
-            The folder; made where it is missing.
+            The folder. It is created if it is missing.
         needed (`int`):
-            Bytes that the result takes.
+            Number of bytes that the result takes.
 
     Raises:
-        `ValueError`: If it cannot be written to, or its disk has less room.
+        `ValueError`: If the folder cannot be written to, or if its disk has less room.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -50,11 +50,11 @@ def check_output_folder(folder: str | os.PathLike, needed: int) -> None:
 
 def run_folder_lock(folder: str | os.PathLike) -> FileLock:
     """
-    The lock of an output folder, not yet held. It is the system's: it goes with the process, however that ends.
+    The lock of an output folder, not yet held. The system releases it when the process ends, however that happens.
 
     Args:
         folder (`str` or `os.PathLike`):
-            The folder; made where it is missing.
+            The folder. It is created if it is missing.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     return FileLock(Path(folder) / LOCK_FILE, timeout=0)
@@ -63,7 +63,7 @@ def run_folder_lock(folder: str | os.PathLike) -> FileLock:
 @contextmanager
 def held(lock: FileLock) -> Iterator[None]:
     """
-    Hold the lock of an output folder, perhaps once more.
+    Hold the lock of an output folder within the block. Blocks of one lock may be nested.
 
     Raises:
         `ValueError`: If another run holds it.
@@ -82,28 +82,28 @@ def held(lock: FileLock) -> Iterator[None]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What describes the run that has written to a folder."""
+    """Read the description of the run that has written to a folder."""
     return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
 
 
 def run_differences(folder: Path, description: Mapping[str, Any]) -> list[str]:
     """
-    In what a run differs from the one that has written to a folder.
+    Find the differences between a run and the one that has written to a folder.
 
     Args:
         folder (`Path`):
             A folder with a `r2f_run.json`.
         description (`Mapping[str, Any]`):
-            What describes the run; whatever else the file says does not count.
+            The description of the run. Other keys in the file do not count.
 
     Returns:
-        `list[str]`: In words; empty if they are the same.
+        `list[str]`: The differences in words. Empty if there are none.
     """
     try:
         then = read_run(folder)
     except ValueError:
         return [f"{RUN_FILE} cannot be read"]
-    # Through JSON, so that what was written compares equal to what is held.
+    # The description goes through JSON, as the one in the file did, so that equal values compare as equal.
     now = json.loads(json.dumps(description))
     return [f"{key} was {then.get(key)!r}, is {now[key]!r}" for key in now if now[key] != then.get(key)]
 
@@ -116,12 +116,13 @@ def check_other_runs(folder: str | os.PathLike, description: Mapping[str, Any], 
         folder (`str` or `os.PathLike`):
             The output folder.
         description (`Mapping[str, Any]`):
-            What describes the run that is about to begin.
+            The description of the run that is about to begin.
         source (`Path`, *optional*):
             The folder that the model comes from.
 
     Raises:
-        `ValueError`: If there is another run's, saying in what it differs, or a model that is not the source.
+        `ValueError`: If the folder holds another run, or a model that is not the source. The message says in what the
+            other run differs.
     """
     remedy = "Choose another `output_dir`, or set `overwrite_output_dir`."
     for place in (Path(folder), *checkpoints(folder)):
@@ -131,6 +132,6 @@ def check_other_runs(folder: str | os.PathLike, description: Mapping[str, Any], 
                 raise ValueError(
                     f"{place} holds another run, which this one would overwrite: {'; '.join(different)}. {remedy}"
                 )
-    found = any((Path(folder) / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
-    if found and not (Path(folder) / RUN_FILE).is_file() and Path(folder).resolve() != source:
+    holds_model = any((Path(folder) / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
+    if holds_model and not (Path(folder) / RUN_FILE).is_file() and Path(folder).resolve() != source:
         raise ValueError(f"{os.fspath(folder)} holds a model or an adapter, which this run would overwrite. {remedy}")

@@ -1,4 +1,4 @@
-"""The ledger of a model folder: what it was asked to forget, when and how, and which weights came of it."""
+"""The ledger of a model folder: what the model was asked to forget, when and how, and which weights resulted."""
 
 from __future__ import annotations
 
@@ -30,19 +30,22 @@ def unlearn_entry(
     undo: Mapping[str, Any] | None,
 ) -> Entry:
     """
-    What the ledger says of one run.
+    The ledger's entry for one run.
 
     Args:
         rows (`Sequence[Sequence[str]]`):
-            The texts of each forget row. They are written as salted hashes, see [`row_hash`].
+            The texts of each forget row. Only their salted hashes are written, see [`row_hash`].
         recipe (`Mapping[str, Any]`):
             The settings of the run, seeds included.
         metrics (`Mapping[str, Any]`):
-            What was measured before, in and after it.
+            What was measured before, during and after the run.
         weights (`Mapping[str, str]`):
-            Hash of all weights `before` and `after`, see [`~r2f_hf.runs.weights.weights_hash`].
+            Hash of all weights `before` and `after` the run, see [`~r2f_hf.runs.weights.weights_hash`].
         undo (`Mapping[str, Any]`, *optional*):
-            Where in the folder the weights from before are kept (`file`), and what they take (`bytes`).
+            Where in the folder the weights from before the run are kept (`file`), and their size (`bytes`).
+
+    Returns:
+        `dict`: The entry, to be added with [`append`].
     """
     salt = secrets.token_hex(16)
     return {
@@ -58,18 +61,19 @@ def unlearn_entry(
 
 def undo_entry(undoes: int, weights: Mapping[str, str]) -> Entry:
     """
-    What the ledger says of an undone run.
+    The ledger's entry for the undoing of a run.
 
     Args:
         undoes (`int`):
-            Number of the entry that is undone, from 1.
+            Number of the entry that is undone, counted from 1.
         weights (`Mapping[str, str]`):
-            Hash of all weights `before` and `after`.
+            Hash of all weights `before` and `after` the undoing.
     """
     return {"kind": "undo", **_now(), "undoes": undoes, "weights": dict(weights)}
 
 
 def _now() -> Entry:
+    """The time, and the versions of the packages."""
     packages = {name: version(name) for name in ("torch", "transformers", "peft")}
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -79,43 +83,45 @@ def _now() -> Entry:
 
 def row_hash(salt: str, row: Sequence[str]) -> str:
     """
-    SHA-256 of a row's texts after a salt: whoever has the row can show that it was in a request.
+    SHA-256 of a salt and a row's texts. Whoever has the row can show that it was in a request.
 
-    The salt, which is another in each run, keeps rows of different requests from being recognised as the same. It is
-    no protection of a text that can be guessed.
+    The salt is different in each run, so that nobody can tell that two requests hold the same row. It does not protect
+    a text that can be guessed.
 
     Args:
         salt (`str`):
             The entry's salt.
         row (`Sequence[str]`):
-            The texts of the row, in the order prompt (where there is one), completion.
+            The texts of the row: first the prompt, if there is one, and then the completion.
     """
     return hashlib.sha256(json.dumps([salt, *row]).encode()).hexdigest()
 
 
 def append(entries: Sequence[Entry], entry: Entry) -> list[Entry]:
-    """The entries with one more, chained to the last by its digest."""
+    """The entries and a new one, which is chained to the last one by its digest."""
     linked = entry | {"previous": entries[-1]["digest"] if entries else None}
     return [*entries, linked | {"digest": _digest(linked)}]
 
 
 def _digest(entry: Entry) -> str:
+    """SHA-256 of all of an entry except its own digest."""
     content = {key: value for key, value in entry.items() if key != "digest"}
     return hashlib.sha256(_line(content).encode()).hexdigest()
 
 
 def _line(entry: Entry) -> str:
+    """An entry as a line of the file."""
     return json.dumps(entry, sort_keys=True)
 
 
 def write_ledger(folder: str | os.PathLike, entries: Sequence[Entry]) -> None:
-    """Write a folder's ledger, whole or not at all."""
+    """Write the ledger of a folder, whole or not at all."""
     write_text(Path(folder) / LEDGER_FILE, "".join(_line(entry) + "\n" for entry in entries))
 
 
 def read_ledger(folder: str | os.PathLike) -> list[Entry]:
     """
-    The entries of a folder's ledger, oldest first.
+    Read the entries of a folder's ledger, oldest first, and check that none was changed.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -123,11 +129,11 @@ def read_ledger(folder: str | os.PathLike) -> list[Entry]:
 
     Raises:
         `FileNotFoundError`: If it has no ledger.
-        `ValueError`: If an entry is damaged or missing, naming the first.
+        `ValueError`: If an entry is damaged or missing. The message names the first such entry.
     """
     path = Path(folder) / LEDGER_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"There is no {LEDGER_FILE} in {os.fspath(folder)}: r2f has made no model there.")
+        raise FileNotFoundError(f"There is no {LEDGER_FILE} in {os.fspath(folder)}: r2f has not made a model there.")
     entries: list[Entry] = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
@@ -149,7 +155,7 @@ def read_ledger(folder: str | os.PathLike) -> list[Entry]:
 
 def first_break(entries: Sequence[Entry], weights: str) -> str | None:
     """
-    The first place at which the weights are not those that the entry before has left.
+    Find the first place at which the weights are not those that the entry before it left.
 
     Args:
         entries (`Sequence[dict]`):
@@ -158,10 +164,10 @@ def first_break(entries: Sequence[Entry], weights: str) -> str | None:
             Hash of the model's weights now.
 
     Returns:
-        `str`, *optional*: The break in words, or `None` if all are accounted for.
+        `str`, *optional*: The break in words, or `None` if every change of the weights has an entry.
     """
-    for number, (one, two) in enumerate(pairwise(entries), 1):
-        if one["weights"]["after"] != two["weights"]["before"]:
+    for number, (earlier, later) in enumerate(pairwise(entries), 1):
+        if earlier["weights"]["after"] != later["weights"]["before"]:
             return f"the weights were changed by something else between entries {number} and {number + 1}"
     if entries[-1]["weights"]["after"] != weights:
         return f"the weights are not those that entry {len(entries)}, the last, has left"
@@ -171,4 +177,4 @@ def first_break(entries: Sequence[Entry], weights: str) -> str | None:
 def standing_requests(entries: Sequence[Entry]) -> list[int]:
     """Numbers (from 1) of the runs that have not been undone, oldest first."""
     undone = {entry["undoes"] for entry in entries if entry["kind"] == "undo"}
-    return [n for n, entry in enumerate(entries, 1) if entry["kind"] == "unlearn" and n not in undone]
+    return [number for number, entry in enumerate(entries, 1) if entry["kind"] == "unlearn" and number not in undone]

@@ -1,4 +1,4 @@
-"""What the ledger will say of a run, gathered while it goes on."""
+"""The ledger's entry for a run, gathered while the run goes on."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from .undo import original_file
 
 
 def read_ledger_of(folder: Path | None) -> list[Entry]:
-    """The ledger of the folder that a model comes from; empty where it has none."""
+    """Read the ledger of the folder that a model comes from. It is empty if there is none."""
     return read_ledger(folder) if folder is not None and (folder / LEDGER_FILE).is_file() else []
 
 
 @dataclass
 class RunRecord:
     """
-    One request, on its way into the ledger.
+    What the ledger will say about one request.
 
     Args:
         rows (`list[list[str]]`):
-            Texts of the forget rows.
+            The texts of the forget rows.
         recipe (`dict[str, Any]`):
-            The settings.
+            The settings of the run, seeds included.
         earlier (`list[dict]`):
-            Ledger of the model that the run begins with.
+            The ledger of the model that the run begins with.
         hash_before (`str`, *optional*):
-            Hash of its weights, once the run has begun.
+            Hash of this model's weights. It is there once the run has begun.
         metrics (`dict[str, dict]`):
-            What was measured `before`, in (`train`) and `after` it.
+            What was measured `before`, during (`train`) and `after` the run.
     """
 
     rows: list[list[str]]
@@ -43,7 +43,7 @@ class RunRecord:
 
     def begin(self, folder: str | os.PathLike, weights: str) -> None:
         """
-        A run begins, on weights with this hash. If it is not the first of its trainer, the one before is an entry now.
+        Begin a run on weights with this hash. If the trainer has run before, that run becomes an entry of its own.
 
         Raises:
             `ValueError`: If the ledger in the output folder is damaged.
@@ -55,12 +55,15 @@ class RunRecord:
         self.hash_before = weights
 
     def add_evaluation(self, metrics: Mapping[str, float]) -> None:
-        """Take up what an evaluation outside of training has found."""
+        """Record the metrics of an evaluation outside of training."""
         self.metrics.setdefault("after" if "train" in self.metrics else "before", {}).update(metrics)
 
     def write(self, folder: str | os.PathLike, after: str, metrics: Mapping[str, Any]) -> None:
         """
-        Write the ledger of a folder: what it, or the model that the run began with, has been through, and this run.
+        Write the ledger of a folder, with this run as the last entry.
+
+        The entries before it are those of the folder's ledger, if they lead to the weights that this run began with.
+        Otherwise they are those of the model that it began with.
 
         Args:
             folder (`str` or `os.PathLike`):
@@ -68,19 +71,20 @@ class RunRecord:
             after (`str`):
                 Hash of the model's weights now.
             metrics (`Mapping[str, Any]`):
-                What is known of a run that did not come to its end.
+                What is known about the run, in case it was interrupted. The metrics of a whole run take precedence.
         """
-        own = self._without_this(read_ledger_of(Path(folder)))
-        if not own or own[-1]["weights"]["after"] != self.hash_before:
-            own = self._without_this(self.earlier)
-        write_ledger(folder, append(own, self._entry(folder, after, metrics)))
+        entries = self._without_this(read_ledger_of(Path(folder)))
+        if not entries or entries[-1]["weights"]["after"] != self.hash_before:
+            entries = self._without_this(self.earlier)
+        write_ledger(folder, append(entries, self._entry(folder, after, metrics)))
 
     def _without_this(self, entries: list[Entry]) -> list[Entry]:
-        """Entries without this run's own, which is there if it has been saved before."""
-        mine = entries and entries[-1]["kind"] == "unlearn" and entries[-1]["weights"]["before"] == self.hash_before
-        return entries[:-1] if mine else entries
+        """The entries without that of this run, which is the last one if the run has been saved before."""
+        saved = entries and entries[-1]["kind"] == "unlearn" and entries[-1]["weights"]["before"] == self.hash_before
+        return entries[:-1] if saved else entries
 
     def _entry(self, folder: str | os.PathLike, after: str, metrics: Mapping[str, Any]) -> Entry:
+        """The entry of this run."""
         original = original_file(folder, self.hash_before)
         undo = {"file": original.name, "bytes": original.stat().st_size} if original.is_file() else None
         metrics = dict(metrics) | self.metrics.get("train", {})

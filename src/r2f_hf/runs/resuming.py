@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the model and Trainer's own state, and which checkpoint a run goes on from."""
+"""What a checkpoint holds in addition to the model and Trainer's state, and which checkpoint a run resumes from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from .checkpoints import find_damage, last_whole_checkpoint
 from .files import write_text
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_FILE = "r2f_progress.json"
 REFERENCES_FILE = "r2f_references.safetensors"
 
-# The settings that have to be the same for a checkpoint to be a part of the same run.
+# A checkpoint belongs to a run only if these settings are the same.
 RUN_KEYS = (
     "seed",
     "learning_rate",
@@ -53,6 +53,10 @@ RUN_KEYS = (
     "retain_weight",
     "retain_per_forget",
     "num_views",
+    "max_length",
+    "window_overlap",
+    "chat_template_kwargs",
+    "system_prompt",
     "adaptive",
     "protect_retain",
     "normalize_update",
@@ -66,16 +70,16 @@ class Progress:
 
     Args:
         stopped (`bool`):
-            Whether a rule has ended the run. A callback of the user's does not count: it may be a deadline, after
-            which the run goes on.
+            Whether a rule has ended the run. A callback of the user does not count: it may be a deadline, after which
+            the run goes on.
         stop_reason (`str`, *optional*):
-            Why the stopping rule has ended it.
+            Why the stopping rule has ended the run.
         max_steps (`int`):
-            The steps that it was to take.
+            The number of steps that the run was to take.
         num_train_epochs (`float`):
-            The epochs that it was to take.
+            The number of epochs that the run was to take.
         skipped_steps (`int`):
-            Steps that wrote nothing.
+            The number of steps that wrote nothing.
         fidelities (`list[float]`):
             Mean fidelity of each step.
         before (`dict[str, float]`):
@@ -91,42 +95,41 @@ class Progress:
     before: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write it into a checkpoint."""
+        """Save it into a checkpoint."""
         write_text(folder / PROGRESS_FILE, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, folder: Path) -> Progress:
-        """Read it from a checkpoint."""
+        """Load it from a checkpoint."""
         return cls(**json.loads((folder / PROGRESS_FILE).read_text()))
 
 
 def find_checkpoint(folder: str, description: Mapping[str, Any], overwrite: bool) -> Path | None:
     """
-    The latest whole checkpoint of a run.
+    Find the latest whole checkpoint of a run.
 
     Args:
         folder (`str`):
             The run's output folder.
         description (`Mapping[str, Any]`):
-            What describes the run.
+            The description of the run.
         overwrite (`bool`):
-            Whether checkpoints of another run are passed over. Otherwise they are found, and refused when they are
-            read.
+            Whether checkpoints of another run are skipped. Otherwise they are found, and refused when they are loaded.
 
     Returns:
-        `Path`, *optional*: `None` if the run has to begin anew, which is logged.
+        `Path`, *optional*: The checkpoint. `None` if the run has to start from the beginning, which is logged.
     """
     latest = last_whole_checkpoint(folder)
     if latest is None:
-        logger.warning("There is no whole checkpoint in %s: beginning anew.", folder)
+        logger.warning("There is no whole checkpoint in %s: starting from the beginning.", folder)
     elif overwrite and run_differences(latest, description):
-        logger.warning("The checkpoints in %s are another run's: beginning anew.", folder)
+        logger.warning("The checkpoints in %s belong to another run: starting from the beginning.", folder)
         return None
     return latest
 
 
 def is_finished(folder: Path, args: TrainingArguments) -> bool:
-    """Whether a checkpoint was saved at the end of its run. Trainer would take further steps from there."""
+    """Whether a checkpoint was saved at the end of its run, where Trainer would take further steps."""
     if not (folder / PROGRESS_FILE).is_file() or find_damage(folder) is not None:
         return False
     step, progress = read_trainer_state(folder).global_step, Progress.read(folder)
@@ -137,22 +140,22 @@ def is_finished(folder: Path, args: TrainingArguments) -> bool:
 
 
 def read_trainer_state(folder: Path) -> TrainerState:
-    """The Trainer's state in a checkpoint."""
+    """Load the Trainer's state from a checkpoint."""
     return TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
 
 
 def check_checkpoint(folder: Path, description: Mapping[str, Any]) -> None:
     """
-    Refuse a checkpoint that is damaged, or not this run's.
+    Refuse a checkpoint that is damaged, or that belongs to another run.
 
     Args:
         folder (`Path`):
             The checkpoint.
         description (`Mapping[str, Any]`):
-            What describes the run.
+            The description of the run.
 
     Raises:
-        `ValueError`: Saying what is wrong, and what to do.
+        `ValueError`: For such a checkpoint. The message says what is wrong, and what to do.
     """
     if not (folder / RUN_FILE).is_file():
         raise ValueError(f"{folder} is not a checkpoint of R2FTrainer (it has no {RUN_FILE}).")
@@ -170,15 +173,30 @@ def check_checkpoint(folder: Path, description: Mapping[str, Any]) -> None:
         )
 
 
+def check_resumable(folder: Path) -> None:
+    """
+    Refuse to go on from a checkpoint that is whole, but has no state of the learning rate's schedule.
+
+    Raises:
+        `ValueError`: If it was saved with `save_only_model`.
+    """
+    if (folder / RUN_FILE).is_file() and not (folder / SCHEDULER_NAME).is_file():
+        raise ValueError(
+            f"{folder} was saved with `save_only_model`: it has no {SCHEDULER_NAME}, so that the learning rate would "
+            "start at its height again. Begin anew, without `save_only_model`: the probes' optimizer has hardly any "
+            "state, and checkpoints are about as small."
+        )
+
+
 def save_references(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write what the run compares with into a checkpoint, if there is anything."""
+    """Save the tensors that the run compares with into a checkpoint, if there are any."""
     if tensors:
-        # Several modules may share a tensor, which a file cannot.
-        own = {name: each.clone(memory_format=torch.contiguous_format) for name, each in tensors.items()}
-        save_file(own, folder / REFERENCES_FILE)
+        # Several modules may share a tensor, but a file cannot hold shared ones.
+        copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        save_file(copies, folder / REFERENCES_FILE)
 
 
 def load_references(folder: Path) -> dict[str, Tensor]:
-    """Read what [`save_references`] wrote."""
+    """Load what [`save_references`] saved."""
     file = folder / REFERENCES_FILE
     return load_file(file) if file.is_file() else {}

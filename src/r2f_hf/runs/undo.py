@@ -1,4 +1,4 @@
-"""Undoing a run: the weights that it changed are kept beside the model, and put back bit for bit."""
+"""Undoing a run: the weights from before it are kept next to the model, and restored bit for bit."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .files import replace
 from .folder import held, run_folder_lock
 from .ledger import Entry, append, read_ledger, standing_requests, undo_entry, write_ledger
-from .weights import save_whole, weights_hash
+from .weights import load_saved, save_whole, weights_hash
 
 
-# Not pushed to the Hub with the model: Trainer leaves out what begins with an underscore.
+# This folder is not pushed to the Hub with the model: Trainer leaves out names that begin with an underscore.
 UNDO_FOLDER = "_undo"
 
 
 def keep_original(folder: str | os.PathLike, weights: Mapping[str, Tensor], key: str) -> None:
     """
-    Write the weights that a run is about to change.
+    Save the weights that a run is about to change.
 
-    A run's updates are kept nowhere: a sum in floating point cannot be taken back exactly, and the factors of all
-    steps take more room than the weights do.
+    The updates of a run are not kept. A sum in floating point cannot be taken back exactly, and the factors of all
+    steps take more room than the weights.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -38,7 +38,7 @@ def keep_original(folder: str | os.PathLike, weights: Mapping[str, Tensor], key:
         weights (`Mapping[str, torch.Tensor]`):
             The weights, under the names of the plain model.
         key (`str`):
-            Hash of all of the model's weights, see [`~r2f_hf.runs.weights.weights_hash`].
+            Hash of all weights of the model, see [`~r2f_hf.runs.weights.weights_hash`].
     """
     file = original_file(folder, key)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def keep_original(folder: str | os.PathLike, weights: Mapping[str, Tensor], key:
 
 
 def original_file(folder: str | os.PathLike, key: str) -> Path:
-    """Where [`keep_original`] keeps the weights of a model with this hash."""
+    """The file in which [`keep_original`] keeps the weights of a model with this hash."""
     return Path(folder) / UNDO_FOLDER / f"{key[:16]}.safetensors"
 
 
@@ -63,13 +63,13 @@ class Undo:
         model ([`~transformers.PreTrainedModel`]):
             The model as it was before the run.
         entries (`list[dict]`):
-            The ledger as it will be.
+            The ledger as it will be written.
         number (`int`):
-            Number of the entry that is undone, from 1.
+            Number of the entry that is undone, counted from 1.
         file (`Path`):
-            The weights that were kept, which are then needed no longer.
+            The file with the weights that were kept. It is deleted once the model is written.
         lock ([`~filelock.FileLock`]):
-            The folder's, held until it is written.
+            The lock of the folder, held until the model is written.
     """
 
     folder: Path
@@ -89,32 +89,33 @@ class Undo:
 
 def prepare_undo(folder: str | os.PathLike) -> Undo:
     """
-    Restore, in memory, the weights from before the last run that is not undone yet.
+    Restore in memory the weights from before the last run that has not been undone.
 
     Args:
         folder (`str` or `os.PathLike`):
             A model folder with a ledger.
 
     Returns:
-        [`Undo`]: Every hash checked; nothing is written before its `write`.
+        [`Undo`]: The restored model, with every hash checked. Nothing is written before [`Undo.write`].
 
     Raises:
         `FileNotFoundError`: If there is no ledger, or the weights were not kept.
-        `ValueError`: If nothing is left to undo, or the ledger, the model or the weights that were kept are not what
-            was written, or a run is writing to the folder.
+        `ValueError`: If nothing is left to undo, or a run is writing to the folder. Also if the ledger, the model or
+            the kept weights are not what was written.
     """
     folder = Path(folder)
     read_ledger(folder)
     lock = run_folder_lock(folder)
     with held(lock):
-        found = _prepare(folder, lock)
-        # Until it is written.
+        undo = _prepare(folder, lock)
+        # Held once more, until `Undo.write` releases it.
         lock.acquire()
-    return found
+    return undo
 
 
 @torch.no_grad()
 def _prepare(folder: Path, lock: FileLock) -> Undo:
+    """[`prepare_undo`], once the lock is held."""
     entries = read_ledger(folder)
     standing = standing_requests(entries)
     if not standing:
@@ -126,10 +127,10 @@ def _prepare(folder: Path, lock: FileLock) -> Undo:
     number = standing[-1]
     before = entries[number - 1]["weights"]["before"]
     file = original_file(folder, before)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    model = load_saved(folder)
     state = model.state_dict()
     now = weights_hash(state)
-    # An undo that was interrupted between its two files has the weights back already.
+    # An undo that was interrupted between the model and the ledger has restored the weights already.
     if now != before:
         if now != entries[-1]["weights"]["after"]:
             raise ValueError(
@@ -139,8 +140,8 @@ def _prepare(folder: Path, lock: FileLock) -> Undo:
         if not file.is_file():
             raise FileNotFoundError(
                 f"The weights from before entry {number} are not in {file}: the run was told not to keep them "
-                "(`keep_original`), wrote to another folder (an entry can be undone where it was made), or they were "
-                "deleted."
+                "(`keep_original`), wrote to another folder (an entry can only be undone where it was made), or they "
+                "were deleted."
             )
         try:
             kept = load_file(file)

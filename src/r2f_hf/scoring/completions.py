@@ -1,4 +1,4 @@
-"""Log-probabilities of completions: prompts read once, rows batched by length, batches shared out over processes."""
+"""Log-probabilities of completions: each prompt is read once, and batches are distributed over processes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..data.collator import ForgetRetainCollator, pad_token_id
-from ..data.formatting import IGNORE_INDEX, encode_example
+from ..data.formatting import IGNORE_INDEX, answer_start, encode_example
+from ..data.rendering import ChatOptions
 from .log_probs import completion_logits, forward_parameters, label_log_probs
 
 
-# What models call the keys and values that they read on from, the newer name first.
+# The names that models use for the argument that holds cached keys and values. The newer name comes first.
 CACHE_NAMES = ("cache", "past_key_values")
 
 
 def context_length(model: nn.Module) -> int:
     """
-    The longest text that a model reads, in tokens. Recurrent ones, and those with ALiBi, name no limit.
+    Find the length of the longest text that a model reads.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The model.
+
+    Returns:
+        `int`: In tokens. `sys.maxsize` if the configuration names no limit, as with recurrent models and with ALiBi.
     """
     return getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
 
@@ -45,27 +49,30 @@ def score_completions(
     batch_size: int = 16,
     desc: str | None = None,
     names: Sequence[str] | None = None,
+    options: ChatOptions | None = None,
 ) -> np.ndarray:
     """
-    Mean log-probability per token of each completion after its prompt: the logarithm of `P(a|q)^(1/|a|)`.
+    Compute the mean log-probability per token of each completion after its prompt: `1/|a| · log P(a|q)`.
 
-    The token that ends an answer counts as a part of the completion, as in training.
+    The token that ends an answer counts as part of the completion, as in training.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The model; it is used as it is, on its device and in its mode.
+            The model. It is used on its own device and in its own mode (training or evaluation).
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         prompts (`Sequence[str]`):
-            The prompts. What several rows have in common is read once.
+            The prompts, one per row. A prompt that rows of one batch share is read once.
         completions (`Sequence[str]`):
-            The completions, one a prompt.
+            The completions, one per row.
         batch_size (`int`, *optional*, defaults to `16`):
-            Rows in a forward pass. Rows of one prompt, or of similar length, share one.
+            Rows per forward pass. Rows with the same prompt, or of similar length, share a pass.
         desc (`str`, *optional*):
             Title of the progress bar.
         names (`Sequence[str]`, *optional*):
-            What an error calls the rows. Defaults to their numbers.
+            Names of the rows for error messages. Defaults to their numbers.
+        options ([`ChatOptions`], *optional*):
+            Arguments of the chat template, and a system prompt.
 
     Returns:
         `np.ndarray` of shape `(len(prompts),)`: fp64, natural logarithm.
@@ -73,18 +80,21 @@ def score_completions(
     Raises:
         `ValueError`: If a row is longer than the model's context, or has nothing to score.
     """
-    examples = [encode_example(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
+    names = [f"Row {index}" for index in range(len(prompts))] if names is None else names
+    examples = [
+        encode_example(tokenizer, prompt, completion, options=options, name=name)
+        for prompt, completion, name in zip(prompts, completions, names, strict=True)
+    ]
     context = context_length(model)
-    for index, example in enumerate(examples):
-        name = f"Row {index}" if names is None else names[index]
+    for name, example in zip(names, examples, strict=True):
         if all(label == IGNORE_INDEX for label in example["labels"][1:]):
-            raise ValueError(f"{name} has no token to score: its answer is empty.")
+            raise ValueError(f"{name} has no token to score: its answer is empty. Fill it in or leave the row out.")
         if len(example["input_ids"]) > context:
             raise ValueError(
-                f"{name} has a question and an answer of {len(example['input_ids'])} tokens together, the model reads "
-                f"at most {context}."
+                f"{name} has a question and an answer of {len(example['input_ids'])} tokens together, but the model "
+                f"reads at most {context}. Shorten the row or leave it out."
             )
-    log_probs, tokens = score_examples(model, examples, pad_token_id(tokenizer), batch_size, desc)
+    log_probs, tokens = score_examples(model, examples, pad_token_id(tokenizer, model), batch_size, desc)
     return log_probs / tokens
 
 
@@ -98,33 +108,33 @@ def score_examples(
     disable: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Log-probability of each example's labelled tokens, summed.
+    Compute the log-probability of each example's labelled tokens, summed over the example.
 
     Args:
         model (`nn.Module`):
-            The model; it is used as it is, on its device and in its mode.
+            The model. It is used on its own device and in its own mode (training or evaluation).
         examples (`Sequence[dict]`):
-            Encoded examples: `input_ids` and `labels`, whose tokens without a label come first.
+            Encoded examples with `input_ids` and `labels`. Labels are -100 where nothing is scored.
         padding (`int`):
             Id to pad with.
         batch_size (`int`):
-            Rows in a forward pass.
+            Rows per forward pass.
         desc (`str`, *optional*):
             Title of the progress bar.
         disable (`bool`, *optional*, defaults to `False`):
-            Whether to show none.
+            Whether to show no progress bar.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: The sums (fp64, natural logarithm) and the numbers of labelled tokens, each of
-        shape `(len(examples),)`.
+        `tuple[np.ndarray, np.ndarray]`: The sums (fp64, natural logarithm) and the numbers of labelled tokens (int64),
+        each of shape `(len(examples),)`.
     """
     device = next(model.parameters()).device
-    # The first token of a text without a prompt has nothing before it that could predict it.
-    starts = [max(1, example["labels"].count(IGNORE_INDEX)) for example in examples]
+    # Nothing before the first token could predict it. In a text without a prompt the completion starts at the second.
+    starts = [max(1, answer_start(example)) for example in examples]
     prompts = [tuple(example["input_ids"][:start]) for example, start in zip(examples, starts, strict=True)]
     completions = [torch.tensor(row["input_ids"][start:]) for row, start in zip(examples, starts, strict=True)]
     lengths = [len(example["input_ids"]) for example in examples]
-    # Longest first: a batch that does not fit in memory shows at once.
+    # Longest first: if a batch does not fit in memory, the first one shows it.
     order = sorted(range(len(examples)), key=lambda index: -lengths[index])
     collator = ForgetRetainCollator(padding)
 
@@ -138,67 +148,98 @@ def score_examples(
             model, [prompts[i] for i in batch], [completions[i] for i in batch], padding, device
         ).tolist()
 
-    # One way for all batches: where weights are sharded, all processes have to call the model equally often.
-    several = any(len(prompt) > 1 for prompt in prompts)  # plain texts share at most a first token
-    share = several and len(set(prompts)) < len(prompts) and can_continue(model)
-    if share:
-        # A prompt's rows side by side, where its longest row belongs.
+    # The choice is made once for all batches: if weights are sharded, all processes have to call the model equally
+    # often. Plain texts share at most their first token, which needs no pass of its own.
+    have_prompts = any(len(prompt) > 1 for prompt in prompts)
+    # A conversation also has tokens without a label between its answers, and is read whole.
+    one_answer = all(
+        IGNORE_INDEX not in example["labels"][start:] for example, start in zip(examples, starts, strict=True)
+    )
+    share_prompts = have_prompts and one_answer and len(set(prompts)) < len(prompts) and can_continue(model)
+    if share_prompts:
+        # Put the rows of a prompt next to each other, at the place of its longest row.
         place: dict[tuple[int, ...], int] = {}
         for rank, index in enumerate(order):
             place.setdefault(prompts[index], rank)
         order.sort(key=lambda index: place[prompts[index]])
-    sums = over_processes(score_prompts if share else score_rows, order, batch_size, desc, disable)
-    return np.array(sums), np.array([len(completion) for completion in completions])
+    sums = over_processes(score_prompts if share_prompts else score_rows, order, batch_size, desc, disable)
+    tokens = [sum(label != IGNORE_INDEX for label in example["labels"][1:]) for example in examples]
+    return np.array(sums), np.array(tokens)
+
+
+def item_probabilities(log_probs: np.ndarray, tokens: np.ndarray, items: Sequence[int] | None) -> np.ndarray:
+    """
+    Length-normalised probabilities of rows, from those of their examples: a long text is several, its windows.
+
+    Args:
+        log_probs (`np.ndarray` of shape `(examples,)`):
+            Summed log-probability of each example's labelled tokens.
+        tokens (`np.ndarray` of shape `(examples,)`):
+            How many there are.
+        items (`Sequence[int]`, *optional*):
+            Which row each example is of. Without it every example is a row.
+
+    Returns:
+        `np.ndarray` of shape `(rows,)`: From 0 to 1, in the order of the rows' numbers.
+    """
+    if items is None:
+        return np.exp(log_probs / tokens)
+    _, rows = np.unique(np.asarray(items), return_inverse=True)
+    return np.exp(np.bincount(rows, weights=log_probs) / np.bincount(rows, weights=tokens))
 
 
 def prompted_log_probs(
     model: nn.Module, prompts: Sequence[tuple[int, ...]], completions: Sequence[Tensor], padding: int, device: Any
 ) -> Tensor:
     """
-    Log-probability of each completion after its prompt, summed; each different prompt passes through the model once.
+    Compute the log-probability of each completion after its prompt, summed over its tokens.
+
+    The model reads each different prompt once, and keeps its keys and values. In a second pass it continues from them
+    and reads the completions.
 
     Args:
         model (`nn.Module`):
-            A model that [`can_continue`].
+            A model for which [`can_continue`] is true.
         prompts (`Sequence[tuple[int, ...]]`):
-            Token ids, at least one a row.
+            Token ids, at least one per row.
         completions (`Sequence[torch.Tensor]`):
-            Token ids, int64, at least one a row.
+            Token ids, int64, at least one per row.
         padding (`int`):
             Id to pad with.
         device (`torch.device`):
             Where to compute.
 
     Returns:
-        `torch.Tensor` of shape `(len(prompts),)`: fp32.
+        `torch.Tensor` of shape `(len(prompts),)`: fp32, natural logarithm.
     """
     different = list(dict.fromkeys(prompts))
     row_of = {prompt: row for row, prompt in enumerate(different)}
     rows = torch.tensor([row_of[prompt] for prompt in prompts], device=device)
     width = max(len(prompt) for prompt in different)
-    # On the left, so that every completion starts right after its prompt.
+    # Pad on the left, so that every completion starts right after its prompt.
     ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in different], device=device)
     lengths = torch.tensor([len(prompt) for prompt in different], device=device)
     mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     cache = DynamicCache(config=model.config)
     name = next(name for name in CACHE_NAMES if name in forward_parameters(model))
-    read = model(
+    prompt_pass = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1, **{name: cache}
     )
-    first = read.logits[:, -1].float().log_softmax(-1)
-    # On the CPU, which layers on any device take.
+    # The last token of a prompt predicts the first token of the completion.
+    first = prompt_pass.logits[:, -1].float().log_softmax(-1)
+    # Repeat each prompt's keys and values for its rows. Indices on the CPU work for layers on any device.
     cache.batch_select_indices(rows.cpu())
 
     labels = pad_sequence(list(completions), batch_first=True, padding_value=IGNORE_INDEX).to(device)
-    # The last token predicts nothing; a completion of one token still has its place in the batch.
+    # The last token of the longest completion predicts nothing. At least one column stays, so that the pass has input.
     given = labels[:, : max(1, labels.shape[1] - 1)]
-    # Padding repeats the last position: counting on through it could leave the model's table of positions.
-    following = (given != IGNORE_INDEX).long().cumsum(1) - 1
+    # Padding repeats the last position. Counting on through it could exceed the model's table of positions.
+    offsets = (given != IGNORE_INDEX).long().cumsum(1) - 1
     logits = model(
         input_ids=given.masked_fill(given == IGNORE_INDEX, padding),
         attention_mask=torch.cat([mask[rows], (given != IGNORE_INDEX).long()], dim=1),
-        position_ids=lengths[rows, None] + following.clamp_min(0),
+        position_ids=lengths[rows, None] + offsets.clamp_min(0),
         use_cache=True,
         **{name: cache},
     ).logits
@@ -206,26 +247,36 @@ def prompted_log_probs(
 
 
 def can_continue(model: nn.Module) -> bool:
-    """Whether a model reads on from keys and values that several rows share, whatever the rows' padding."""
+    """
+    Decide whether a model can read on from cached keys and values that several padded rows share.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+
+    Returns:
+        `bool`: If it is `False`, [`score_examples`] lets the model read whole rows.
+    """
     if isinstance(model, PeftModel):
-        # Virtual tokens stand in front of each of the two passes.
+        # Prompt tuning would put its virtual tokens in front of both passes.
         if model.active_peft_config.is_prompt_learning:
             return False
         model = model.get_base_model()
-    # Checkpointed in training mode, layers drop the cache; a recurrent state takes padding in; some rotary embeddings
-    # change with the length of what is read. (The model's own property has another name in each version.)
+    # With gradient checkpointing in training mode, layers drop the cache. A recurrent state takes in the padding. (The
+    # model's own property for checkpointing has another name in each version, so its modules are asked.)
     checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     if (model.training and checkpointed) or model._is_stateful:
         return False
+    # These rotary embeddings change with the length of what is read.
     rope = str(getattr(model.config, "rope_parameters", None))
     if "dynamic" in rope or "longrope" in rope:
         return False
-    known = forward_parameters(model)
+    parameters = forward_parameters(model)
     layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    # Without explicit positions padding would shift them.
+    # Without explicit positions, padding on the left would shift them.
     return (
-        {"position_ids", "logits_to_keep"} <= known
-        and bool(known & set(CACHE_NAMES))
+        {"position_ids", "logits_to_keep"} <= parameters
+        and bool(parameters & set(CACHE_NAMES))
         and layers <= {DynamicLayer, DynamicSlidingWindowLayer}
     )
 
@@ -238,30 +289,31 @@ def over_processes(
     disable: bool = False,
 ) -> list[Any]:
     """
-    Apply a function to batches of rows, the batches shared out over processes.
+    Apply a function to batches of rows. The batches are distributed over the processes.
 
     Args:
         function (`Callable[[list[int]], list]`):
-            From the indices of a batch to a result a row.
+            From the indices of a batch to a result per row.
         order (`Sequence[int]`):
-            The rows' indices, those that should share a batch side by side.
+            The rows' indices. Those that should share a batch are next to each other.
         batch_size (`int`):
-            Rows in a batch.
+            Rows per batch.
         desc (`str`, *optional*):
             Title of the progress bar.
         disable (`bool`, *optional*, defaults to `False`):
-            Whether to show none.
+            Whether to show no progress bar.
 
     Returns:
-        `list`: The results by index, the same on every process.
+        `list`: The results in the order of the indices, the same on every process.
     """
     state = PartialState()
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
-    # As many calls on every process, for models whose weights are sharded; what is computed twice is the same twice.
+    # If weights are sharded, every process has to call the model equally often. So the first batch may be computed
+    # more than once, with the same results.
     batches += batches[:1] * (-len(batches) % state.num_processes)
-    mine = batches[state.process_index :: state.num_processes]
-    found = []
-    for batch in tqdm(mine, desc=desc, disable=disable or not state.is_main_process, leave=False):
-        found += zip(batch, function(batch), strict=True)
-    results = dict(gather_object(found))
+    own_batches = batches[state.process_index :: state.num_processes]
+    pairs = []
+    for batch in tqdm(own_batches, desc=desc, disable=disable or not state.is_main_process, leave=False):
+        pairs += zip(batch, function(batch), strict=True)
+    results = dict(gather_object(pairs))
     return [results[index] for index in range(len(order))]

@@ -13,21 +13,23 @@ from torch import Tensor, nn
 
 def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """
-    A model's logits from where the first label of the batch is predicted on: those of the prompts serve nothing, and
-    logits are the largest tensor of a forward pass.
+    Run a model, and keep the logits from the position on that predicts the first label of the batch.
+
+    Nothing needs the logits of the prompts, and logits are the largest tensor of a forward pass.
 
     Args:
         model (`nn.Module`):
             A causal language model.
         batch (`dict[str, torch.Tensor]`):
-            `input_ids`, `attention_mask` and `labels` of shape `(rows, length)`, padded on the right.
+            `input_ids`, `attention_mask` and `labels` of shape `(rows, length)`, padded on the right. Labels are -100
+            where there is nothing to predict.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Logits of shape `(rows, kept, vocabulary)` and the labels of the same
-        positions, `(rows, kept)`.
+        `tuple[torch.Tensor, torch.Tensor]`: The logits of shape `(rows, kept, vocabulary)`, and the labels of the same
+        positions, of shape `(rows, kept)`.
     """
     labels = batch["labels"]
-    # The first token has nothing before it that could predict it.
+    # No position before the first token could predict it, so its label does not count.
     labelled = (labels[:, 1:] != -100).any(0).nonzero()
     kept = labels.shape[1] - (int(labelled[0]) if len(labelled) else 0)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -37,7 +39,16 @@ def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tenso
 
 
 def forward_parameters(model: nn.Module) -> set[str]:
-    """Names of the arguments that a model's own `forward` takes, whatever it is wrapped in."""
+    """
+    Find the names of the arguments that a model's own `forward` takes.
+
+    Args:
+        model (`nn.Module`):
+            The model. It may be wrapped in DDP, `torch.compile` or adapters.
+
+    Returns:
+        `set[str]`
+    """
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     if isinstance(model, PeftModel):
         model = model.get_base_model()
@@ -46,22 +57,23 @@ def forward_parameters(model: nn.Module) -> set[str]:
 
 def token_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Log-probability of each labelled token.
+    Compute the log-probability of each labelled token.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, length, vocabulary)`):
             The model's output.
         labels (`torch.Tensor` of shape `(rows, length)`):
-            Token ids; -100 where there is nothing to predict. Shifted here: position `t` predicts label `t + 1`.
+            Token ids; -100 where there is nothing to predict. They are not shifted yet: position `t` predicts label
+            `t + 1`.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Log-probabilities (fp32, natural logarithm) and the rows that the tokens
-        are of (int64), each of shape `(tokens,)`, row by row.
+        `tuple[torch.Tensor, torch.Tensor]`: The log-probabilities (fp32, natural logarithm), and the row that each
+        token belongs to (int64). Both have the shape `(tokens,)`, row by row.
     """
     targets = labels[:, 1:]
     losses = []
-    # Row by row: a copy of all logits at once would be the largest tensor of the pass, and on a CPU slow to come by.
-    # (Of no rows at all `split` makes one piece, so that there is something to take a gradient of.)
+    # Row by row: an fp32 copy of all logits would be the largest tensor of the pass, and slow to make on a CPU. (If
+    # there are no rows, `split` still gives one empty piece, so that the result has a gradient.)
     for row, target in zip(logits.split(1), targets.split(1), strict=True):
         labelled = (target != -100).nonzero(as_tuple=True)
         losses.append(F.cross_entropy(row[labelled].float(), target[labelled], reduction="none"))
@@ -70,16 +82,35 @@ def token_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def label_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
-    [`token_log_probs`] summed over each row.
+    Sum [`token_log_probs`] over each row.
+
+    Args:
+        logits (`torch.Tensor` of shape `(rows, length, vocabulary)`):
+            The model's output.
+        labels (`torch.Tensor` of shape `(rows, length)`):
+            Token ids; -100 where there is nothing to predict.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Summed log-probabilities and numbers of labelled tokens, each of shape
-        `(rows,)`.
+        `tuple[torch.Tensor, torch.Tensor]`: The summed log-probabilities (fp32, natural logarithm) and the numbers of
+        labelled tokens (int64), each of shape `(rows,)`.
     """
     log_probs, rows = token_log_probs(logits, labels)
     return row_sums(log_probs, rows, len(labels)), (labels[:, 1:] != -100).sum(dim=1)
 
 
 def row_sums(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Sums `(count,)` of tokens' values `(tokens,)` over the rows that they are of."""
+    """
+    Sum the tokens' values over each row.
+
+    Args:
+        values (`torch.Tensor` of shape `(tokens,)`):
+            A value per token.
+        rows (`torch.Tensor` of shape `(tokens,)`):
+            The row that each token belongs to, int64.
+        count (`int`):
+            Number of rows.
+
+    Returns:
+        `torch.Tensor` of shape `(count,)`: 0 for rows without tokens.
+    """
     return values.new_zeros(count).index_add(0, rows, values)

@@ -1,1 +1,1 @@
-"""The trainer over a forget and a retain set: its loss, its references, its stopping rule."""
+"""The trainer on a forget and a retain set: its loss, references, stopping rule and record on the disk."""

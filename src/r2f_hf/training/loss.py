@@ -1,4 +1,4 @@
-"""The loss of a batch: its forget and its retain part, each as its share of the mean over the global batch."""
+"""The loss of a batch: a forget part and a retain part, each as a share of the mean over the global batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from .references import References
 
 def count_items(batch: dict[str, Tensor]) -> Tensor:
     """
-    What the means of a batch are taken over.
+    Count what the means of the losses are taken over.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            A batch of [`ForgetRetainCollator`] with `is_forget`.
 
     Returns:
-        `torch.Tensor` of shape `(3,)`: Forget rows, forget tokens, retain tokens.
+        `torch.Tensor` of shape `(3,)`: The numbers of forget rows, forget tokens and retain tokens, int64. Only tokens
+        with a label count.
     """
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
     is_forget = batch["is_forget"]
@@ -33,27 +38,27 @@ def forget_retain_loss(
     all_logits: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """
-    The parts of a batch's loss.
+    Compute the forget and the retain part of a batch's loss in one forward pass.
 
     Args:
         model (`nn.Module`):
             A causal language model.
         batch (`dict[str, torch.Tensor]`):
-            A batch of [`ForgetRetainCollator`].
+            A batch of [`ForgetRetainCollator`] with `is_forget` and `row`.
         forget_objective ([`ForgetObjective`]):
             What is minimised on the forget rows.
         retain_objective ([`RetainObjective`], *optional*):
-            What is minimised on the retain rows.
+            What is minimised on the retain rows. Without it there is no retain part.
         references ([`References`]):
             What the model said before unlearning.
         counts (`torch.Tensor` of shape `(3,)`):
-            Forget rows, forget tokens and retain tokens of the global batch.
+            [`count_items`] of the global batch: all micro-batches of the step, on all processes.
         all_logits (`bool`, *optional*, defaults to `False`):
-            Whether to compute the logits of the prompts too.
+            Whether to compute the logits of the prompts too. The losses do not need them.
 
     Returns:
-        `tuple[dict[str, torch.Tensor], torch.Tensor]`: `forget_loss` and, with a retain objective, `retain_loss`, each
-        of shape `()`; and the logits.
+        `tuple[dict[str, torch.Tensor], torch.Tensor]`: The parts and the logits. The parts are `forget_loss` and, with
+        a retain objective, `retain_loss`, each of shape `()`. The logits have the shape `(rows, kept, vocabulary)`.
     """
     is_forget = batch["is_forget"]
     num_rows, num_forget_tokens, num_retain_tokens = counts.unbind()
@@ -62,14 +67,14 @@ def forget_retain_loss(
         labels = batch["labels"]
     else:
         logits, labels = completion_logits(model, batch)
-    # A row that only fills a batch up has no labels, and so no reference.
+    # `first_items` may leave a row without labels, which only keeps the forward pass going. It has no reference.
     labelled = (labels[:, 1:] != IGNORE_INDEX).any(1)
 
     log_probs, rows = token_log_probs(logits[is_forget], labels[is_forget])
     reference = references.of_rows("forget_log_probs", batch["row"][is_forget & labelled])
     losses = forget_objective(ForgetInputs(log_probs, rows, int(is_forget.sum()), reference))
-    over = {"rows": num_rows, "tokens": num_forget_tokens}[forget_objective.mean_over]
-    parts = {"forget_loss": losses.sum() / over}
+    denominator = {"rows": num_rows, "tokens": num_forget_tokens}[forget_objective.mean_over]
+    parts = {"forget_loss": losses.sum() / denominator}
     if retain_objective is not None:
         top = [
             references.of_rows(name, batch["row"][~is_forget & labelled])

@@ -5,113 +5,124 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
-from torch import Tensor, nn
-from transformers import EarlyStoppingCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
-from ..data.rows import Row, content_hash
+from ..data.rows import content_hash
 from ..distributed import gather
 from ..probes import find_probes
 from ..probes.lora_probe import PROBE
-from ..runs.checkpoints import checkpoints, find_damage, seal
-from ..runs.files import write_json
-from ..runs.folder import RUN_FILE, check_other_runs, held, read_run, run_folder_lock
+from ..runs.checkpoints import checkpoints
+from ..runs.folder import RUN_FILE, check_other_runs, run_folder_lock
 from ..runs.record import RunRecord, read_ledger_of
 from ..runs.resuming import (
     RUN_KEYS,
-    Progress,
-    check_checkpoint,
+    check_resumable,
     find_checkpoint,
     is_finished,
-    load_references,
     read_trainer_state,
-    save_references,
 )
 from ..runs.undo import keep_original
-from ..runs.weights import weights_hash
-from ..updates.retained_inputs import to_state
-from ..updates.targets import Target
-from .forget_retain_trainer import ForgetRetainTrainer
+from ..runs.weights import check_can_be_saved, weights_hash
+from .saving_trainer import SavingTrainer
 
 
 logger = logging.getLogger(__name__)
 
 
-class RecordedTrainer(ForgetRetainTrainer):
+class RecordedTrainer(SavingTrainer):
     """
-    What a run leaves on the disk: whole checkpoints, the result, its ledger, and the weights from before.
+    Keeps a record of a run on the disk: whole checkpoints, the result, its ledger, and the weights from before.
 
-    [`R2FTrainer`] adds the method itself: a `target` that takes the updates, and a callback `r2f_callback` whose state
-    goes into the checkpoints. A model is wrapped in adapters; what is saved is what the target makes of it.
+    [`R2FTrainer`] builds on it and adds the method itself. It sets two attributes that this class needs: `target`,
+    which takes the updates and knows how to save them, and `r2f_callback`, whose state goes into the checkpoints.
     """
 
-    target: Target
-
-    def begin_record(self, name: str, forget_dataset: Dataset | Sequence[Row]) -> None:
+    def begin_record(self, name: str) -> None:
         """
-        Describe the run, for its checkpoints and its ledger.
+        Describe the run, for its checkpoints and its ledger. To be called once, at the end of `__init__`.
 
         Args:
             name (`str`):
                 Name or folder of the model.
-            forget_dataset (`Dataset` or `Sequence[Mapping]`):
-                The rows to forget.
 
         Raises:
-            `ValueError`: If an adapter would be saved into the folder of its own base model.
+            `ValueError`: If the adapter would be saved into the folder of its own base model.
         """
-        args, own_weights = self.args, self.target.adapter is None
-        sets = (self.splits.views, self.splits.retain, self.splits.holdout)
+        args, writes_weights = self.args, self.target.adapter is None
+        # A checkpoint is only resumed by a run with the same description, and a result only overwritten by one.
         self.run_description = {key: getattr(args, key) for key in RUN_KEYS} | {
-            "data": content_hash([[example["input_ids"] for example in examples] for examples in sets]),
+            # Not the token ids: a chat template may write today's date, and the run goes on tomorrow.
+            "data": content_hash([self.splits.texts, self.processing_class.chat_template]),
             "processes": args.world_size,
         }
-        columns = [column for column in (args.prompt_column, args.completion_column) if column is not None]
-        # The folder that the model comes from.
+        # The folder that the model was loaded from, unless it came from the Hub or was built in memory.
         self.source = Path(name).resolve() if name and Path(name).is_dir() else None
-        if not own_weights:
+        if not writes_weights:
             if self.source == Path(args.output_dir).resolve():
                 raise ValueError(
-                    f"The output folder {args.output_dir} is the model's own: the adapter would be mixed up with it. "
-                    "Choose another `output_dir`."
+                    f"The output folder {args.output_dir} is the model's own: saving the adapter there would mix the "
+                    "two up. Choose another `output_dir`."
                 )
-            # What it is stacked on is never written, but it is a part of the run.
-            base = self.accelerator.unwrap_model(self.model).state_dict()
-            ours = (f".{PROBE}.", f".{self.target.adapter}.")
-            kept = {key: tensor for key, tensor in base.items() if not any(part in key for part in ours)}
-            self.run_description["base"] = weights_hash(kept)
+            # The run never changes the weights under the adapter, but on other weights it would be another run.
+            state = self.accelerator.unwrap_model(self.model).state_dict()
+            trainer_adapters = (f".{PROBE}.", f".{self.target.adapter}.")
+            base = {key: tensor for key, tensor in state.items() if not any(part in key for part in trainer_adapters)}
+            self.run_description["base"] = weights_hash(base)
         self.record = RunRecord(
-            rows=[[str(row[column]) for column in columns] for row in forget_dataset],
+            rows=self.splits.texts["forget"],
             recipe={key: value for key, value in self.run_description.items() if key != "data"}
             | {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
-            # An adapter has a ledger of its own.
-            earlier=read_ledger_of(self.source if own_weights else None),
+            # A model continues the ledger of the model that it comes from. An adapter begins a ledger of its own.
+            earlier=read_ledger_of(self.source if writes_weights else None),
         )
         self._lock = run_folder_lock(args.output_dir)
         self._saving_checkpoint = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """
-        Unlearn. See [`~transformers.Trainer.train`] for the arguments.
+        Unlearn: take the steps that the configuration asks for, or those that an interrupted run has left.
 
-        With `resume_from_checkpoint=True` it goes on from the latest checkpoint that is whole, or begins anew where
-        there is none: the same command can be repeated until it is done, whatever stopped it.
+        With `resume_from_checkpoint=True` the same script can be repeated until the run is done, whatever interrupted
+        it. The run continues from its latest whole checkpoint. If there is none, it begins anew. If the run is already
+        at its end, the trainer only loads the result.
+
+        The trainer locks the output folder while it trains, but it does not save the result. Call `save_model`
+        afterwards, or use [`~R2FTrainer.unlearn`] instead, which also evaluates and saves.
+
+        Example:
+
+        ```python
+        trainer.train(resume_from_checkpoint=True)
+        trainer.save_model()
+        ```
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                `True` continues from the latest whole checkpoint in `args.output_dir`. A `str` is the folder of one
+                checkpoint to continue from. By default the run begins anew, and deletes the checkpoints that an
+                earlier run has left in the output folder.
+            kwargs (*optional*):
+                Further arguments of [`~transformers.Trainer.train`].
 
         Returns:
-            [`~transformers.trainer_utils.TrainOutput`]: Its `metrics` also hold `steps`, `skipped_steps` and, where
-            rows are held out, `fidelity`: the estimated cosine to the full gradient, mean over modules and steps.
+            [`~transformers.trainer_utils.TrainOutput`]: Its `metrics` are Trainer's own and three more. These count
+            from the beginning of the run, also if it was resumed:
+
+            - `steps` (`int`): the optimizer steps;
+            - `skipped_steps` (`int`): the steps that changed no weight because of a bad gradient;
+            - `fidelity` (`float`), if rows are held out: the estimated cosine between the reconstructed and the full
+              gradient, as a mean over modules and steps.
 
         Raises:
-            `ValueError`: Before any weight changes: if another run is writing to the output folder, or has written to
-            it; if the checkpoint is damaged or belongs to a run with another configuration.
+            `ValueError`: If another run is writing to the output folder; if another run has left its result or
+                checkpoints there, unless `overwrite_output_dir` is set; if the checkpoint is damaged, or belongs to a
+                run with other settings, other data or another model. No weight has changed then.
+            `RuntimeError`: If a gradient is bad and `on_bad_gradient="stop"`. The weights are those from before this
+                step.
         """
         with self.locked():
             if resume_from_checkpoint is True:
@@ -122,8 +133,11 @@ class RecordedTrainer(ForgetRetainTrainer):
                 if not resume_from_checkpoint:
                     self._begin()
                 elif self.is_deepspeed_enabled:
-                    # Trainer leaves this to DeepSpeed, which saves the probes alone.
+                    # Under DeepSpeed Trainer does not call this, but lets DeepSpeed load what it has saved. That is
+                    # only the probes.
                     self._load_from_checkpoint(resume_from_checkpoint)
+                if resume_from_checkpoint:
+                    check_resumable(Path(resume_from_checkpoint))
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         output.metrics.update(self.r2f_callback.summary(), steps=self.state.global_step)
         self.record.metrics |= {"train": output.metrics | {"stop_reason": self.stop_reason}, "after": {}}
@@ -131,23 +145,42 @@ class RecordedTrainer(ForgetRetainTrainer):
 
     def unlearn(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, dict[str, float]]:
         """
-        Evaluate, unlearn, evaluate again, and save: the model, its tokenizer, its ledger, the metrics and the
-        Trainer's state. No other run can write to the output folder in between.
+        Evaluate, unlearn, evaluate again, and save everything. This one call is what `r2f unlearn` does.
+
+        The trainer writes to `args.output_dir`:
+
+        - the model (or, with `update_target="adapter"`, the adapter) and its tokenizer;
+        - `ledger.jsonl`, which says what the model was asked to forget (see `r2f ledger`);
+        - the metrics, in `before_results.json`, `train_results.json` and `after_results.json`;
+        - Trainer's state, with all logs, in `trainer_state.json`.
+
+        It locks the folder from the first evaluation to the last file, so that no other run can write in between.
+
+        Example:
+
+        ```python
+        metrics = trainer.unlearn(resume_from_checkpoint=True)
+        for when in ("before", "after"):
+            print(when, metrics[when]["eval_forget_probability"], metrics[when]["eval_retain_probability"])
+        ```
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
                 As in [`~R2FTrainer.train`].
 
         Returns:
-            `dict[str, dict[str, float]]`: The metrics `before` and `after`, and those of the training, `train`.
+            `dict[str, dict[str, float]]`: Three sets of metrics. `"before"` and `"after"` are those of `evaluate`,
+            from before the first step and from after the last one. `"train"` are those of [`~R2FTrainer.train`].
 
         Raises:
             `ValueError`: As in [`~R2FTrainer.train`].
+            `RuntimeError`: As in [`~R2FTrainer.train`].
         """
         with self.locked():
             self.evaluate()
             output = self.train(resume_from_checkpoint=resume_from_checkpoint)
-            # A run that was resumed may have begun on other weights than this call has found.
+            # Not the metrics of the evaluation above: if the run was resumed, its checkpoint holds those from before
+            # its first step, and this call may have found a model that had changed since.
             before = self.record.metrics["before"]
             after = self.evaluate()
             self.save_model()
@@ -158,162 +191,78 @@ class RecordedTrainer(ForgetRetainTrainer):
         return {"before": before, "train": output.metrics, "after": after}
 
     def _begin(self) -> None:
-        """What a run does before its first step, and not when it is resumed."""
+        """
+        Prepare the output folder and the record for a run that begins. A resumed run does none of this.
+
+        Everything that can refuse the run comes first, then what is only kept in memory, and last what changes files.
+        When this returns, the first step may change weights. With `keep_original`, those from before are on the disk.
+        """
         args, model = self.args, self.accelerator.unwrap_model(self.model)
+        # The hash stands for the model that the run begins with: in its checkpoints, in its ledger, and in the name of
+        # the file with the weights from before.
         weights = self._weights_hash()
-        # What this trainer has written before is its own.
+        # `hash_before` is set if this trainer has trained before. The run that is in the folder is its own then, which
+        # it may continue or overwrite.
         if not args.overwrite_output_dir and self.record.hash_before is None:
             check_other_runs(args.output_dir, self.run_description | {"weights_before": weights}, self.source)
+        # Once more, because the caller may have changed the model's settings since the trainer was made.
+        writes_weights = self.target.adapter is None
+        check_can_be_saved(args.output_dir, self.processing_class, model.get_base_model() if writes_weights else None)
+        # Every process has read the folder. Only from here on may one of them change it.
         self.accelerator.wait_for_everyone()
+        # Reads the folder's ledger, and refuses it if it is damaged. If this trainer has trained before, that run
+        # becomes an entry of the ledger now.
         self.record.begin(args.output_dir, weights)
+        # The stopping rule may have ended an earlier run of this trainer.
         self.stop_reason = None
         original = {}
         if args.keep_original and self.target.adapter is None:
-            written = {f"{probe.name}.weight": probe.weight for probe in find_probes(model)}
-            original = gather(written, keep=args.should_save)
+            # Only the weights behind probes will change, so only they are kept.
+            will_change = {f"{probe.name}.weight": probe.weight for probe in find_probes(model)}
+            # Sharded weights are gathered, so all processes have to be here. Only the one that saves keeps them.
+            original = gather(will_change, keep=args.should_save)
         if not args.should_save:
             return
-        # Or they could be resumed from, in place of this run's.
+        # Delete what an earlier run of this folder has left: `resume_from_checkpoint=True` could otherwise continue
+        # from it instead of from this run. Folders without a `RUN_FILE` are not R2F's, and the folder that the model
+        # was loaded from may be a checkpoint itself.
         for folder in checkpoints(args.output_dir):
             if (folder / RUN_FILE).is_file() and folder.resolve() != self.source:
                 shutil.rmtree(folder)
         if original:
             keep_original(args.output_dir, original, weights)
 
-    def _weights_hash(self) -> str:
-        """Of all that the run changes."""
-        return weights_hash(self.target.state(self.accelerator.unwrap_model(self.model)))
-
     def _find_checkpoint(self) -> str | None:
         """The latest whole checkpoint in the output folder, the same on all processes."""
-        found = [None]
+        choice = [None]
         if self.is_world_process_zero():
             latest = find_checkpoint(self.args.output_dir, self.run_description, self.args.overwrite_output_dir)
-            found = [latest and str(latest)]
-        return broadcast_object_list(found)[0]
+            choice = [latest and str(latest)]
+        return broadcast_object_list(choice)[0]
 
     def _reload(self, folder: Path) -> TrainOutput:
-        """Be as training was at its end."""
+        """Load the checkpoint at the end of a finished run, so that the trainer is as it was after the last step."""
         self._load_from_checkpoint(str(folder))
         self.state = read_trainer_state(folder)
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.is_world_process_zero = self.is_world_process_zero()
-        logger.warning("%s is the end of the run: nothing is left to train.", folder)
+        logger.warning("%s is the end of the run, so nothing is left to train. It was loaded.", folder)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         losses = [logs["loss"] for logs in self.state.log_history if "loss" in logs]
         return TrainOutput(self.state.global_step, fmean(losses) if losses else math.nan, {"train_runtime": 0.0})
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate. See [`~transformers.Trainer.evaluate`]. The ledger keeps the last metrics before and after."""
+        """
+        Evaluate, and keep the metrics for the ledger unless training goes on. See [`~transformers.Trainer.evaluate`].
+
+        The ledger gets the last metrics from before training as `before`, and the last ones from after it as `after`.
+
+        Returns:
+            `dict[str, float]`: For each set (`forget`, `retain` and, if there is one, `holdout`) its mean
+            length-normalised probability, such as `eval_forget_probability`, and Trainer's own metrics.
+        """
         metrics = super().evaluate(*args, **kwargs)
         if not self.is_in_train:
             self.record.add_evaluation(metrics)
         return metrics
-
-    def locked(self) -> AbstractContextManager:
-        """
-        Keep other runs out of the output folder. Training and saving do so themselves; hold it around both, so that no
-        one comes in between.
-
-        Raises:
-            `ValueError`: If another run is writing there.
-        """
-        # One process holds it for all.
-        return held(self._lock) if self.args.should_save else nullcontext()
-
-    # Saving and loading
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """
-        Save the plain model (or the adapter that took the updates), the tokenizer and, after training, the ledger:
-        that of the model which training began with and one entry more. See [`~transformers.Trainer.save_model`].
-        """
-        folder = Path(output_dir or self.args.output_dir)
-        if self._saving_checkpoint:
-            self._save_model(output_dir, _internal_call)
-            return
-        own = folder.resolve() == Path(self.args.output_dir).resolve()
-        with self.locked() if own or not self.args.should_save else held(run_folder_lock(folder)):
-            if self.record.hash_before is not None and (self.args.should_save or self._sharded):
-                weights = self._weights_hash()
-                if self.args.should_save:
-                    # Before the weights: in a ledger that is ahead of them the same run is found again, and not taken
-                    # for one more.
-                    self.record.write(folder, weights, {"steps": self.state.global_step})
-            self._save_model(output_dir, _internal_call)
-
-    def _save_model(self, output_dir: str | None, _internal_call: bool) -> None:
-        # Or Trainer would gather DeepSpeed's weights on top of what `_save` does, and need an engine.
-        enabled, self.is_deepspeed_enabled = self.is_deepspeed_enabled, False
-        try:
-            super().save_model(output_dir, _internal_call)
-        finally:
-            self.is_deepspeed_enabled = enabled
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder, write = Path(output_dir or self.args.output_dir), self.args.should_save
-        self.target.save(self.accelerator.unwrap_model(self.model), folder, write)
-        if not write:
-            return
-        self.processing_class.save_pretrained(folder)
-        write_json(folder / RUN_FILE, self.run_description | {"weights_before": self.record.hash_before})
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run_folder = Path(self._get_output_dir(trial))
-        folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            # What an interrupted save has left.
-            shutil.rmtree(folder, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        # Trainer deletes old checkpoints here, before the new one is whole.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        self._saving_checkpoint = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-            self._saving_checkpoint = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self.r2f_callback.save_step(folder)
-            save_references(folder, self.references.tensors | to_state(self.r2f_callback.step.retained_inputs or {}))
-            stoppers = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
-            early = any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in stoppers)
-            Progress(
-                stopped=early or self.stop_reason is not None,
-                stop_reason=self.stop_reason,
-                max_steps=self.state.max_steps,
-                num_train_epochs=self.args.num_train_epochs,
-                skipped_steps=self.r2f_callback.skipped_steps,
-                fidelities=self.r2f_callback.fidelities,
-                before=self.record.metrics.get("before", {}),
-            ).write(folder)
-            seal(folder)
-            rotate_checkpoints(str(run_folder), limit, self.state.best_model_checkpoint, use_mtime=True)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        check_checkpoint(folder, self.run_description)
-        before = read_run(folder)["weights_before"]
-        inside = self.source is not None and self.source.is_relative_to(Path(self.args.output_dir).resolve())
-        # This trainer's own run has changed its weights already.
-        if not inside and self.record.hash_before != before and self._weights_hash() != before:
-            raise ValueError(
-                f"{folder} belongs to a run on another model: its weights were others before it began. Resume with "
-                "that model, or start a new run in another `output_dir`."
-            )
-        progress = Progress.read(folder)
-        self.record.hash_before, self.record.metrics = before, {"before": progress.before}
-        self.stop_reason = progress.stop_reason
-        self.r2f_callback.skipped_steps, self.r2f_callback.fidelities = progress.skipped_steps, progress.fidelities
-        self._set_references(load_references(folder))
-        self.target.load_(self.model, folder)
-        self.r2f_callback.resume_folder = folder
-
-    def _load_best_model(self) -> None:
-        logger.info("Loading the best model from %s.", self.state.best_model_checkpoint)
-        damage = find_damage(self.state.best_model_checkpoint)
-        if damage is not None:
-            raise ValueError(f"The best model, {self.state.best_model_checkpoint}, cannot be loaded: {damage}.")
-        self.target.load_(self.model, self.state.best_model_checkpoint)

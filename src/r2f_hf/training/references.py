@@ -1,6 +1,7 @@
 """
-What the model said before the first write, and what it was given to say it from: needed by NPO, KL, the stopping rule
-and the updates, and computed once.
+What the model was like before the first write, computed once: its predictions and the inputs of its modules.
+
+The losses (NPO, TNPO, KL) and the stopping rule compare with the predictions. The updates protect the inputs.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.collator import ForgetRetainCollator
-from ..data.dataset import Encoded
-from ..data.formatting import IGNORE_INDEX
+from ..data.formatting import IGNORE_INDEX, Encoded
 from ..data.splits import num_labels
 from ..objectives.retain import top_log_probs
 from ..scoring.completions import score_examples
@@ -23,30 +23,35 @@ from ..scoring.log_probs import completion_logits, token_log_probs
 from ..updates import RetainedInputs, all_results, watch_inputs
 
 
-# Examples whose inputs are looked at, spread over the retain set.
+# At most this many retain examples are read for the modules' inputs. They are spread over the retain set.
 INPUT_EXAMPLES = 96
 
-# Of the longest in a batch this part is read at least.
+# Examples of one batch are cut to its shortest. A longer example joins only if at least this part of it is left.
 INPUT_CUT = 0.9
 
 
 class References:
     """
-    What the model said before unlearning, looked up by row. It is kept on the CPU.
+    What the model said before unlearning, looked up by row. The tensors stay on the CPU.
 
     Args:
         tensors (`dict[str, torch.Tensor]`):
-            By name: `forget_log_probs` of each labelled token; `retain_top_ids` and `retain_top_log_probs`, the most
-            likely tokens at each; `holdout_log_probs` and `retain_log_probs`, summed over each row that the stopping
-            rule looks at. Those that are not needed are not there.
+            The references by name. Those that no objective or rule needs are absent.
+
+            - `forget_log_probs` of shape `(tokens,)`: log-probability of each labelled token of the forget examples;
+            - `retain_top_ids` and `retain_top_log_probs` of shape `(tokens, k)`: the most likely tokens at each
+              labelled token of the retain examples, and their log-probabilities;
+            - `holdout_log_probs` and `retain_log_probs` of shape `(rows,)`: log-probabilities of the completions that
+              the stopping rule compares with, summed over their tokens.
         forget (`Sequence[dict]`):
-            The encoded forget examples, all views of all rows.
+            The encoded forget examples: all views of all rows.
         retain (`Sequence[dict]`):
             The encoded retain examples.
     """
 
     def __init__(self, tensors: dict[str, Tensor], forget: Sequence[Encoded] = (), retain: Sequence[Encoded] = ()):
         self.tensors = tensors
+        # The tensors hold the tokens of all examples one after the other: cut them into one piece per example.
         examples = {"forget_log_probs": forget, "retain_top_ids": retain, "retain_top_log_probs": retain}
         self._rows = {
             name: tensors[name].split([num_labels(example) for example in examples[name]])
@@ -55,31 +60,46 @@ class References:
 
     def of_rows(self, name: str, rows: Tensor) -> Tensor | None:
         """
-        What is known of a batch's rows.
+        Look up the references of a batch's rows.
 
         Args:
             name (`str`):
-                Which of the tensors that have an entry per labelled token.
+                `"forget_log_probs"`, `"retain_top_ids"` or `"retain_top_log_probs"`: the tensors that have an entry
+                per labelled token.
             rows (`torch.Tensor` of shape `(rows,)`):
-                Numbers of the examples, `row` in a batch.
+                Numbers of the examples: `row` of a batch of [`ForgetRetainCollator`].
 
         Returns:
-            `torch.Tensor` of shape `(tokens, ...)`, *optional*: Row by row, on the device of `rows`.
+            `torch.Tensor` of shape `(tokens, ...)`, *optional*: The entries of all labelled tokens, row by row, on the
+            device of `rows`. `None` if there is no such tensor.
         """
         if name not in self._rows:
             return None
-        found = [self.tensors[name][:0], *(self._rows[name][row] for row in rows.tolist())]
-        return torch.cat(found).to(rows.device)
+        # The empty piece in front gives the right dtype and shape if there are no rows.
+        pieces = [self.tensors[name][:0], *(self._rows[name][row] for row in rows.tolist())]
+        return torch.cat(pieces).to(rows.device)
 
 
 def reference_log_probs(
     model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
 ) -> Tensor:
     """
-    Log-probability of each example's completion, summed over its tokens.
+    Compute the log-probability of each example's completion, summed over its tokens.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model, in evaluation mode.
+        examples (`Sequence[dict]`):
+            Encoded examples.
+        collator ([`ForgetRetainCollator`]):
+            Knows the id to pad with.
+        batch_size (`int`):
+            Rows per forward pass.
+        tqdm_kwargs (*optional*):
+            `desc` and `disable` of the progress bar.
 
     Returns:
-        `torch.Tensor` of shape `(len(examples),)`: fp32, on the CPU.
+        `torch.Tensor` of shape `(len(examples),)`: Natural logarithms, fp32, on the CPU.
     """
     log_probs, _ = score_examples(model, examples, collator.pad_token_id, batch_size, **tqdm_kwargs)
     return torch.from_numpy(log_probs).float()
@@ -90,19 +110,32 @@ def reference_token_log_probs(
     model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
 ) -> Tensor:
     """
-    Log-probability of each token of each example's completion.
+    Compute the log-probability of each token of each example's completion.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model, in evaluation mode.
+        examples (`Sequence[dict]`):
+            Encoded examples.
+        collator ([`ForgetRetainCollator`]):
+            Pads the batches.
+        batch_size (`int`):
+            Rows per forward pass.
+        tqdm_kwargs (*optional*):
+            Arguments of the progress bar.
 
     Returns:
-        `torch.Tensor` of shape `(tokens,)`: fp32, on the CPU, the examples one after the other.
+        `torch.Tensor` of shape `(tokens,)`: Natural logarithms, fp32, on the CPU. The examples follow one another in
+        the order given.
     """
-    # Rows of like length need little padding.
+    # Rows of similar length need little padding. The result is put back into the order given.
     order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))
-    found: list[Tensor] = []
+    by_length: list[Tensor] = []
     for batch in _batches(model, [examples[index] for index in order], collator, batch_size, **tqdm_kwargs):
         log_probs, rows = token_log_probs(*completion_logits(model, batch))
         counts = torch.bincount(rows, minlength=len(batch["labels"]))
-        found += log_probs.cpu().split(counts.tolist())
-    return torch.cat([piece for _, piece in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])])
+        by_length += log_probs.cpu().split(counts.tolist())
+    return torch.cat([piece for _, piece in sorted(zip(order, by_length, strict=True), key=lambda pair: pair[0])])
 
 
 @torch.no_grad()
@@ -115,18 +148,34 @@ def reference_top_tokens(
     **tqdm_kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """
-    The most likely tokens in place of each token of each example's completion, for the KL objective.
+    Find the most likely tokens at the position of each token of each example's completion, for the KL objective.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model, in evaluation mode.
+        examples (`Sequence[dict]`):
+            Encoded examples.
+        collator ([`ForgetRetainCollator`]):
+            Pads the batches.
+        batch_size (`int`):
+            Rows per forward pass.
+        k (`int`):
+            Tokens to keep per position.
+        tqdm_kwargs (*optional*):
+            Arguments of the progress bar.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Ids (int64) and log-probabilities (fp32) of shape `(tokens, k)` on the
-        CPU, the examples one after the other.
+        `tuple[torch.Tensor, torch.Tensor]`: Ids (int64) and log-probabilities (natural logarithms, fp32) of shape
+        `(tokens, k)` on the CPU. The examples follow one another in the order given.
     """
-    found = []
+    top_tokens = []
     for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs):
         logits, labels = completion_logits(model, batch)
-        found.append([each.cpu() for each in top_log_probs(logits[:, :-1][labels[:, 1:] != IGNORE_INDEX], k)])
-    ids, log_probs = zip(*found, strict=True)
-    return torch.cat(ids), torch.cat(log_probs)
+        # Position `t` predicts label `t + 1`.
+        ids, log_probs = top_log_probs(logits[:, :-1][labels[:, 1:] != IGNORE_INDEX], k)
+        top_tokens.append((ids.cpu(), log_probs.cpu()))
+    all_ids, all_log_probs = zip(*top_tokens, strict=True)
+    return torch.cat(all_ids), torch.cat(all_log_probs)
 
 
 @torch.no_grad()
@@ -140,18 +189,37 @@ def reference_inputs(
     **tqdm_kwargs: Any,
 ) -> dict[str, RetainedInputs]:
     """
-    What examples put into the modules: of at most [`INPUT_EXAMPLES`], on every process the same.
+    Find the inputs that the modules get from examples.
 
-    Rows of like length are cut to the shortest of a batch: padding would be an input too, and in routed experts
-    nothing tells it from text.
+    At most [`INPUT_EXAMPLES`] examples are read, the same ones on every process.
+
+    Batches are not padded: padding would be an input too, and routed experts cannot tell it from text. Rows of similar
+    length share a batch instead, and are cut to the shortest of them (see [`INPUT_CUT`]).
+
+    Args:
+        model (`nn.Module`):
+            A causal language model, in evaluation mode.
+        modules (`Mapping[str, nn.Module]`):
+            Linear layers of the model by name, or PEFT's layers around them.
+        examples (`Sequence[dict]`):
+            Encoded examples.
+        collator ([`ForgetRetainCollator`]):
+            Makes the batches.
+        batch_size (`int`):
+            Most rows per forward pass.
+        seed (`int`):
+            Seed of the sketches. Every process must have the same.
+        tqdm_kwargs (*optional*):
+            Arguments of the progress bar.
 
     Returns:
-        `dict[str, RetainedInputs]`: By the modules' names, on their devices.
+        `dict[str, RetainedInputs]`: The inputs by module name, on the devices of the modules.
     """
-    few = sorted(examples[:: -(-len(examples) // INPUT_EXAMPLES)], key=lambda example: len(example["input_ids"]))
+    # Every n-th example, with n rounded up.
+    sample = sorted(examples[:: -(-len(examples) // INPUT_EXAMPLES)], key=lambda example: len(example["input_ids"]))
     head = extract_model_from_parallel(model, keep_torch_compile=False).get_output_embeddings()
     batches: list[list[Encoded]] = []
-    for row in few:
+    for row in sample:
         full = not batches or len(batches[-1]) == batch_size
         if full or len(batches[-1][0]["input_ids"]) < INPUT_CUT * len(row["input_ids"]):
             batches.append([])
@@ -162,7 +230,7 @@ def reference_inputs(
             cut = [{name: row[name][:shortest] for name in ("input_ids", "labels")} for row in rows]
             batch = {name: values.to(next(model.parameters()).device) for name, values in collator(cut).items()}
             if head not in modules.values():
-                # Logits serve nothing.
+                # Nothing reads the logits then. With labels only in the last column, few of them are computed.
                 batch["labels"][:, :-1] = IGNORE_INDEX
             completion_logits(model, batch)
     return all_results(sketches)
@@ -171,6 +239,7 @@ def reference_inputs(
 def _batches(
     model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
 ):
+    """Padded batches of the examples, on the model's device, with a progress bar."""
     device = next(model.parameters()).device
     for start in tqdm(range(0, len(examples), batch_size), **tqdm_kwargs):
         batch = collator(list(examples[start : start + batch_size]))

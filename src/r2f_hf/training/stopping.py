@@ -1,4 +1,4 @@
-"""When to stop: when the forget set looks like text that the model never saw, and the retain set is kept."""
+"""When to stop: once the forget set looks like text that the model never saw, and the retain set is kept."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 logger = logging.getLogger(__name__)
 
-# A two-sample test at the field's usual level: from it on the two sets cannot be told apart.
+# The usual level of a two-sample test. From this p-value on, the two sets cannot be told apart.
 INDISTINGUISHABLE_P_VALUE = 0.05
 
-# The part of the retain set's mean probability that has to be there for a run to end. Forgetting is quick and takes
-# much of the retain set with it; the steps after it bring that back. Ending on the forget set alone would be too soon.
+# A run ends only if the retain set has this part of its mean probability from before. Forgetting is quick and harms
+# the retain set, and the steps after it repair that. A run that looked only at the forget set would end too soon.
 KEPT = 0.97
 
 
 def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
     """
-    Whether the forget set is indistinguishable from never-seen text, and by which criterion.
+    Decide whether the forget set can no longer be told from text that the model never saw.
 
-    Sets so small that not even complete separation would be significant, such as one row and 30, are told apart by
-    their means alone.
+    Either of two criteria is enough:
+
+    - the mean probability of the forget set is no higher than that of the holdout set;
+    - a two-sample Kolmogorov-Smirnov test does not tell the two sets apart. It is used only if the sets are large
+      enough for it. (For one row and 30, even complete separation would not be significant.)
 
     Args:
         forget (`np.ndarray` of shape `(rows,)`):
             Length-normalised probabilities of the forget set under the model now.
         holdout (`np.ndarray` of shape `(rows,)`):
-            Those of the holdout set under the model before unlearning: what never having seen a text looks like.
-            (The model now is no measure of it: going too far lowers both.)
+            Length-normalised probabilities of the holdout set under the model before unlearning. They show what text
+            looks like that the model never saw. (The model now would not do: going too far lowers both sets.)
 
     Returns:
         `str`, *optional*: The criterion that is met, in words, or `None`.
@@ -43,7 +46,7 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
             f"mean probability: the forget set's ({forget.mean():.3f}) has come down to the holdout set's "
             f"({holdout.mean():.3f})"
         )
-    # That of complete separation, two of all equally likely orders.
+    # The p-value of complete separation: two of all equally likely orders of the rows separate the sets completely.
     smallest = 2 / comb(len(forget) + len(holdout), len(forget))
     p_value = scipy.stats.ks_2samp(forget, holdout).pvalue
     if p_value >= INDISTINGUISHABLE_P_VALUE > smallest:
@@ -56,19 +59,22 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
 
 class HoldoutStopping(TrainerCallback):
     """
-    Ends training when [`stop_criterion`] is met and the retain set has kept 97% of its mean probability.
+    Ends training when [`stop_criterion`] is met and the retain set has at least 97% of its mean probability from
+    before.
 
-    Both are checked every `stop_check_steps` steps, the retain set on as many rows as the holdout set has.
+    Both are checked every `stop_check_steps` steps. The retain set is checked on as many rows as the holdout set has.
+    Without a retain objective only the forget set is checked.
 
     Args:
         probabilities (`Callable[[str], np.ndarray]`):
-            Length-normalised probabilities of the `"forget"` or the `"retain"` rows under the model now.
+            From `"forget"` or `"retain"` to the length-normalised probabilities of these rows under the model now.
         reference (`Callable[[str], np.ndarray]`):
-            Those of the `"holdout"` or the `"retain"` rows under the model before unlearning.
+            From `"holdout"` or `"retain"` to the length-normalised probabilities of these rows under the model before
+            unlearning.
         log (`Callable[[dict[str, float]], None]`):
-            Logs what was found.
+            Logs `r2f/forget_probability` and, if the retain set was checked, `r2f/retain_probability`.
         stop (`Callable[[str], None]`):
-            Is told why training ends.
+            Takes the reason, in words, when training ends.
     """
 
     def __init__(
@@ -84,16 +90,16 @@ class HoldoutStopping(TrainerCallback):
         if state.global_step % args.stop_check_steps:
             return
         forget = self.probabilities("forget")
-        seen = {"r2f/forget_probability": float(forget.mean())}
+        metrics = {"r2f/forget_probability": float(forget.mean())}
         reason = stop_criterion(forget, self.reference("holdout"))
         if reason is not None and args.retain_objective != "none":
             retain, before = float(self.probabilities("retain").mean()), float(self.reference("retain").mean())
-            seen["r2f/retain_probability"] = retain
+            metrics["r2f/retain_probability"] = retain
             kept = f", and the retain set's mean probability is {retain:.3f} (it was {before:.3f})"
             reason = reason + kept if retain >= KEPT * before else None
-        # Logging clears the flag by which the step's own losses are to be logged after this.
+        # Logging clears `should_log`. The losses of this step, which are logged after this callback, still need it.
         should_log = control.should_log
-        self.log(seen)
+        self.log(metrics)
         control.should_log = should_log
         if reason is not None:
             self.stop(reason)

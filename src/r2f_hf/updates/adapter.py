@@ -1,4 +1,4 @@
-"""Adding a factored update to a LoRA pair of bounded rank, in place of the weight beside it."""
+"""Adding a factored update to a LoRA pair of bounded rank, instead of to the weight next to it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ def add_to_pair_(A: Tensor, B: Tensor, gradient: LowRankGradient, alpha: float) 
     r"""
     In-place `B A <- best approximation of rank r to B A + alpha U Vᵀ`.
 
-    The sum has the factors `[B, alpha U]` and `[Aᵀ, V]`. With their QR decompositions `Q₁ R₁` and `Q₂ R₂` its singular
-    values are those of the small `R₁ R₂ᵀ`, of which the largest `r` are kept; the sum itself is never formed. Each
-    factor takes the root of them, so that both stay within the range of half precision.
+    The sum has the factors `[B, alpha U]` and `[Aᵀ, V]`. With their QR decompositions `Q₁ R₁` and `Q₂ R₂`, its
+    singular values are those of the small matrix `R₁ R₂ᵀ`, and the sum itself is never formed. The largest `r`
+    singular values are kept. Each factor takes their square roots, so that both stay within the range of half
+    precision.
 
     Args:
         A (`torch.Tensor` of shape `(r, in_features)`):
@@ -25,10 +26,11 @@ def add_to_pair_(A: Tensor, B: Tensor, gradient: LowRankGradient, alpha: float) 
         gradient ([`LowRankGradient`]):
             The factored update.
         alpha (`float`):
-            Signed step.
+            Signed step size.
 
     Returns:
-        `torch.Tensor` of shape `()`, fp32: Squared Frobenius norm of what was discarded, at most that of the update.
+        `torch.Tensor` of shape `()`, fp32: Squared Frobenius norm of what was discarded. It is at most
+        that of the update.
     """
     rank = A.shape[0]
     left, left_core = torch.linalg.qr(torch.cat([B.float(), alpha * gradient.U], dim=1))

@@ -1,4 +1,4 @@
-"""What the retain set puts into a module, and updates that leave alone what the module makes of it."""
+"""The inputs that modules get on the retain set, and updates that do not change what modules make of them."""
 
 from __future__ import annotations
 
@@ -13,45 +13,46 @@ from torch import Tensor, nn
 from ..gradients import LowRankGradient, eigh, named_generator
 
 
-# Directions that are known of a module's inputs, where it has so many.
+# How many directions of a module's inputs are estimated, if it has that many.
 DIRECTIONS = 256
 
-# Along a direction whose mean square is this part of the mean over directions, half of an update is left.
+# A direction whose mean square is this fraction of the mean over directions takes away half of what lies along it.
 DAMPING = 0.03
 
-# Directions are widened from fp16 so many numbers at a time: on a CPU as many as stay in its cache.
+# How many numbers of the directions are widened from fp16 at a time. On a CPU these stay in its cache.
 _BLOCK_ELEMENTS, _BLOCK_ELEMENTS_ON_ACCELERATOR = 2**20, 2**24
 
-# Directions of less than this part of the strongest one's mean square are rounding.
+# A direction whose mean square is below this fraction of the strongest one's is rounding.
 _SMALLEST = 1e-5
 
 
 class RetainedInputs:
     r"""
-    The directions in which a module's inputs lie on the retain set, and how much of an update each of them is damped.
+    The directions in which a module's inputs lie on the retain set, and how much of an update each of them takes away.
 
-    An update `ΔW` changes what a module makes of an input `x` by `ΔW x`: on the retain set by `tr(ΔW C ΔWᵀ)` in the
-    mean square, where `C` is the mean of `x xᵀ`. Of all updates that follow a gradient `Ĝ` as far for as little of
-    that, and of their own square, the direction is
+    An update `ΔW` changes the module's output on an input `x` by `ΔW x`. Over the retain set, the mean square of this
+    change is `tr(ΔW C ΔWᵀ)`, where `C` is the mean of `x xᵀ`. Among all updates with the same gain along a gradient
+    `Ĝ`, one has the smallest `tr(ΔW C ΔWᵀ) / c + μ ‖ΔW‖²`. Its direction is
 
         D = Ĝ · (C / c + μ)⁻¹ · μ = Ĝ · (I − Q · diag(λ / (λ + μ)) · Qᵀ),    c = tr(C) / in_features
 
-    with the eigenvectors `Q` and eigenvalues `λ` of `C / c`: what lies along `Q` is damped, all else stays. That is
-    the input side of K-FAC (Martens and Grosse 2015, arXiv 1503.05671), taken on what is to be kept; with `μ = 0` it
-    is the projection onto the null space of those inputs, as in Adam-NSCL (Wang et al. 2021, arXiv 2103.07113).
+    with the eigenvectors `Q` and the eigenvalues `λ` of `C / c`. So each direction in `Q` takes away the part
+    `λ / (λ + μ)` of what an update has along it. What an update has outside of `Q` stays whole. This is the input side
+    of K-FAC (Martens and Grosse 2015, arXiv 1503.05671), taken on the inputs that are to be protected. With `μ = 0` it
+    is the projection onto the null space of these inputs, as in Adam-NSCL (Wang et al. 2021, arXiv 2103.07113).
 
     Args:
         directions (`torch.Tensor` of shape `(in_features, k)`):
-            `Q`, orthonormal columns, kept in fp16: of what lies along them some ten-thousandths can stay.
+            `Q`: orthonormal columns, kept in fp16. A few ten-thousandths of what lies along them may stay.
         damped (`torch.Tensor` of shape `(k,)`):
-            `λ / (λ + μ)`, from 0 to 1; 0 for columns that stand for nothing.
+            `λ / (λ + μ)`: how much of an update each direction takes away, from 0 to 1. It is 0 for unused columns.
     """
 
     def __init__(self, directions: Tensor, damped: Tensor):
         self.directions, self.damped = directions, damped
 
     def to(self, device: torch.device) -> RetainedInputs:
-        """The same on a device."""
+        """The same inputs on a device."""
         return RetainedInputs(self.directions.to(device), self.damped.to(device))
 
     def equals(self, other: RetainedInputs) -> bool:
@@ -61,15 +62,18 @@ class RetainedInputs:
 
 def protect(gradient: LowRankGradient, inputs: Sequence[RetainedInputs]) -> LowRankGradient:
     """
-    Gradients without what the retain set would notice.
+    Take away from gradients what the retain set would notice.
 
     Args:
         gradient ([`LowRankGradient`]):
-            Of modules of one shape, which are its first dimension.
+            Gradients of modules of one shape, with the modules as the first dimension.
         inputs (`Sequence[RetainedInputs]`):
-            Of each of them.
+            The retained inputs of each module.
+
+    Returns:
+        [`LowRankGradient`]: The protected gradients, with the modules as the first dimension.
     """
-    # Neighbours that read the same are one, with the columns of all of them.
+    # Neighbouring modules that share their inputs are treated as one module, with the columns of all of them.
     runs = [list(run) for _, run in groupby(inputs, key=id)]
     count = len(runs[0]) if len({len(run) for run in runs}) == 1 else 1
     distinct = inputs[::count]
@@ -77,57 +81,57 @@ def protect(gradient: LowRankGradient, inputs: Sequence[RetainedInputs]) -> LowR
     V = gradient.V.unflatten(0, (-1, count)).transpose(1, 2).flatten(2)
     elements = _BLOCK_ELEMENTS if V.device.type == "cpu" else _BLOCK_ELEMENTS_ON_ACCELERATOR
     size = max(1, elements // distinct[0].directions.numel())
-    # They are not widened for good.
+    # One buffer holds the widened directions of a block, and is used for all blocks.
     widened = V.new_empty(min(size, len(distinct)), *distinct[0].directions.shape)
-    found = []
+    protected = []
     for start, columns in zip(range(0, len(distinct), size), V.split(size), strict=True):
         block = distinct[start : start + size]
         Q = widened[: len(block)]
-        torch._foreach_copy_(list(Q), [each.directions for each in block])
-        damped = torch.stack([each.damped for each in block]).unsqueeze(-1)
-        found.append(torch.baddbmm(columns, Q, (Q.mT @ columns).mul_(damped), alpha=-1))
-    protected_V = torch.cat(found).unflatten(2, (count, rank)).transpose(1, 2).flatten(0, 1)
+        torch._foreach_copy_(list(Q), [module.directions for module in block])
+        damped = torch.stack([module.damped for module in block]).unsqueeze(-1)
+        protected.append(torch.baddbmm(columns, Q, (Q.mT @ columns).mul_(damped), alpha=-1))
+    protected_V = torch.cat(protected).unflatten(2, (count, rank)).transpose(1, 2).flatten(0, 1)
     return LowRankGradient(U=gradient.U, V=protected_V)
 
 
 def share(inputs: Mapping[str, RetainedInputs]) -> dict[str, RetainedInputs]:
-    """The same by the same names, those of neighbours that are equal, as of query, key and value, held once."""
-    found: dict[str, RetainedInputs] = {}
+    """The same inputs by the same names. Equal neighbours, such as query, key and value, are held once."""
+    shared: dict[str, RetainedInputs] = {}
     last: dict[Any, RetainedInputs] = {}
-    for name, each in inputs.items():
-        key = each.directions.shape, each.directions.device
-        if key not in last or not each.equals(last[key]):
-            last[key] = each
-        found[name] = last[key]
-    return found
+    for name, retained in inputs.items():
+        key = retained.directions.shape, retained.directions.device
+        if key not in last or not retained.equals(last[key]):
+            last[key] = retained
+        shared[name] = last[key]
+    return shared
 
 
-# What each module's retained inputs are called in a checkpoint.
+# Prefixes of the names that the tensors have in a checkpoint.
 _DIRECTIONS, _DAMPED = "retained_inputs.directions.", "retained_inputs.damped."
 
 
 def to_state(inputs: Mapping[str, RetainedInputs]) -> dict[str, Tensor]:
     """The tensors of all modules' inputs, on the CPU, as a checkpoint holds them."""
-    found = {}
-    for name, each in inputs.items():
-        found |= {f"{_DIRECTIONS}{name}": each.directions.cpu(), f"{_DAMPED}{name}": each.damped.cpu()}
-    return found
+    state = {}
+    for name, retained in inputs.items():
+        state |= {f"{_DIRECTIONS}{name}": retained.directions.cpu(), f"{_DAMPED}{name}": retained.damped.cpu()}
+    return state
 
 
 def from_state(state: Mapping[str, Tensor]) -> tuple[dict[str, RetainedInputs], dict[str, Tensor]]:
-    """What [`to_state`] gave, and the tensors that are something else."""
+    """The retained inputs that [`to_state`] stored, and all other tensors of the state."""
     names = [key.removeprefix(_DIRECTIONS) for key in state if key.startswith(_DIRECTIONS)]
     inputs = {name: RetainedInputs(state[f"{_DIRECTIONS}{name}"], state[f"{_DAMPED}{name}"]) for name in names}
-    return inputs, {key: each for key, each in state.items() if not key.startswith((_DIRECTIONS, _DAMPED))}
+    return inputs, {key: tensor for key, tensor in state.items() if not key.startswith((_DIRECTIONS, _DAMPED))}
 
 
 class TestMatrix:
     """
-    What inputs of a width are multiplied with.
+    The random matrix `Ω` that inputs of one width are multiplied by.
 
     Args:
         columns (`torch.Tensor` of shape `(in_features, k)`):
-            Orthonormal, fp32.
+            Orthonormal columns, fp32.
     """
 
     def __init__(self, columns: Tensor):
@@ -137,7 +141,7 @@ class TestMatrix:
     @torch.no_grad()
     def moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """`Xᵀ X Ω` of inputs `(..., in_features)`, and the sum of their squares."""
-        # A query, a key and a value are made of one tensor, as are a gate and what it lets through.
+        # Query, key and value read one tensor, and so do the gate and up projections. It is multiplied once for all.
         if self._last[0] is not inputs or self._last[1] != inputs._version:
             with torch.autocast(inputs.device.type, enabled=False):
                 X = inputs.flatten(end_dim=-2).float()
@@ -145,20 +149,20 @@ class TestMatrix:
         return self._last[2:]
 
     def clear(self) -> None:
-        """Let go of the last inputs."""
+        """Release the last inputs."""
         self._last = (None, None)
 
 
 class InputSketch:
     r"""
-    A sketch `C Ω` of the inputs' second moments, taken while a model reads.
+    A sketch `C Ω` of the second moments of a module's inputs, taken during the model's forward passes.
 
-    `C` has as many entries as `in_features` squared; the sketch has `DIRECTIONS` columns, from which its leading
-    eigenvectors are estimated as `C Ω (Ωᵀ C Ω)⁻¹ Ωᵀ C` (Nyström, as the decoders do with gradients).
+    `C` has `in_features` squared entries, but the sketch has at most `DIRECTIONS` columns. The leading eigenvectors of
+    `C` are estimated from it as those of `C Ω (Ωᵀ C Ω)⁻¹ Ωᵀ C` (Nyström, as the decoders do with gradients).
 
     Args:
         test (`TestMatrix`):
-            `Ω`. Modules that share it, and are given one tensor after the other, share the work.
+            `Ω`. Modules that share it, and get the same tensor one after the other, share the work.
     """
 
     def __init__(self, test: TestMatrix):
@@ -167,18 +171,18 @@ class InputSketch:
         self.squares = test.columns.new_zeros(())
 
     def see(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
-        """A forward pre-hook."""
+        """Forward pre-hook: add the inputs of one forward pass to the sketch."""
         sketch, squares = self.test.moments(inputs[0])
         self.sketch += sketch
         self.squares += squares
 
     def result(self) -> RetainedInputs:
-        """What was seen, of one module."""
+        """The retained inputs of this module, from all that it has seen."""
         width = len(self.sketch)
         core = (self.test.columns.T @ self.sketch).double()
         values, vectors = eigh((core + core.T) / 2)
         kept = values > _SMALLEST * values[-1].clamp_min(torch.finfo(torch.float32).tiny)
-        # The estimate is `root @ root.T`.
+        # The Nyström estimate is `root @ root.T`.
         root = self.sketch.double() @ (vectors * torch.where(kept, values, torch.inf).rsqrt())
         moments, vectors = eigh(root.T @ root)
         known = moments > _SMALLEST * moments[-1].clamp_min(torch.finfo(torch.float32).tiny)
@@ -188,31 +192,31 @@ class InputSketch:
 
 
 def all_results(sketches: Mapping[str, InputSketch]) -> dict[str, RetainedInputs]:
-    """What was seen, by the same names. Neighbours that have read the same, as query, key and value do, share it."""
-    found: dict[str, RetainedInputs] = {}
+    """The results of all sketches. Neighbours that have seen the same, such as query, key and value, share one."""
+    results: dict[str, RetainedInputs] = {}
     last: dict[TestMatrix, tuple[Tensor, RetainedInputs]] = {}
     for name, sketch in sketches.items():
         seen, inputs = last.get(sketch.test, (None, None))
         if seen is None or not torch.equal(seen, sketch.sketch):
             inputs = sketch.result()
         last[sketch.test] = sketch.sketch, inputs
-        found[name] = inputs
-    return found
+        results[name] = inputs
+    return results
 
 
 @contextmanager
 def watch_inputs(modules: Mapping[str, nn.Module], seed: int) -> Iterator[dict[str, InputSketch]]:
     """
-    Sketch the inputs of modules in all forward passes within.
+    Sketch the inputs of modules in all forward passes within the block.
 
     Args:
         modules (`dict[str, nn.Module]`):
             Linear layers, or PEFT's layers around them.
         seed (`int`):
-            Seed of the sketches. Every process must have the same, and see the same.
+            Seed of the sketches. Every process must have the same seed, and see the same inputs.
 
-    Returns:
-        `dict[str, InputSketch]`: By the same names.
+    Yields:
+        `dict[str, InputSketch]`: The sketches, by the same names.
     """
     tests: dict[Any, TestMatrix] = {}
     sketches, handles = {}, []
@@ -232,7 +236,7 @@ def watch_inputs(modules: Mapping[str, nn.Module], seed: int) -> Iterator[dict[s
 
 
 def draw_test(seed: int, width: int, device: torch.device) -> TestMatrix:
-    """The same for all modules of a width."""
+    """The test matrix of all modules of one width on a device."""
     generator = named_generator(seed, 0, str(width), "retained inputs", device)
     columns = torch.randn(width, min(width, DIRECTIONS), generator=generator, device=device)
     return TestMatrix(torch.linalg.qr(columns).Q)

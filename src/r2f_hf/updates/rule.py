@@ -21,11 +21,11 @@ class UpdateRule:
         adaptive (`bool`):
             Whether rows and columns are rescaled by their running mean squares, as in Adafactor.
         retained (`Sequence[RetainedInputs]`, *optional*):
-            For each module the inputs that it has on the retain set, which updates leave alone.
+            For each module the inputs that it gets on the retain set, to be protected from updates.
 
     Attributes:
         moments ([`SecondMoments`], *optional*):
-            Mean squares of the modules' rows and columns so far.
+            Mean squares of the rows and columns of the modules' gradients so far.
     """
 
     def __init__(self, adaptive: bool, retained: Sequence[RetainedInputs] | None = None):
@@ -33,19 +33,19 @@ class UpdateRule:
         self.moments: SecondMoments | None = None
 
     def state_dict(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """The moments of each module, if there are any."""
+        """The moments of each module by name. Empty if there are none yet."""
         if self.moments is None:
             return {}
         sides = {"rows": self.moments.rows, "columns": self.moments.columns}
         return unstack(names, sides)
 
     def load_state_dict(self, state: Mapping[str, Tensor], names: Sequence[str], device: torch.device) -> None:
-        """Take the moments of the named modules, if all have some, and otherwise begin anew."""
+        """Load the moments of the named modules. If one of them has none in `state`, none are loaded."""
         if self.adaptive and all(f"{name}.rows" in state for name in names):
             self.moments = SecondMoments(*(stack(state, names, side, device) for side in ("rows", "columns")))
 
     def rescale(self, gradient: LowRankGradient) -> LowRankGradient:
-        """Update the moments by a step's gradients, and divide these by their roots."""
+        """Update the moments with the gradients of a step, and divide the gradients by their roots."""
         if not self.adaptive:
             return gradient
         self.moments = SecondMoments.after(gradient, self.moments)
@@ -58,7 +58,7 @@ class UpdateRule:
 
 def step_factors(norms: Tensor, normalize: bool, max_norm: float | None) -> Tensor:
     """
-    What each direction is multiplied with, before the learning rate.
+    The factor that each direction is multiplied by, before the learning rate.
 
     Args:
         norms (`torch.Tensor` of shape `(modules,)`):
@@ -66,10 +66,10 @@ def step_factors(norms: Tensor, normalize: bool, max_norm: float | None) -> Tens
         normalize (`bool`):
             Whether every module takes a step of the same norm.
         max_norm (`float`, *optional*):
-            Otherwise: the largest norm of all modules together.
+            Without `normalize`: the largest norm of all modules together. `None` or 0 sets no limit.
 
     Returns:
-        `torch.Tensor` of shape `(modules,)`.
+        `torch.Tensor` of shape `(modules,)`: The factors.
     """
     if normalize:
         return 1 / norms

@@ -46,7 +46,7 @@ class WeightsTarget:
             probes (`Sequence[LoraProbe]`):
                 The probes on the modules.
             gradient ([`LowRankGradient`]):
-                Of all of them, as its first dimension.
+                The gradients, with the modules as the first dimension.
             alphas (`Sequence[float]`):
                 Signed steps; 0 for modules that are left alone.
             seed (`int`):
@@ -132,19 +132,19 @@ class AdapterTarget:
             `float`: The squared norm of what the adapter's rank discards.
         """
         discarded = 0.0
-        for probe, each, alpha in zip(probes, gradient.unbind(), alphas, strict=True):
+        for probe, update, alpha in zip(probes, gradient.unbind(), alphas, strict=True):
             if alpha:
                 A, B = (side[self.adapter].weight for side in (probe.layer.lora_A, probe.layer.lora_B))
                 scaling = probe.layer.scaling[self.adapter]
-                discarded += (scaling**2 * add_to_pair_(A, B, each, alpha / scaling)).item()
+                discarded += (scaling**2 * add_to_pair_(A, B, update, alpha / scaling)).item()
         return discarded
 
     @torch.no_grad()
     def state(self, model: PeftModel) -> dict[str, Tensor]:
         """The weights of the adapter, references and not copies, under the names that PEFT saves them by."""
-        # PEFT would gather the whole model, if it is sharded; and it would decide about the embeddings by itself.
-        own = {name: each.detach() for name, each in model.named_parameters() if f".{self.adapter}." in name}
-        return get_peft_model_state_dict(model, own, adapter_name=self.adapter, save_embedding_layers=False)
+        # Without these arguments, PEFT would gather a sharded model whole, and would save embeddings as it sees fit.
+        pairs = {name: weight.detach() for name, weight in model.named_parameters() if f".{self.adapter}." in name}
+        return get_peft_model_state_dict(model, pairs, adapter_name=self.adapter, save_embedding_layers=False)
 
     def save(self, model: PeftModel, folder: str | os.PathLike, write: bool = True) -> None:
         """Save the adapter, so that `PeftModel.from_pretrained` loads it. See [`WeightsTarget.save`]."""
@@ -175,5 +175,5 @@ class AdapterTarget:
 
 Target = WeightsTarget | AdapterTarget
 
-# By the names that `update_target` takes.
+# The targets by the names that `update_target` takes.
 TARGETS: dict[str, type[Target]] = {"weights": WeightsTarget, "adapter": AdapterTarget}

@@ -11,13 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 
-# What one program of the kernel writes, and how much of the factors it holds at a time.
+# Rows and columns that one program of the kernel writes, and columns of the factors that it holds at a time.
 _TILE, _RANKS = 64, 32
 
-# Products in about fp32's precision on the tensor cores, which only NVIDIA's have.
+# Products of about fp32's precision on tensor cores. Only NVIDIA's tensor cores can do this.
 _PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
-# Bytes that a thread reads at once, where memory begins so.
+# Bytes that a thread reads at once, if the memory is aligned to them.
 _ALIGNMENT = 16
 
 
@@ -42,7 +42,7 @@ def _add_low_rank_kernel(
     ALIGNMENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # Of a weight: its address, its place in the factors, its seed and the bits of its step.
+    # The entry of a weight: its address, its index in the factors, its seed and the bits of its step size.
     entry = table + 4 * tl.program_id(2)
     address = tl.multiple_of(tl.load(entry), ALIGNMENT)
     weight = address.to(tl.pointer_type(tl.float16 if HALF else tl.bfloat16))
@@ -62,14 +62,15 @@ def _add_low_rank_kernel(
     place = weight + i.to(tl.int64) * row_stride + j.to(tl.int64) * column_stride
     inside = (i < rows) & (j < columns)
     exact = tl.load(place, mask=inside, other=0.0).to(tl.float32) + alpha * change
-    # MurmurHash3's finalizer of an entry's number in the whole weight: 16 bits that are the same whoever holds it.
+    # MurmurHash3's finalizer, of an entry's number in the whole weight. So its 16 bits are the same whichever process
+    # holds it.
     bits = ((row + i) * width + column + j).to(tl.uint32) ^ seed.to(tl.uint32)
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
     bits = ((bits ^ (bits >> 13)) ^ (seed >> 32).to(tl.uint32)) * 0xC2B2AE35
     noise = ((bits ^ (bits >> 16)) & 0xFFFF).to(tl.int32)
     number = exact.to(tl.int32, bitcast=True)
     if HALF:
-        # See `stochastic_round`: units are those of fp16's own exponent, and of its subnormal numbers.
+        # See `stochastic_round`: the unit is that of fp16's exponent, or that of its subnormal numbers.
         exponent = tl.maximum(((number >> 23) & 0xFF) - 127 - 10, -24)
         unit = ((127 + exponent) << 23).to(tl.float32, bitcast=True)
         scaled = exact * ((127 - exponent) << 23).to(tl.float32, bitcast=True)
@@ -94,33 +95,34 @@ def add_rounded_(
     width: int,
 ) -> None:
     """
-    In-place `values += alpha * left @ right.T` in fp32, rounded stochastically. Of each entry 2 bytes are read and 2
-    written, and nothing of the weights' size is allocated.
+    In-place `values += alpha * left @ right.T` in fp32, rounded stochastically.
+
+    It reads 2 bytes and writes 2 bytes per entry, and allocates nothing of the weights' size.
 
     Args:
         values (`Sequence[torch.Tensor]`):
             The same part of several weights, each of shape `(rows, columns)`, bf16 or fp16.
         modules (`Sequence[int]`):
-            Which entry of all that follow is whose.
+            For each weight its index in `left`, `right`, `alphas` and `seeds`.
         left (`torch.Tensor` of shape `(modules, rows, k)`):
-            fp32.
+            Left factors of these rows, fp32.
         right (`torch.Tensor` of shape `(modules, columns, k)`):
-            fp32.
+            Right factors of these columns, fp32.
         alphas (`Sequence[float]`):
-            Signed steps.
+            Signed step sizes.
         seeds (`Sequence[int]`):
-            Of the rounding, 64 bits each.
+            Seeds of the rounding, 64 bits each.
         row (`int`):
-            Row of the weights that the part begins at.
+            Row of the whole weights at which the part begins.
         column (`int`):
-            Column that it begins at.
+            Column of the whole weights at which the part begins.
         width (`int`):
-            Columns of the weights.
+            Number of columns of the whole weights.
     """
     (rows, columns), rank, device = values[0].shape, left.shape[2], values[0].device
     left, right = left.contiguous(), right.contiguous()
     table = np.empty((len(values), 4), dtype=np.int64)
-    table[:, 0] = [each.data_ptr() for each in values]
+    table[:, 0] = [part.data_ptr() for part in values]
     table[:, 1] = modules
     table[:, 2] = [seeds[module] for module in modules]
     table[:, 3] = np.array([alphas[module] for module in modules], dtype=np.float32).view(np.int32)

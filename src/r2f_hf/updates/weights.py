@@ -19,14 +19,15 @@ from ..gradients import LowRankGradient
 
 logger = logging.getLogger(__name__)
 
-# Half-precision weights are updated in row blocks of at most this many elements, so that the fp32 working copy stays
-# small beside the weight; on an accelerator, where every block is a dozen launches, beside a step's activations.
+# Half-precision weights are updated in blocks of rows with at most this many elements. On a CPU, the fp32 working copy
+# is then small compared with the weight. On an accelerator every block takes a dozen launches, so blocks are larger,
+# and the copy is small compared with the activations of a step.
 _BLOCK_ELEMENTS, _BLOCK_ELEMENTS_ON_ACCELERATOR = 2**18, 2**24
 
 # Significant bits of fp16 (the implicit one included) and the exponent of its smallest subnormal.
 _FP16_BITS, _FP16_SMALLEST = 11, -24
 
-# Where a row of a CPU's rounding noise may begin in what was drawn.
+# How many places there are in a CPU's drawn numbers at which a row of rounding noise can begin.
 _NOISE_PLACES = 2**14
 
 # Bytes of a cache line, and of the widest vector that a CPU adds at once.
@@ -36,20 +37,20 @@ _ALIGNMENT = 64
 @torch.no_grad()
 def align_(weights: Iterable[Tensor]) -> None:
     """
-    Move weights to where a CPU writes quickly.
+    Move weights in memory, to addresses at which a CPU writes quickly.
 
-    Weights that were loaded begin where the reader left them, in the midst of a cache line, and adding to them takes
-    twice as long. They are moved one by one, so that no more memory is needed than for one of them. Those that were
-    read from a file have to be moved all together: it stays mapped for as long as one of them is where it was.
+    Loaded weights begin where the reader left them, in the middle of a cache line, and adding to them takes twice as
+    long. They are moved one by one, so that no more extra memory is needed than for one of them. All weights of a
+    model have to be moved: the file that they were read from stays mapped as long as one of them is still in it.
 
     Args:
         weights (`Iterable[torch.Tensor]`):
-            All weights of a model. Shared, sharded and partitioned ones, and those on an accelerator, stay where they
-            are.
+            All weights of a model. Weights that are shared, sharded or partitioned, or on an accelerator, stay where
+            they are.
     """
     for weight in weights:
-        apart = weight.device.type != "cpu" or isinstance(weight, DTensor) or is_partitioned(weight)
-        if not apart and not weight.is_shared() and weight.data_ptr() % _ALIGNMENT:
+        elsewhere = weight.device.type != "cpu" or isinstance(weight, DTensor) or is_partitioned(weight)
+        if not elsewhere and not weight.is_shared() and weight.data_ptr() % _ALIGNMENT:
             weight.data = weight.data.clone()
 
 
@@ -57,9 +58,9 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
     """
     Round fp32 values to bf16 or fp16 so that the rounded value equals the input in expectation.
 
-    An unlearning step is smaller than half a unit in the last place of most bf16 weights: rounding to nearest would
-    lose it entirely. Rounding up with a probability equal to the discarded fraction keeps it on average, without
-    state.
+    An unlearning step is smaller than half a unit in the last place of most bf16 weights, so rounding to nearest would
+    lose it entirely. Rounding up with a probability equal to the discarded fraction keeps the step on average, and
+    needs no state.
 
     Args:
         x (`torch.Tensor`):
@@ -67,33 +68,33 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
         dtype (`torch.dtype`):
             `torch.bfloat16` or `torch.float16`.
         noise (`torch.Tensor`):
-            Uniform in [0, 2¹⁶), int32, of the shape of `x`.
+            Random numbers, uniform in [0, 2¹⁶), int32, of the shape of `x`.
 
     Returns:
         `torch.Tensor`: Values in `dtype`.
     """
     if dtype == torch.bfloat16:
-        # The upper half of an fp32 number is a bf16 number; a random lower half added to it carries as often as it is
-        # a fraction of a unit.
+        # The upper half of an fp32 number is a bf16 number. A random number that is added to the lower half carries
+        # into the upper one with a probability equal to the fraction of a unit in the lower half.
         bits = x.view(torch.int32) + noise
         return bits.bitwise_right_shift_(16).to(torch.int16).view(dtype)
     _, exponent = torch.frexp(x)
-    # Multiplying by the inverse of a unit this small would overflow; dividing by it is exact.
+    # Multiplying by the inverse of a unit this small would overflow. Dividing by the unit is exact.
     unit = torch.ldexp(torch.ones_like(x), (exponent - _FP16_BITS).clamp_min(_FP16_SMALLEST))
     scaled = x / unit
     below = torch.floor(scaled)
-    # Comparing with the discarded fraction, which is exact, and not adding to it, which would round.
+    # Comparing with the discarded fraction is exact. Adding to it would round.
     return ((below + (noise < (scaled - below) * 2**16)) * unit).to(dtype)
 
 
 def draw_noise(size: tuple[int, int], device: torch.device, generator: torch.Generator | None) -> Tensor:
     """
-    What [`stochastic_round`] needs: uniform in [0, 2¹⁶), int32, any two entries independent of each other.
+    Random numbers for [`stochastic_round`]: uniform in [0, 2¹⁶), int32, any two entries independent of each other.
 
-    A CPU draws one number after the other, which would take longer than all else. There the rows are pieces of one row
-    of random numbers, each from a place of its own and combined (xor) with a number of its own: with that, no pair of
-    entries is more alike than if all had been drawn, and what is rounded has the same mean and variance in every
-    direction.
+    A CPU draws one number after the other, which would take longer than everything else. So there the rows are pieces
+    of one long row of random numbers. Each piece begins at another place, and is combined (xor) with a random number
+    of its own. With that, no pair of entries is more alike than if all had been drawn. The rounded values have the
+    same mean and variance in every direction.
     """
     if device.type != "cpu":
         return torch.randint(2**16, size, generator=generator, dtype=torch.int32, device=device)
@@ -102,16 +103,16 @@ def draw_noise(size: tuple[int, int], device: torch.device, generator: torch.Gen
     count = columns + _NOISE_PLACES
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     drawn = bits.view(torch.uint16)[:count].to(torch.int32)
-    # As long as there are enough, no two rows share one.
-    apart = max(1, _NOISE_PLACES // rows)
-    places = (torch.arange(rows) * apart + torch.randint(apart, (rows,), generator=generator)) % _NOISE_PLACES
-    own = torch.randint(2**16, (rows, 1), generator=generator, dtype=torch.int32)
-    return drawn.unfold(0, columns, 1).index_select(0, places).bitwise_xor_(own)
+    # As long as there are enough places, no two rows begin at the same one.
+    spacing = max(1, _NOISE_PLACES // rows)
+    places = (torch.arange(rows) * spacing + torch.randint(spacing, (rows,), generator=generator)) % _NOISE_PLACES
+    row_numbers = torch.randint(2**16, (rows, 1), generator=generator, dtype=torch.int32)
+    return drawn.unfold(0, columns, 1).index_select(0, places).bitwise_xor_(row_numbers)
 
 
 @cache
 def fused_update(device: torch.device, dtype: torch.dtype) -> Callable[..., None] | None:
-    """[`~r2f_hf.updates.triton_kernel.add_rounded_`] for half precision, where Triton is there and works."""
+    """[`~r2f_hf.updates.triton_kernel.add_rounded_`] for half precision, if Triton is installed and works."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or find_spec("triton") is None:
         return None
     from .triton_kernel import add_rounded_
@@ -120,7 +121,7 @@ def fused_update(device: torch.device, dtype: torch.dtype) -> Callable[..., None
     try:
         add_rounded_([one.to(dtype)], [0], one[None], one[None], [1.0], [0], 0, 0, 1)
     except Exception as error:
-        # What a compiler that is not there, or a GPU that it does not know, raises is anyone's guess.
+        # A missing compiler, or a GPU that Triton does not know, can raise any kind of error.
         logger.warning("Triton cannot compile for %s, so weights are rounded in several passes: %s", device, error)
         return None
     return add_rounded_
@@ -137,9 +138,9 @@ def add_low_rank_(
     """
     In-place `weight += alpha * U @ V.T`.
 
-    fp32 (and fp64) weights take one fused `addmm_`; bf16 and fp16 weights are updated in row blocks in fp32 and
-    rounded stochastically. Of a sharded weight each process writes what it holds, with the numbers that this would get
-    in one process.
+    fp32 (and fp64) weights take one fused `addmm_`. bf16 and fp16 weights are updated in fp32, block of rows by block
+    of rows, and rounded stochastically. For a sharded weight, each process writes the part that it holds, with
+    the numbers that this part would get in a single process.
 
     Args:
         weight (`torch.Tensor` of shape `(out_features, in_features)`):
@@ -147,11 +148,11 @@ def add_low_rank_(
         gradient ([`LowRankGradient`]):
             The factored gradient.
         alpha (`float`):
-            Signed step.
+            Signed step size.
         transposed (`bool`, *optional*, defaults to `False`):
             Whether the weight is stored as `(in_features, out_features)`, as in GPT-2's `Conv1D`.
         generator (`torch.Generator`, *optional*):
-            Source of the random bits for stochastic rounding.
+            Source of the random numbers for stochastic rounding.
     """
     left, right = (gradient.V, gradient.U) if transposed else (gradient.U, gradient.V)
     blocks = own_blocks(weight)
@@ -164,7 +165,7 @@ def add_low_rank_(
     height = max(1, elements // len(right))
     for start in range(0, len(left), height):
         stop = min(start + height, len(left))
-        # For all rows, whoever holds them.
+        # The noise is drawn for all rows, whichever process holds them.
         size = (stop - start, len(right))
         noise = draw_noise(size, weight.device, generator)
         for values, row, column in blocks:
@@ -185,18 +186,20 @@ def add_low_rank_all_(
     transposed: bool = False,
 ) -> None:
     """
-    [`add_low_rank_`] of several weights: on a GPU with Triton those of half precision take one launch, one pass over
-    each weight, and other random numbers.
+    [`add_low_rank_`] for several weights.
+
+    On a GPU with Triton, half-precision weights take one launch and one pass over each weight. Their random numbers
+    are then others.
 
     Args:
         weights (`Sequence[torch.Tensor]`):
             Weights of one shape, precision and device, changed in place.
         gradients ([`LowRankGradient`]):
-            The factored gradients, with the weights as their first dimension.
+            The factored gradients, whose first dimension is the weights.
         alphas (`Sequence[float]`):
-            Signed steps. A weight whose step is 0 is left alone.
+            Signed step sizes. A weight whose step size is 0 is left alone.
         seeds (`Sequence[int]`):
-            Of the stochastic rounding, 64 bits each.
+            Seeds of the stochastic rounding, 64 bits each.
         transposed (`bool`, *optional*, defaults to `False`):
             Whether the weights are stored as `(in_features, out_features)`, as in GPT-2's `Conv1D`.
     """
@@ -204,14 +207,14 @@ def add_low_rank_all_(
     device = gradients.U.device
     add_rounded_ = fused_update(device, weights[0].dtype)
     if add_rounded_ is None:
-        apart = gradients.unbind()
+        separate = gradients.unbind()
         for index in written:
             generator = torch.Generator(device).manual_seed(seeds[index])
-            add_low_rank_(weights[index], apart[index], alphas[index], transposed, generator)
+            add_low_rank_(weights[index], separate[index], alphas[index], transposed, generator)
         return
     left, right = (gradients.V, gradients.U) if transposed else (gradients.U, gradients.V)
     parts: dict[Any, list[tuple[int, Tensor]]] = {}
-    # Modules that share a weight take turns: within a launch no order is kept.
+    # Modules that share a weight take turns, in separate launches: a launch keeps no order.
     turns: Counter[int] = Counter()
     for index in written:
         for values, row, column in own_blocks(weights[index]):

@@ -1,4 +1,4 @@
-"""NPO and its kin by hand."""
+"""NPO and its variants by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-# Two rows: -6 over three tokens and -2 over four; the reference has -4 and -3.
+# Two rows: three tokens sum to -6, and four tokens to -2. Under the reference they sum to -4 and to -3.
 LOG_PROBS = torch.tensor([-1.0, -2.0, -3.0, -0.5, -0.5, -0.5, -0.5])
 REFERENCE = torch.tensor([-2.0, -1.0, -1.0, -0.75, -0.75, -0.75, -0.75])
 ROWS = torch.tensor([0, 0, 0, 1, 1, 1, 1])
@@ -43,7 +43,7 @@ def test_losses_by_hand(name: str, options: dict[str, float], expected: list[flo
 
 
 def test_npo_starts_at_gradient_ascent_and_stops_when_all_is_forgotten() -> None:
-    """Its gradient weight is 1 where policy and reference agree and goes to zero as the policy falls below."""
+    """The weight of its gradient is 1 where model and reference agree, and goes to 0 as the model falls below."""
     log_probs = REFERENCE.clone()
     log_probs[3:] -= 100
     log_probs.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Benchmarks, one file each: their splits, and what is computed on them."""
+"""Benchmarks, one file each: which splits they have, and what is computed on them."""
 
 from .base import Suite
 from .registry import SUITES, load_suite

@@ -1,10 +1,10 @@
-"""Suites by name, and their rows from a folder or the Hub."""
+"""Suites by name. Their rows come from a folder or from the Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ...data.rows import load_rows
+from ...data.loading import load_rows
 from ...lookup import lookup
 from .base import Rows, Suite
 from .tofu import TOFU
@@ -15,7 +15,7 @@ SUITES: dict[str, Suite] = {"tofu": TOFU}
 
 def load_suite(name: str, data: str, forget: str = "forget01") -> dict[str, Rows]:
     """
-    Load the splits of a suite.
+    Load the rows of a suite's splits.
 
     Args:
         name (`str`):
@@ -23,13 +23,14 @@ def load_suite(name: str, data: str, forget: str = "forget01") -> dict[str, Rows
         data (`str`):
             A folder with one JSON-lines file per split, or a Hub dataset such as `locuslab/TOFU`.
         forget (`str`, *optional*, defaults to `"forget01"`):
-            Which forget set, such as TOFU's `"forget01"`, `"forget05"` or `"forget10"`.
+            The forget set. TOFU has `"forget01"`, `"forget05"` and `"forget10"`.
 
     Returns:
-        `dict[str, Dataset]`: The rows of each split. A folder may lack those that the suite does not require.
+        `dict[str, Dataset]`: The rows of each split. Splits that the suite does not require are left out if the folder
+        has no file for them.
 
     Raises:
-        `FileNotFoundError`: If a folder lacks a split that the suite requires.
+        `FileNotFoundError`: If the folder has no file for a split that the suite requires.
         `ValueError`: If there is no such suite.
     """
     suite = lookup(SUITES, name, "suite")
@@ -40,5 +41,7 @@ def load_suite(name: str, data: str, forget: str = "forget01") -> dict[str, Rows
     files = {split: folder / f"{config}.json" for split, config in names.items()}
     missing = [str(files[split]) for split in suite.required if not files[split].is_file()]
     if missing:
-        raise FileNotFoundError(f"The {name} suite needs {' and '.join(missing)}.")
+        raise FileNotFoundError(
+            f"The {name} suite needs {' and '.join(missing)}. Add the files, or choose another forget set."
+        )
     return {split: load_rows(str(file)) for split, file in files.items() if file.is_file()}

@@ -1,1 +1,1 @@
-"""Is it gone? Metrics of what a model still knows."""
+"""What does the model still know? Metrics of memorisation."""

@@ -6,9 +6,10 @@ import numpy as np
 
 
 _DESCRIPTION = """
-How probable a model finds the answers, whatever their length: the TOFU benchmark's probability, P(a|q)^(1/|a|), mean
-over rows. Where wrong answers are given it is normalised by them: P(a|q) / (P(a|q) + sum_i P(wrong_i|q)), each
-length-normalised, as TOFU does for its real-authors and world-facts rows.
+How probable the answers are under a model, whatever their length: the length-normalised probability P(a|q)^(1/|a|) of
+the TOFU benchmark, as a mean over rows. If wrong answers are given, each row is normalised by them:
+P(a|q) / (P(a|q) + sum_i P(wrong_i|q)), where each probability is length-normalised. TOFU does so for its real-authors
+and world-facts rows.
 """
 
 _CITATION = """
@@ -19,9 +20,9 @@ Zhili and Schwarzschild, Avi and Lipton, Zachary C. and Kolter, J. Zico}, journa
 _INPUTS = """
 Args:
     predictions (`list[float]`): mean log-probability per token (natural logarithm) of each row's answer.
-    wrong (`list[list[float]]`, *optional*): the same of each row's wrong answers.
+    wrong (`list[list[float]]`, *optional*): mean log-probability per token of each row's wrong answers.
 Returns:
-    `dict`: `probability` (`float`), the mean, and `rows` (`list[float]`).
+    `dict`: `probability` (`float`), the mean, and `rows` (`list[float]`), the probability of each row.
 """
 
 
@@ -37,10 +38,12 @@ class Probability(evaluate.Metric):
     def _compute(self, predictions, wrong=None):
         log_probs = np.asarray(predictions)
         if (log_probs > 0).any():
-            raise ValueError("`predictions` are log-probabilities and cannot be positive.")
+            raise ValueError("`predictions` cannot be positive: give log-probabilities, not probabilities.")
         rows = np.exp(log_probs)
         if wrong is not None:
             if len(wrong) != len(rows):
-                raise ValueError(f"{len(rows)} predictions but {len(wrong)} rows of wrong answers.")
-            rows = np.array([p / (p + np.exp(others).sum()) for p, others in zip(rows, wrong, strict=True)])
+                raise ValueError(
+                    f"{len(rows)} predictions but {len(wrong)} rows of wrong answers: `wrong` needs a list per row."
+                )
+            rows = np.array([right / (right + np.exp(row).sum()) for right, row in zip(rows, wrong, strict=True)])
         return {"probability": float(rows.mean()), "rows": rows.tolist()}

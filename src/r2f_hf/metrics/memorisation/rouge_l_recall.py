@@ -5,10 +5,13 @@ import evaluate
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
+from r2f_hf.metrics.words import WordTokenizer
+
 
 _DESCRIPTION = """
-How much of the true answer a generated one contains: recall of the longest common subsequence of stemmed words
-(ROUGE-L, Lin 2004), mean over rows. TOFU's generation metric. Uses the `rouge_score` package.
+How much of the true answer a generated answer contains: the recall of their longest common subsequence of stemmed
+words (ROUGE-L, Lin 2004), as a mean over rows. TOFU measures generated answers with it. It uses the `rouge_score`
+package.
 """
 
 _CITATION = """
@@ -21,7 +24,7 @@ Args:
     predictions (`list[str]`): generated answers.
     references (`list[str]`): true answers.
 Returns:
-    `dict`: `rouge_l_recall` (`float`), the mean, and `rows` (`list[float]`).
+    `dict`: `rouge_l_recall` (`float`), the mean, and `rows` (`list[float]`), the recall of each row, from 0 to 1.
 """
 
 
@@ -37,7 +40,11 @@ class RougeLRecall(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        scorer = RougeScorer(["rougeL"], use_stemmer=True)
+        tokenizer = WordTokenizer()
+        scorer = RougeScorer(["rougeL"], tokenizer=tokenizer)
+        for index, reference in enumerate(references):
+            if not tokenizer.tokenize(reference):
+                raise ValueError(f"Row {index}: the true answer has no word, so that no answer could contain any.")
         rows = [
             scorer.score(reference, prediction)["rougeL"].recall
             for prediction, reference in zip(predictions, references, strict=True)

@@ -3,19 +3,24 @@
 import datasets
 import evaluate
 import numpy as np
+from scipy.special import logsumexp
+
+
+# The largest ratio that is reported is e to this.
+LARGEST_LOG = 700.0
 
 
 _DESCRIPTION = """
-Whether a model still prefers the truth when it is worded otherwise (TOFU, arXiv 2401.06121, equation 1):
+Whether a model still prefers the truth in another wording (TOFU, arXiv 2401.06121, equation 1):
 
     R = mean_i P(wrong_i|q)^(1/|wrong_i|) / P(paraphrase|q)^(1/|paraphrase|)
 
-where the paraphrase is a rewording of the true answer and the wrong answers share its form. R is near 1 or above for a
-model that does not know the answer, and near 0 for one that does. Rows are aggregated, as in TOFU, to
-mean(min(R, 1/R)) for a forget set (1 is best) and to mean(max(0, 1 - R)) for sets to be kept (1 is best).
+The paraphrase is the true answer in another wording, and the wrong answers have the same form. R is near 0 for a model
+that knows the answer, and near 1 or above for a model that does not. As in TOFU, the rows of a forget set are
+aggregated to mean(min(R, 1/R)), and those of a set to be kept to mean(max(0, 1 - R)). For both, 1 is best.
 
-The paper averages the wrong answers' probabilities. TOFU's released aggregation script and open-unlearning's forget
-quality average their losses instead (a geometric mean); `mean="geometric"` gives their numbers.
+The paper averages the probabilities of the wrong answers. TOFU's released aggregation script and open-unlearning's
+forget quality average their losses instead, which is a geometric mean. `mean="geometric"` gives their numbers.
 """
 
 _CITATION = """
@@ -26,10 +31,10 @@ Zhili and Schwarzschild, Avi and Lipton, Zachary C. and Kolter, J. Zico}, journa
 _INPUTS = """
 Args:
     predictions (`list[float]`): mean log-probability per token of each row's paraphrased true answer.
-    wrong (`list[list[float]]`): the same of each row's wrong answers.
-    mean (`str`, *optional*, defaults to `"arithmetic"`): `"arithmetic"` or `"geometric"`.
+    wrong (`list[list[float]]`): mean log-probability per token of each row's wrong answers.
+    mean (`str`, *optional*, defaults to `"arithmetic"`): mean over the wrong answers, `"arithmetic"` or `"geometric"`.
 Returns:
-    `dict`: `forget` and `keep` (`float`), the two aggregates, and `rows` (`list[float]`), each row's R.
+    `dict`: `forget` and `keep` (`float`), the two aggregates, and `rows` (`list[float]`), the R of each row.
 """
 
 
@@ -46,16 +51,23 @@ class TruthRatio(evaluate.Metric):
         if mean not in ("arithmetic", "geometric"):
             raise ValueError(f'`mean` is "arithmetic" or "geometric", not {mean!r}.')
         if len(wrong) != len(predictions):
-            raise ValueError(f"{len(predictions)} predictions but {len(wrong)} rows of wrong answers.")
-        if not all(len(others) for others in wrong):
+            raise ValueError(
+                f"{len(predictions)} predictions but {len(wrong)} rows of wrong answers: `wrong` needs a list per row."
+            )
+        if not all(len(row) for row in wrong):
             raise ValueError("Each row needs at least one wrong answer.")
+        for index, (prediction, row) in enumerate(zip(predictions, wrong, strict=True)):
+            if not np.isfinite([prediction, *row]).all():
+                raise ValueError(f"Row {index} holds a log-probability that is NaN or infinite.")
         if mean == "arithmetic":
-            log_wrong = [np.log(np.mean(np.exp(others))) for others in wrong]
+            log_wrong = [logsumexp(row) - np.log(len(row)) for row in wrong]
         else:
-            log_wrong = [np.mean(others) for others in wrong]
-        rows = np.exp(np.array(log_wrong) - np.asarray(predictions))
+            log_wrong = [np.mean(row) for row in wrong]
+        # Probabilities of a ruined model are too small for floating point, and their ratios are not.
+        log_ratios = np.array(log_wrong) - np.asarray(predictions)
+        rows = np.exp(np.minimum(log_ratios, LARGEST_LOG))
         return {
-            "forget": float(np.minimum(rows, 1 / rows).mean()),
+            "forget": float(np.exp(-np.abs(log_ratios)).mean()),
             "keep": float(np.maximum(0, 1 - rows).mean()),
             "rows": rows.tolist(),
         }

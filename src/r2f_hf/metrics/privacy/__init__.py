@@ -1,1 +1,1 @@
-"""Can one tell that it was there? Metrics beside a model that never saw it."""
+"""Can one tell that the model once saw the rows? Metrics that compare it with a model that never did."""

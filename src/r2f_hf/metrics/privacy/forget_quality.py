@@ -2,13 +2,14 @@
 
 import datasets
 import evaluate
+import numpy as np
 from scipy.stats import ks_2samp
 
 
 _DESCRIPTION = """
-Whether an unlearned model can be told from one that never saw the forget set (TOFU, arXiv 2401.06121, section 2.2.2):
-the p-value of a two-sample Kolmogorov-Smirnov test between the two models' truth ratios on the forget set. Below 0.05
-they are distinguishable; TOFU reports its logarithm.
+Whether an unlearned model can be told from a model that never saw the forget set (TOFU, arXiv 2401.06121, section
+2.2.2): the p-value of a two-sample Kolmogorov-Smirnov test between the two models' truth ratios on the forget set.
+Below 0.05 the models can be told apart. TOFU reports the logarithm of the p-value.
 """
 
 _CITATION = """
@@ -18,10 +19,10 @@ Zhili and Schwarzschild, Avi and Lipton, Zachary C. and Kolter, J. Zico}, journa
 
 _INPUTS = """
 Args:
-    predictions (`list[float]`): truth ratios of the unlearned model, one a row of the forget set.
-    gold (`list[float]`): those of a model trained without the forget set.
+    predictions (`list[float]`): truth ratios of the unlearned model, one per row of the forget set.
+    gold (`list[float]`): truth ratios of a model that was trained without the forget set.
 Returns:
-    `dict`: `forget_quality` (`float`), the p-value, and `statistic` (`float`).
+    `dict`: `forget_quality` (`float`), the p-value, and `statistic` (`float`), the statistic of the test.
 """
 
 
@@ -36,6 +37,15 @@ class ForgetQuality(evaluate.Metric):
 
     def _compute(self, predictions, gold):
         if len(gold) == 0:
-            raise ValueError("`gold` is empty: forget quality compares with a model that never saw the forget set.")
+            raise ValueError(
+                "`gold` is empty. Give it the truth ratios of a model that never saw the forget set: forget quality "
+                "compares with them."
+            )
+        for name, ratios in (("predictions", predictions), ("gold", gold)):
+            for index, ratio in enumerate(ratios):
+                if np.isnan(ratio):
+                    raise ValueError(
+                        f"Row {index} of `{name}` is NaN: the model that it is of gives no probabilities."
+                    )
         test = ks_2samp(predictions, gold)
         return {"forget_quality": float(test.pvalue), "statistic": float(test.statistic)}

@@ -1,1 +1,1 @@
-"""Is the rest kept?"""
+"""Does the model still know everything else? Metrics of utility."""

@@ -6,9 +6,9 @@ from scipy.stats import hmean
 
 
 _DESCRIPTION = """
-What is left of a model's abilities (TOFU, arXiv 2401.06121, section 2.2.1): the harmonic mean of probability, ROUGE-L
-recall and truth ratio (as kept sets are aggregated) over the retain, real-authors and world-facts rows, nine numbers.
-Any of them at zero makes it zero.
+How much of its abilities a model has kept (TOFU, arXiv 2401.06121, section 2.2.1): the harmonic mean of nine numbers.
+They are the probability, the ROUGE-L recall and the truth ratio (aggregated as for sets to be kept) on the retain, the
+real-authors and the world-facts rows. If one of them is zero, the utility is zero.
 """
 
 _CITATION = """
@@ -35,5 +35,5 @@ class ModelUtility(evaluate.Metric):
 
     def _compute(self, predictions):
         if not all(0 <= value <= 1 for value in predictions):
-            raise ValueError(f"Model utility is a mean of numbers in [0, 1], got {predictions}.")
+            raise ValueError(f"`predictions` must be numbers in [0, 1], got {predictions}.")
         return {"model_utility": float(hmean(predictions))}

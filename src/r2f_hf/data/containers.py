@@ -1,0 +1,78 @@
+"""From whatever holds rows (datasets, tables, lists, streams) to a sequence of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+
+Rows = Dataset | Sequence[Mapping[str, Any]]
+
+# Rows that are taken from a stream at most: all of a set is encoded before the first step.
+MOST_STREAMED = 100_000
+
+
+def as_rows(value: Any, name: str) -> Rows | None:
+    """
+    The rows of a set, whatever holds them.
+
+    Args:
+        value (`Any`):
+            A [`~datasets.Dataset`]; a [`~datasets.DatasetDict`] with one split, or with one of the set's own name, or
+            `train`; an iterable dataset or a generator, of which at most 100,000 rows are taken; a pandas DataFrame; a
+            dictionary of columns; a list of rows, or of texts.
+        name (`str`):
+            Which set it is: `"forget"`, `"retain"` and so on.
+
+    Returns:
+        `Dataset` or `Sequence[Mapping]`, *optional*: `None` for `None`.
+
+    Raises:
+        `ValueError`: If it holds something else; the message names its type and what to do, and never shows a text.
+    """
+    if value is None:
+        return None
+    if isinstance(value, DatasetDict | IterableDatasetDict):
+        chosen = [split for split in (name, "train") if split in value] or list(value)
+        if len(value) > 1 and chosen[0] not in (name, "train"):
+            raise ValueError(
+                f"The {name} set is a {type(value).__name__} with the splits {', '.join(map(repr, value))}. Pass one "
+                f"of them, for example `dataset[{chosen[0]!r}]`."
+            )
+        return as_rows(value[chosen[0]], name)
+    if isinstance(value, Dataset):
+        # As Python's own values, whatever a user has formatted it for.
+        return value.with_format(None)
+    if type(value).__name__ == "DataFrame" and hasattr(value, "to_dict"):
+        return Dataset.from_pandas(value, preserve_index=False)
+    if isinstance(value, Mapping):
+        if not all(isinstance(column, Sequence) and not isinstance(column, str) for column in value.values()):
+            raise ValueError(
+                f"The {name} set is a dictionary whose values are not columns. Pass a list of rows, or a dictionary "
+                "of lists of one length."
+            )
+        return Dataset.from_dict(dict(value))
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(
+            f"The {name} set is a {type(value).__name__}, not rows. Pass a Dataset or a list of dictionaries; a file "
+            "or a dataset of the Hub is read by `r2f_hf.data.loading.load_rows`."
+        )
+    streamed = isinstance(value, IterableDataset) or not isinstance(value, Sequence)
+    rows = list(islice(value, MOST_STREAMED + 1)) if streamed else value
+    if streamed and len(rows) > MOST_STREAMED:
+        raise ValueError(
+            f"The {name} set is streamed and has more than {MOST_STREAMED:,} rows, all of which would be held in "
+            f"memory. Pass fewer, for example `dataset.take({MOST_STREAMED})`."
+        )
+    if rows and all(isinstance(row, str) for row in rows):
+        return [{"text": row} for row in rows]
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"{name}[{index}] is a {type(row).__name__}, not a row. Pass a list of dictionaries, one per row, or "
+                "a list of texts."
+            )
+    return rows
