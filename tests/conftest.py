@@ -23,6 +23,7 @@ from transformers import (
     MistralConfig,
     MixtralConfig,
     Phi3Config,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -161,10 +162,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
 
 
-def build_model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+def build_model(
+    kind: str | PreTrainedConfig = "llama", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> PreTrainedModel:
     """A tiny real model with random weights. They are larger than by default, so that gradients are not trivial."""
     torch.manual_seed(seed)
-    config = copy.deepcopy((CONFIGS | MORE_CONFIGS)[kind])
+    config = copy.deepcopy((CONFIGS | MORE_CONFIGS)[kind] if isinstance(kind, str) else kind)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -17,7 +17,7 @@ from .decoders import GradientDecoder, load_decoder
 from .distributed.deepspeed import BeforeStep, check_zero
 from .gradients import Fidelity
 from .lookup import lookup
-from .models.checks import check_weight_decay
+from .models.checks import check_optimizer, check_weight_decay
 from .runs.weights import load_full_model_, save_full_model
 from .step import R2FStep
 from .updates import RetainedInputs
@@ -160,6 +160,7 @@ class R2FCallback(TrainerCallback):
         self._remove_hooks()
         self._pending_logs = []
         check_weight_decay(args)
+        check_optimizer(args)
         check_reference(args)
         self.step = R2FStep(model, **self.options, max_norm=args.max_grad_norm, retained_inputs=self.retained_inputs)
         if self.save_full_model and args.load_best_model_at_end:

@@ -119,6 +119,9 @@ def run(
         logs = [logs for logs in trainer.state.log_history if "loss" in logs]
         metrics = trainer.evaluate()
         trainer.save_model(str(folder / "model"))
+        if target == "weights":
+            # By the variable that was handed in. Where weights are sharded, all processes have to call it.
+            model.save_pretrained(folder / "mine", is_main_process=trainer.is_world_process_zero())
         found = {"weights": gather(full_state_dict(trainer.model)), "logs": logs, "metrics": metrics}
         if target == "adapter":
             found["adapter"] = AdapterTarget().state(trainer.model)

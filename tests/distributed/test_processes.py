@@ -108,6 +108,8 @@ def test_what_is_saved_is_the_whole_model(case: Case) -> None:
     saved = AutoModelForCausalLM.from_pretrained(found["folder"])
     assert type(saved) is type(build_model(case.kind))
     assert not changed(found["weights"], weights(saved))
+    by_hand = AutoModelForCausalLM.from_pretrained(Path(found["folder"]).with_name("mine"))
+    assert not changed(found["weights"], weights(by_hand))
     entries = read_ledger(found["folder"])
     assert [entry["weights"] for entry in entries] == [
         {"before": weights_hash(build_model(case.kind).state_dict()), "after": weights_hash(saved.state_dict())}

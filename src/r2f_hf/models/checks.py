@@ -33,6 +33,12 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
     """
     to_adapter = args.update_target == "adapter"
     check_kind(model)
+    if not to_adapter and getattr(model, "is_quantized", False):
+        raise ValueError(
+            "The model is quantised: a step is far smaller than the distance between two quantised values, so the "
+            "update would be lost. Load it without `quantization_config`, for example with `dtype=torch.bfloat16`, or "
+            'let an adapter take the updates (`update_target="adapter"`).'
+        )
     check_adapters(model, to_adapter)
     if (getattr(model, "tp_size", None) or 1) > 1:
         raise ValueError(
@@ -52,12 +58,6 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
     away = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
     if away:
         raise ValueError(f"{away[0]} (of {len(away)} weights) is on the meta device and not in memory: {ON_META}")
-    if not to_adapter and getattr(model, "is_quantized", False):
-        raise ValueError(
-            "The model is quantised: a step is far smaller than the distance between two quantised values, so the "
-            "update would be lost. Load it without `quantization_config`, for example with `dtype=torch.bfloat16`, or "
-            'let an adapter take the updates (`update_target="adapter"`).'
-        )
 
 
 def check_kind(model: nn.Module) -> None:
@@ -106,8 +106,8 @@ def check_adapters(model: nn.Module, to_adapter: bool) -> None:
     Raises:
         `ValueError`: With what to do instead.
     """
-    # PEFT freezes the weights behind an adapter, and leaves them so.
-    merge = "`model = model.merge_and_unload().requires_grad_(True)`"
+    # PEFT freezes the weights behind an adapter, and leaves them so. Next to an adapter they may be.
+    thaw = "" if to_adapter else ".requires_grad_(True)"
     stack = "hand it to R2FTrainer" + ("" if to_adapter else ' with `update_target="adapter"`')
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
@@ -126,13 +126,13 @@ def check_adapters(model: nn.Module, to_adapter: bool) -> None:
         if to_adapter and other:
             raise ValueError(
                 f"The model carries adapters that are not LoRA: {', '.join(other)}. Only LoRA can be stacked on; "
-                f"merge them first ({merge})."
+                f"merge them first (`model = model.merge_and_unload(){thaw}`)."
             )
         if not to_adapter:
             raise ValueError(
-                f"The model already carries an adapter. Merge it first ({merge}), let an adapter take the updates "
-                '(`update_target="adapter"`), or add R2FCallback to a Trainer over it to use that adapter as the '
-                "probe."
+                f"The model already carries an adapter. Merge it first (`model = model.merge_and_unload(){thaw}`), "
+                'let an adapter take the updates (`update_target="adapter"`), or add R2FCallback to a Trainer over it '
+                "to use that adapter as the probe."
             )
         return
     # PEFT wraps modules in place: the variable that a PeftModel was made of carries its adapters as well.
@@ -140,8 +140,8 @@ def check_adapters(model: nn.Module, to_adapter: bool) -> None:
     if inside - {PROBE, DELTA}:
         raise ValueError(
             f"The model already carries an adapter ({', '.join(sorted(inside - {PROBE, DELTA}))}) in its modules, "
-            "because a PeftModel was made of it. Merge it first (`model = peft_model.merge_and_unload()"
-            ".requires_grad_(True)`)" + (f", or take the PeftModel and {stack}." if to_adapter else ".")
+            f"because a PeftModel was made of it. Merge it first (`model = peft_model.merge_and_unload(){thaw}`)"
+            + (", or hand the PeftModel itself to R2FTrainer." if to_adapter else ".")
         )
     if DELTA in inside and not is_empty(model, DELTA):
         raise ValueError(
@@ -189,6 +189,23 @@ def check_arguments(args: R2FConfig) -> None:
         `ValueError`: Naming the setting.
     """
     check_weight_decay(args)
+    check_optimizer(args)
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "`auto_find_batch_size` begins a run anew with smaller batches, on weights that may have changed already. "
+            "Lower `per_device_train_batch_size` yourself, and raise `gradient_accumulation_steps`."
+        )
+    for name in ("bf16_full_eval", "fp16_full_eval"):
+        if getattr(args, name):
+            raise ValueError(
+                f"`{name}` rounds the model itself, before R2F keeps or changes its weights. Use `bf16=True`, which "
+                "only computes in half precision, or load the model in it (`dtype`)."
+            )
+    if args.push_to_hub and args.hub_strategy in ("checkpoint", "all_checkpoints"):
+        raise ValueError(
+            f"`hub_strategy={args.hub_strategy.value!r}` uploads checkpoints before they are whole, so that no run "
+            'could go on from them. Set "end" or "every_save".'
+        )
     if args.label_smoothing_factor:
         raise ValueError("`label_smoothing_factor` is no part of the forget and retain losses. Leave it at 0.")
     known = torch.backends.mkldnn.is_available()
@@ -209,6 +226,21 @@ def check_weight_decay(args: TrainingArguments) -> None:
         raise ValueError(
             "`weight_decay` would act on the probes, which are drawn anew after each step, and not on the model's "
             "weights. Leave it at 0."
+        )
+
+
+def check_optimizer(args: TrainingArguments) -> None:
+    """
+    Refuse optimizers that use up the gradients within the backward pass, in any Trainer.
+
+    Raises:
+        `ValueError`: Naming the setting.
+    """
+    name = getattr(args.optim, "value", args.optim)
+    if name in ("lomo", "adalomo") or name.endswith("_layerwise"):
+        raise ValueError(
+            f"`optim={name!r}` uses up each gradient in the backward pass, so that none would be left to decode. The "
+            'optimizer only moves the probes, which are drawn anew after each step: take "sgd".'
         )
 
 

@@ -74,8 +74,8 @@ def find_targets(model: PreTrainedModel, args: R2FConfig) -> Targets:
     check_experts(model, args)
     writable = args.update_target == "weights"
     if args.target_modules == "all-linear":
-        # In a multimodal model only the part that text reaches. The head is no part of it.
-        reached = set(model.get_decoder().modules())
+        # In a multimodal model only the part that text reaches, and of that not the head.
+        reached = set(model.get_decoder().modules()) - {model.get_output_embeddings()}
         # A gate with one output has a vector for a weight, of which there is no low rank.
         named = [
             name

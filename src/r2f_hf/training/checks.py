@@ -31,6 +31,65 @@ def check_config(args: Any) -> None:
         )
 
 
+def check_batches(args: TrainingArguments) -> None:
+    """
+    Refuse settings under which a batch would lose rows, or its loss would be a mean over other rows.
+
+    Raises:
+        `ValueError`: Naming the setting.
+    """
+    if args.remove_unused_columns:
+        raise ValueError(
+            "`remove_unused_columns=True` keeps only what the model's forward pass takes, and an item of a batch here "
+            "is a forget row with its retain rows. Leave it at False."
+        )
+    if args.label_names not in (None, ["labels"]):
+        raise ValueError(
+            f"`label_names={args.label_names}` names columns that batches here do not have, so that nothing would be "
+            "evaluated. Leave it out."
+        )
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "`accelerator_config` has `dispatch_batches=True`: it deals single rows to the processes, and parts "
+            "forget rows from their retain rows. Leave it out."
+        )
+    check_parallelism(args)
+    if args.world_size == 1:
+        return
+    if not args.accelerator_config.even_batches:
+        raise ValueError(
+            "`accelerator_config` has `even_batches=False`: some processes would get a batch more than others, and "
+            "wait for them without end. Leave it out. (Rows that fill up a batch do not count twice here.)"
+        )
+    if not args.average_tokens_across_devices:
+        raise ValueError(
+            "`average_tokens_across_devices=False` would take a mean per process, and the losses here are means over "
+            "the global batch. Leave it at True."
+        )
+    if args.eval_use_gather_object:
+        raise ValueError(
+            "`eval_use_gather_object=True` gathers objects, and predictions here are tensors, of which Trainer would "
+            "lose rows. Leave it at False."
+        )
+
+
+def check_parallelism(args: TrainingArguments) -> None:
+    """
+    Refuse parallelism that cuts sequences or layers into pieces.
+
+    Raises:
+        `ValueError`: Naming the sizes.
+    """
+    config = args.parallelism_config
+    sizes = {name: getattr(config, name, 1) for name in ("tp_size", "cp_size", "sp_size", "dp_shard_size")}
+    cut = [f"{name}={size}" for name, size in sizes.items() if size > 1]
+    if cut:
+        raise ValueError(
+            f"`parallelism_config` has {', '.join(cut)}: a process would not see sequences, layers or probes whole. "
+            "Leave it out. To shard the weights, load the model with `DistributedConfig(fsdp_size=...)`."
+        )
+
+
 def check_sampling(args: TrainingArguments, items: int) -> None:
     """
     Refuse settings of the data loader under which no step can be taken, or which look into single rows.
@@ -50,7 +109,7 @@ def check_sampling(args: TrainingArguments, items: int) -> None:
             f"`train_sampling_strategy={strategy!r}` looks for the length of single rows, and an item of a batch here "
             "is a forget row with its retain rows. Set 'random' or 'sequential'."
         )
-    size = args.train_batch_size * args.world_size
+    size = args.train_batch_size * (1 if args.accelerator_config.split_batches else args.world_size)
     if args.dataloader_drop_last and items < size:
         raise ValueError(
             f"With `dataloader_drop_last` no step can be taken: the forget set has {items} examples, and a batch "
@@ -83,9 +142,11 @@ def check_best_metric(args: TrainingArguments, sets: Collection[str] | None, own
         return
     metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
     prefixes = ["eval_"] if sets is None else [f"eval_{name}_" for name in sets]
-    available = [f"{prefix}{name}" for prefix in prefixes for name in ("loss", "probability")]
+    names = ("loss",) if args.prediction_loss_only else ("loss", "probability")
+    available = [f"{prefix}{name}" for prefix in prefixes for name in names]
     # What a user's own function computes is not known before it is called.
-    if metric in available or (own_metrics and metric.startswith(tuple(prefixes))):
+    computed = own_metrics and not args.prediction_loss_only
+    if metric in available or (computed and metric.startswith(tuple(prefixes))):
         return
     raise ValueError(
         f"`metric_for_best_model` is {metric!r} (the default with `load_best_model_at_end`), which no evaluation "

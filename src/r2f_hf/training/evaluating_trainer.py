@@ -71,13 +71,18 @@ class EvaluatingTrainer(Trainer):
         """Predict on rows in any format that the constructor takes. See [`~transformers.Trainer.predict`]."""
         return super().predict(self._encode_evaluation(test_dataset), *args, **kwargs)
 
-    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """See [`~transformers.Trainer.get_eval_dataloader`]. All rows count, whatever `dataloader_drop_last` says."""
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        args = self.args
+        drop_last, persistent = args.dataloader_drop_last, args.dataloader_persistent_workers
+        # Trainer keeps persistent workers by the name of their set. Sets of the caller's have none: the second would
+        # get the workers of the first, and its rows.
+        own = eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset
+        args.dataloader_drop_last, args.dataloader_persistent_workers = False, persistent and own
         try:
-            return super().get_eval_dataloader(*args, **kwargs)
+            return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.args.dataloader_drop_last = drop_last
+            args.dataloader_drop_last, args.dataloader_persistent_workers = drop_last, persistent
 
     def evaluation_loop(self, dataloader: DataLoader, *args, **kwargs) -> EvalLoopOutput:
         """See [`~transformers.Trainer.evaluation_loop`]. Under DeepSpeed it works before training with ZeRO-2 too."""
@@ -112,7 +117,9 @@ class EvaluatingTrainer(Trainer):
 
     def _mean_probability(self, prediction: EvalPrediction) -> dict[str, float]:
         """The mean over rows of the length-normalised probability, from [`row_log_probs`]."""
-        log_probs, tokens = prediction.predictions[:, 0], prediction.predictions[:, 1]
+        # With `eval_do_concat_batches=False` they are a list of batches.
+        rows = prediction.predictions
+        log_probs, tokens = (np.concatenate(rows) if isinstance(rows, list) else rows).T
         return {"probability": float(item_probabilities(log_probs, tokens, self._items).mean())}
 
     def end_training(self) -> None:

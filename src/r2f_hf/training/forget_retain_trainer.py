@@ -29,7 +29,7 @@ from ..data.rendering import ChatOptions
 from ..data.rows import Row
 from ..data.splits import encode_splits, num_labels
 from ..scoring import context_length, item_probabilities
-from .checks import check_best_metric, check_config, check_sampling
+from .checks import check_batches, check_best_metric, check_config, check_sampling
 from .evaluating_trainer import EvaluatingTrainer, row_log_probs
 from .loss import count_items, forget_retain_loss
 from .references import References, reference_log_probs, reference_token_log_probs, reference_top_tokens
@@ -91,6 +91,7 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
         check_config(args)
+        check_batches(args)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
         self.forget_objective, self.retain_objective = args.build_objectives()
