@@ -50,6 +50,12 @@ PRIVATE_NAMES = (
     PrivateName(_MODEL, "_hf_peft_config_loaded", "5.24.0", "adapters that Transformers itself has loaded"),
     PrivateName(_MODEL, "is_distributed_loading_by_transformers", "5.24.0", "weights that are sharded while loading"),
     PrivateName("transformers.configuration_utils:PreTrainedConfig", "_name_or_path", "5.24.0", "a model's folder"),
+    PrivateName(
+        "transformers.modeling_utils",
+        "remove_tied_weights_from_state_dict",
+        "5.24.0",
+        "refuses before training what could not be saved after it",
+    ),
     # accelerate
     PrivateName("accelerate.accelerator:Accelerator", "_is_accelerate_prepared", "1.15.0", "a model is wrapped anew"),
     # peft
@@ -57,6 +63,14 @@ PRIVATE_NAMES = (
     PrivateName("peft.tuners.lora.layer:LoraLayer", "lora_variant", "0.21.2", "where a variant is put in place"),
     PrivateName(
         "peft.tuners.lora.layer:LoraLayer", "cast_input_dtype_enabled", "0.21.2", "inputs are kept as they are"
+    ),
+    PrivateName("peft.tuners.lora.layer", "ParamWrapper", "0.21.2", "pairs on parameters, which are no probes"),
+    PrivateName("peft.tuners.tuners_utils:BaseTunerLayer", "adapter_layer_names", "0.21.2", "what a model carries"),
+    PrivateName(
+        "peft.utils.transformers_weight_conversion",
+        "convert_peft_config_for_transformers",
+        "0.21.2",
+        "which modules of a mixture PEFT takes for its experts",
     ),
     PrivateName("peft.utils.other", "get_pattern_key", "0.21.2", "the scaling of a module in a saved adapter"),
     # torch

@@ -40,7 +40,8 @@ class R2FTrainer(RecordedTrainer):
     [`R2FCallback`] decodes the probe's gradients and writes the update into the model's own weights. [`R2FStep`] is
     that step on a page.
 
-    `save_model` saves the plain model, without the probe. In memory the plain model is `trainer.model.unload()`.
+    `save_model` saves the plain model, without the probe. So does `save_pretrained` of the variable that was passed,
+    and of `trainer.model`. In memory the plain model is `trainer.model.unload()`.
 
     With `update_target="adapter"` a second LoRA adapter takes the updates, and `save_model` saves that adapter. Load
     it onto the model with PEFT. (`unload()` would discard it.)

@@ -98,10 +98,10 @@ def test_all_of_a_mixture_but_its_experts_changes(
     kind: str, targets: str, tmp_path: Path, build_trainer: BuildTrainer
 ) -> None:
     settings = {"rank": 4, "target_modules": TARGETS[targets]}
-    if targets == "all-linear":
-        with pytest.raises(ValueError, match="holds the weights of all experts in one parameter") as error:
-            build_trainer(build_model(MIXTURES[kind]), **settings)
-        settings["exclude_modules"] = excluded_by_the_advice(str(error.value))
+    # Whoever names layers that the experts had names the experts too.
+    with pytest.raises(ValueError, match="experts holds its weights in a parameter of three dimensions") as error:
+        build_trainer(build_model(MIXTURES[kind]), **settings)
+    settings["exclude_modules"] = excluded_by_the_advice(str(error.value))
     model = build_model(MIXTURES[kind])
     before = weights(model)
     # In the pattern the names are those of the list.
@@ -144,9 +144,48 @@ def test_an_adapter_on_a_mixture_loads_as_it_was_saved(
     assert (logits(loaded.merge_and_unload()) - now).norm() < 1e-3 * moved
 
 
+@pytest.mark.parametrize("users", [["q_proj"], ["q_proj", "gate_proj", "up_proj", "down_proj"]], ids=["linear", "all"])
+def test_an_adapter_on_a_mixture_loads_next_to_a_users(
+    users: list[str], tmp_path: Path, build_trainer: BuildTrainer
+) -> None:
+    def adapted() -> PeftModel:
+        torch.manual_seed(1)
+        config = LoraConfig(r=4, target_modules=users, init_lora_weights=False, task_type="CAUSAL_LM")
+        return get_peft_model(build_model(MIXTURES["qwen3_moe"]), config)
+
+    adapted().save_pretrained(tmp_path / "users")
+    settings = {"rank": 4, "exclude_modules": ["experts"], "update_target": "adapter", "adapter_rank": 32}
+    model = adapted()
+    before, active = logits(model), model.active_adapters
+    if len(users) > 1:
+        # PEFT has put these on parameters of the experts.
+        with pytest.raises(ValueError, match=r"'default' has pairs on parameters of the experts, and PEFT") as error:
+            build_trainer(model, **settings)
+        assert torch.equal(logits(model), before) and model.active_adapters == active
+        settings["exclude_modules"] = excluded_by_the_advice(str(error.value))
+        assert settings["exclude_modules"] == ["experts", "down_proj", "gate_proj", "up_proj"]
+    trainer = build_trainer(model, **settings)
+    trainer.train()
+    trainer.save_model()
+    loaded = PeftModel.from_pretrained(build_model(MIXTURES["qwen3_moe"]), tmp_path / "users", adapter_name="users")
+    loaded.load_adapter(tmp_path / "output", "forget")
+    loaded.base_model.set_adapter(["users", "forget"])
+    now = logits(trainer.model)
+    assert (logits(loaded) - now).norm() < 1e-3 * (now - before).norm()
+
+
+@pytest.mark.parametrize("targets", [["o_proj"], r".*\.mlp\.(gate|up|down)_proj"], ids=["list", "pattern"])
+def test_a_mixture_of_which_no_expert_is_named_needs_no_advice(
+    targets: str | list[str], build_trainer: BuildTrainer
+) -> None:
+    trainer = build_trainer(build_model(MIXTURES["deepseek_v3"]), rank=4, target_modules=targets)
+    assert len(find_probes(trainer.model)) == (2 if isinstance(targets, list) else 3)
+    trainer.train()
+
+
 def test_the_advice_adds_to_what_is_excluded_already(build_trainer: BuildTrainer) -> None:
     for excluded in (["o_proj"], r".*\.o_proj"):
-        with pytest.raises(ValueError, match="holds the weights of all experts") as error:
+        with pytest.raises(ValueError, match="holds its weights in a parameter of three dimensions") as error:
             build_trainer(build_model(MIXTURES["glm4_moe"]), exclude_modules=excluded)
         advised = excluded_by_the_advice(str(error.value))
         trainer = build_trainer(build_model(MIXTURES["glm4_moe"]), exclude_modules=advised)

@@ -145,8 +145,8 @@ def check_adapters(model: nn.Module, to_adapter: bool) -> None:
         )
     if DELTA in inside and not is_empty(model, DELTA):
         raise ValueError(
-            "The model carries the adapter that took the updates of another R2FTrainer. Merge it first "
-            "(`model = trainer.model.merge_and_unload()`), or load the model anew."
+            "The model carries the adapter that took the updates of another R2FTrainer. First merge it "
+            "(`model = trainer.model.merge_and_unload()`) or discard it (`model = trainer.model.unload()`)."
         )
 
 

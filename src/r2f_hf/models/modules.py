@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -16,6 +16,10 @@ from ..config import R2FConfig
 from ..distributed import whole_shape
 from ..probes.lora_probe import takes_a_pair
 from ..runs.weights import adapter_layers, plain_name
+
+
+# The layers that a parameter of a mixture's experts takes the place of.
+HELD = {"gate_up_proj": ("gate_proj", "up_proj")}
 
 
 class ModuleName(str):
@@ -171,6 +175,11 @@ def check_experts(model: PreTrainedModel, args: R2FConfig) -> None:
         `ValueError`: Naming the first such module that is targeted and not excluded, and the settings that leave all
             of them out.
     """
+
+    def targeted(names: list[str]) -> bool:
+        named = args.target_modules == "all-linear" or any(matches(name, args.target_modules) for name in names)
+        return named and not any(matches(name, args.exclude_modules) for name in names)
+
     # Parts that text does not reach may have parameters of any shape.
     reached = set(model.get_decoder().parameters())
     experts: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -183,19 +192,49 @@ def check_experts(model: PreTrainedModel, args: R2FConfig) -> None:
             and len(whole_shape(parameter)) == 3
             and parameter in reached
             and not isinstance(model.get_submodule(owner), nn.Conv1d)
-            and (args.target_modules == "all-linear" or matches(module, args.target_modules))
-            and not matches(module, args.exclude_modules)
+            # A target may also name the parameter, or one of the layers whose weights it holds.
+            and targeted([module, f"{module}.{attribute}", *(f"{module}.{part}" for part in HELD.get(attribute, ()))])
         ):
             experts.setdefault(module, (attribute, tuple(whole_shape(parameter))))
     if not experts:
         return
     module, (attribute, shape) = next(iter(experts.items()))
-    kinds = sorted({name.rpartition(".")[2] for name in experts})
+    raise ValueError(
+        f"{module} holds its weights in a parameter of three dimensions ({attribute}, {shape}), as mixtures hold "
+        "those of all experts, and R2F cannot write them. To change only the rest of the model, leave such modules "
+        f"out: {exclude_too(args, experts)}."
+    )
+
+
+def exclude_too(args: R2FConfig, names: Iterable[str]) -> str:
+    """The setting that leaves out further modules, by how their names end."""
+    kinds = sorted({name.rpartition(".")[2] for name in names})
     if isinstance(args.exclude_modules, str):
         excluded = rf"{args.exclude_modules}|(.*\.)?({'|'.join(kinds)})"
     else:
         excluded = [*(args.exclude_modules or []), *kinds]
-    raise ValueError(
-        f"{module} holds the weights of all experts in one parameter ({attribute}, {shape}), which R2F cannot write. "
-        f"To change only the rest of the model, leave such modules out: `exclude_modules={json.dumps(excluded)}`."
-    )
+    return f"`exclude_modules={json.dumps(excluded)}`"
+
+
+def check_stacking(model: PeftModel, args: R2FConfig, names: list[str]) -> None:
+    """
+    Refuse an adapter that PEFT could not load next to those that the model carries.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            The model with its own adapters.
+        args ([`R2FConfig`]):
+            The settings.
+        names (`list[str]`):
+            The modules of the adapter that will take the updates.
+
+    Raises:
+        `ValueError`: With the setting that leaves out what is in the way.
+    """
+    on_parameters = [name for name, config in model.peft_config.items() if getattr(config, "target_parameters", None)]
+    taken = taken_for_experts(model.get_base_model(), names)
+    if taken and on_parameters:
+        raise ValueError(
+            f"The adapter {on_parameters[0]!r} has pairs on parameters of the experts, and PEFT cannot load one with "
+            f"pairs on {taken[0]} next to it. Leave such modules out: {exclude_too(args, taken)}."
+        )

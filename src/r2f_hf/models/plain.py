@@ -39,6 +39,7 @@ class PlainNames:
     """
 
     def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The weights, without adapters and under the names of the plain model."""
         state = type(self).state_dict(self, *args, **kwargs)
         if args or kwargs.get("destination") is not None or kwargs.get("prefix"):
             # As a part of what holds it: a PeftModel, or DDP.
@@ -51,6 +52,7 @@ class PlainNames:
         return state
 
     def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights that have the names of the plain model, or those of the wrapped one."""
         state, own = dict(state_dict), type(self).state_dict(self)
         for name, plain in plain_names(self, own).items():
             if plain is None:
@@ -71,6 +73,7 @@ class PlainModel(PlainNames):
         state_dict: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Save the plain model."""
         if state_dict is None and any(map(is_sharded, self.parameters())):
             # All processes have to call this, and one of them writes.
             is_main_process = is_main_process and torch.distributed.get_rank() == 0
@@ -85,6 +88,7 @@ class PlainPeftModel(PlainNames):
     """For the PEFT model around it."""
 
     def save_pretrained(self: PeftModel, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the plain model: there is no adapter to save."""
         options = {name: value for name, value in kwargs.items() if name not in ADAPTER_OPTIONS}
         self.get_base_model().save_pretrained(save_directory, **options)
 
@@ -93,10 +97,11 @@ class UnchangedModel:
     """For the model behind an adapter that takes the updates: it has not forgotten anything."""
 
     def push_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-        # Before there is a repository.
+        """Refuse, before there is a repository."""
         self.save_pretrained()
 
     def save_pretrained(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        """Refuse."""
         raise ValueError(
             "This model is as it was before unlearning, because an adapter takes the updates: save the adapter with "
             "`trainer.save_model()`, or a plain model with `trainer.model.merge_and_unload().save_pretrained(folder)`."
@@ -107,8 +112,8 @@ class AdaptedPeftModel:
     """For the PEFT model around it."""
 
     def save_pretrained(self: PeftModel, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save all adapters but the probes."""
         if kwargs.get("selected_adapters") is None:
-            # The probes are nothing to keep.
             kwargs["selected_adapters"] = [name for name in self.peft_config if name != PROBE]
         type(self).save_pretrained(self, save_directory, *args, **kwargs)
 
@@ -117,10 +122,14 @@ class Unloading:
     """For PEFT's layer between the two: the plain model is again what it was, also in what is trainable."""
 
     def unload(self: nn.Module, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        return restored(type(self).unload(self, *args, **kwargs))
+        """The model without adapters."""
+        del self.unload, self.merge_and_unload
+        return restored(self.unload(*args, **kwargs))
 
     def merge_and_unload(self: nn.Module, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        return restored(type(self).merge_and_unload(self, *args, **kwargs))
+        """The model without adapters, whose weights have taken them up."""
+        del self.unload, self.merge_and_unload
+        return restored(self.merge_and_unload(*args, **kwargs))
 
 
 def plain_names(model: nn.Module, names: Iterable[str]) -> dict[str, str | None]:
@@ -165,7 +174,7 @@ def prepare_way_back(model: PeftModel, trainable: Mapping[str, bool], names: boo
 
 def restored(base: PreTrainedModel) -> PreTrainedModel:
     """A model without adapters, with its own methods, and trainable where it was before it was wrapped."""
-    for name in ("state_dict", "load_state_dict", "save_pretrained", "push_to_hub"):
+    for name in ("state_dict", "load_state_dict", "save_pretrained", "push_to_hub", "peft_config"):
         base.__dict__.pop(name, None)
     trainable = base.__dict__.pop("r2f_trainable", {})
     for name, parameter in base.named_parameters():
@@ -181,5 +190,4 @@ def unwrap(base: PreTrainedModel) -> PreTrainedModel:
         # A layer may stand in the place of another adapter's.
         if plain_name(name, layers) == name:
             setattr(base.get_submodule(parent), child, base.get_submodule(name).get_base_layer())
-    base.__dict__.pop("peft_config", None)
     return restored(base)

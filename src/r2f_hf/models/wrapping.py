@@ -10,7 +10,7 @@ from ..config import R2FConfig
 from ..probes import find_probes
 from ..probes.lora_probe import DELTA, PROBE, check_ranks
 from ..runs.weights import adapter_layers, plain_name
-from .modules import Targets, find_targets, taken_for_experts
+from .modules import Targets, check_stacking, find_targets, taken_for_experts
 from .plain import prepare_way_back, unwrap
 
 
@@ -52,6 +52,8 @@ def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
     named = ((plain_name(name, layers), parameter.requires_grad) for name, parameter in base.named_parameters())
     plain = {name: was for name, was in named if name is not None}
     targets = find_targets(base, args)
+    if stacked:
+        check_stacking(model, args, targets.names)
     half = args.fp16 or base.dtype == torch.float16
     config = targets.config(args.rank, args.rank * (PROBE_SCALING_FP16 if half else PROBE_SCALING))
     try:

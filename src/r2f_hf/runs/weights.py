@@ -116,9 +116,19 @@ def without_sharding(model: PreTrainedModel) -> Iterator[None]:
             model.config.distributed_config = sharding
 
 
+@contextmanager
+def written_here(model: PreTrainedModel) -> Iterator[None]:
+    """Let this process write the model. Transformers writes only in the first one, also with `save_on_each_node`."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        del model.should_save_on_this_rank
+
+
 def save_whole(model: PreTrainedModel, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None) -> None:
     """Save a model as `save_pretrained` does, but a model that was there stays whole until the new one is whole."""
-    with written_aside(folder) as aside:
+    with written_aside(folder) as aside, written_here(model):
         model.save_pretrained(aside, state_dict=state_dict)
         written = {path.name for path in aside.iterdir()}
     # Old weights in another number of files would be loaded instead of the new ones, or never be loaded.
