@@ -464,11 +464,21 @@ def test_suggests_the_nearest_name(settings: dict[str, str], message: str) -> No
         R2FCallback(**settings)
 
 
-def test_weight_decay_is_refused_in_any_trainer(model: PreTrainedModel, plain_trainer: BuildPlainTrainer) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight_decay": 0.1}, "`weight_decay` would act on the probes"),
+        ({"optim": "adalomo"}, "`optim='adalomo'` uses up each gradient in the backward pass"),
+    ],
+)
+def test_what_the_probes_cannot_have_is_refused_in_any_trainer(
+    settings: dict[str, Any], message: str, model: PreTrainedModel, plain_trainer: BuildPlainTrainer
+) -> None:
     before = weights(model)
     wrapped = wrap(model)
-    with pytest.raises(ValueError, match="`weight_decay` would act on the probes"):
-        plain_trainer(wrapped, R2FCallback(), weight_decay=0.1).train()
+    optimizer = torch.optim.SGD((p for p in wrapped.parameters() if p.requires_grad), lr=LR)
+    with pytest.raises(ValueError, match=message):
+        plain_trainer(wrapped, R2FCallback(), optimizer, **settings).train()
     assert not changed(before, weights(wrapped))
 
 

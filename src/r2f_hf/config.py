@@ -64,7 +64,8 @@ class R2FConfig(TrainingArguments):
     r"""
     Configuration of the [`R2FTrainer`].
 
-    All [`~transformers.TrainingArguments`] work as they do there. `per_device_train_batch_size` counts forget
+    It takes all fields of [`~transformers.TrainingArguments`]. They work as they do there, or are refused by name:
+    `docs/training_arguments.md` goes through them. `per_device_train_batch_size` counts forget
     examples: in addition, a step takes `num_views` wordings of each, and `retain_per_forget` retain examples.
 
     Parameters:

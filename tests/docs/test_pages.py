@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from conftest import process_environment
+from packaging.version import Version
+from transformers import TrainingArguments
 
 import r2f_hf
 from r2f_hf.decoders import DECODERS
@@ -79,6 +83,16 @@ def test_figures_begin_with_a_digit() -> None:
 def test_the_reference_has_every_name_of_a_registry(page: str, names: list[str]) -> None:
     text = (DOCS / "reference" / f"{page}.md").read_text(encoding="utf-8")
     assert [name for name in names if f'"{name}"' not in text and f"`{name}`" not in text] == []
+
+
+def test_the_page_of_training_arguments_has_every_field() -> None:
+    page = (DOCS / "training_arguments.md").read_text(encoding="utf-8")
+    made_with = re.search(r"with transformers ([\d.]+\d)", page)[1]
+    if Version(transformers.__version__) < Version(made_with):
+        pytest.skip(f"The page is about transformers {made_with}, which has other fields.")
+    named = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert fields - named == set(), "run `python benchmarks/training_arguments.py --write`"
 
 
 def test_the_reference_has_every_public_class() -> None:

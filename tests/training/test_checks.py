@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import ParallelismConfig
 from conftest import BuildTrainer, changed, weights
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
-from r2f_hf import R2FTrainer
+from r2f_hf import R2FConfig, R2FTrainer
+from r2f_hf.training.checks import check_sampling
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,10 @@ from r2f_hf import R2FTrainer
             "`metric_for_best_model` is 'eval_loss' .* Choose one of eval_forget_loss, eval_forget_probability,",
         ),
         ({"metric_for_best_model": "forget_probabilty"}, "'eval_forget_probabilty' .* eval_forget_probability"),
+        (
+            {"metric_for_best_model": "forget_probability", "prediction_loss_only": True},
+            "'eval_forget_probability' .* Choose one of eval_forget_loss, eval_retain_loss, with",
+        ),
     ],
 )
 def test_a_run_that_could_do_nothing_is_refused(
@@ -35,6 +42,106 @@ def test_a_run_that_could_do_nothing_is_refused(
     with pytest.raises(ValueError, match=message):
         build_trainer(model, **settings)
     assert not changed(before, weights(model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"remove_unused_columns": True},
+            "`remove_unused_columns=True` keeps only what the model's forward pass takes",
+        ),
+        ({"label_names": ["answers"]}, r"`label_names=\['answers'\]` names columns that batches here do not have"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches=True`: it deals single rows"),
+        ({"parallelism_config": ParallelismConfig(cp_size=2)}, "`parallelism_config` has cp_size=2"),
+        ({"parallelism_config": ParallelismConfig(tp_size=2, sp_size=2)}, "has tp_size=2, sp_size=2"),
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size` begins a run anew"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval` rounds the model itself"),
+        ({"fp16_full_eval": True}, "`fp16_full_eval` rounds the model itself"),
+        ({"optim": "lomo"}, "`optim='lomo'` uses up each gradient in the backward pass"),
+        ({"optim": "apollo_adamw_layerwise"}, "`optim='apollo_adamw_layerwise'` uses up each gradient"),
+        (
+            {"push_to_hub": True, "hub_strategy": "checkpoint"},
+            "`hub_strategy='checkpoint'` uploads checkpoints before",
+        ),
+    ],
+)
+def test_a_setting_that_would_be_lost_or_do_harm_is_refused(
+    settings: dict[str, Any], message: str, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        build_trainer(model, **settings)
+    assert not changed(before, weights(model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"accelerator_config": {"even_batches": False}},
+            "`even_batches=False`: some processes would get a batch more",
+        ),
+        (
+            {"average_tokens_across_devices": False},
+            "`average_tokens_across_devices=False` would take a mean per process",
+        ),
+        ({"eval_use_gather_object": True}, "`eval_use_gather_object=True` gathers objects"),
+    ],
+)
+def test_a_setting_that_several_processes_cannot_have_is_refused(
+    settings: dict[str, Any],
+    message: str,
+    model: PreTrainedModel,
+    build_trainer: BuildTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build_trainer(model, **settings)
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        build_trainer(model, **settings)
+    assert not changed(before, weights(model))
+
+
+def test_a_batch_that_is_split_over_processes_is_no_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    settings = {"dataloader_drop_last": True, "per_device_train_batch_size": 4, "use_cpu": True}
+    check_sampling(R2FConfig(str(tmp_path), accelerator_config={"split_batches": True}, **settings), 6)
+    with pytest.raises(ValueError, match="a batch takes 8 over all processes"):
+        check_sampling(R2FConfig(str(tmp_path), **settings), 6)
+
+
+def test_predictions_may_be_a_list_of_batches(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
+    settings = {"per_device_eval_batch_size": 4}
+    expected = build_trainer(model, **settings).evaluate()
+    found = build_trainer(model, eval_do_concat_batches=False, **settings).evaluate()
+    assert found["eval_retain_probability"] == expected["eval_retain_probability"]
+
+
+def test_persistent_workers_evaluate_each_set_on_its_own_rows(
+    model: PreTrainedModel, build_trainer: BuildTrainer, holdout_rows: list[dict[str, Any]]
+) -> None:
+    sets = {"first": holdout_rows[:2], "second": holdout_rows[2:]}
+    expected = build_trainer(model).evaluate(sets)
+    trainer = build_trainer(model, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    found = trainer.evaluate(sets)
+    for name in sets:
+        assert found[f"eval_{name}_probability"] == pytest.approx(expected[f"eval_{name}_probability"])
+    assert found["eval_first_probability"] != found["eval_second_probability"]
+    # The trainer's own sets keep their workers.
+    assert trainer.get_eval_dataloader("forget") is trainer.get_eval_dataloader("forget")
+
+
+def test_the_first_process_of_each_node_saves_the_model(
+    model: PreTrainedModel, build_trainer: BuildTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build_trainer(model)
+    # Transformers would take this process for the first one of a second node.
+    monkeypatch.setattr("transformers.distributed.mixin._is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr("transformers.distributed.mixin._get_torch_distributed_rank", lambda: 1)
+    trainer.save_model(str(tmp_path / "node"))
+    assert (tmp_path / "node" / "model.safetensors").is_file()
 
 
 def test_settings_that_do_work_are_taken(model: PreTrainedModel, build_trainer: BuildTrainer) -> None:
