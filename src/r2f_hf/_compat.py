@@ -48,6 +48,7 @@ PRIVATE_NAMES = (
     PrivateName(_TRAINER, "_train_batch_size", "5.24.0", "rows that accelerate adds to an epoch's last batch"),
     PrivateName(_MODEL, "_is_stateful", "5.24.0", "recurrent models take padding into their state"),
     PrivateName(_MODEL, "_hf_peft_config_loaded", "5.24.0", "adapters that Transformers itself has loaded"),
+    PrivateName(_MODEL, "should_save_on_this_rank", "5.24.0", "the first process of each node saves the model"),
     PrivateName(_MODEL, "is_distributed_loading_by_transformers", "5.24.0", "weights that are sharded while loading"),
     PrivateName("transformers.configuration_utils:PreTrainedConfig", "_name_or_path", "5.24.0", "a model's folder"),
     PrivateName(

@@ -64,9 +64,9 @@ class R2FConfig(TrainingArguments):
     r"""
     Configuration of the [`R2FTrainer`].
 
-    It takes all fields of [`~transformers.TrainingArguments`]. They work as they do there, or are refused by name:
-    `docs/training_arguments.md` goes through them. `per_device_train_batch_size` counts forget
-    examples: in addition, a step takes `num_views` wordings of each, and `retain_per_forget` retain examples.
+    It takes all fields of [`~transformers.TrainingArguments`]. `docs/training_arguments.md` says which work as they do
+    there, which have no effect by design, and which are refused. `per_device_train_batch_size` counts forget examples:
+    in addition, a step takes `num_views` wordings of each, and `retain_per_forget` retain examples.
 
     Parameters:
         > Parameters that control the step

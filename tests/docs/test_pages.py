@@ -25,8 +25,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 RUNNABLE = re.compile(r"^<!-- runnable -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in sorted(DOCS.glob("howto/*.md")) if RUNNABLE.search(page.read_text(encoding="utf-8"))]
 
-# One process for all scripts of a page: most of the time is that of the imports.
-RUN_ALL = "import runpy, sys; [runpy.run_path(script, run_name='__main__') for script in sys.argv[1:]]"
+# One process for all scripts of a page: most of the time is that of the imports. Names stay from script to script.
+RUN_ALL = """
+import runpy, sys
+names = {}
+for script in sys.argv[1:]:
+    names |= {name: value for name, value in runpy.run_path(script, names, "__main__").items() if name[:2] != "__"}
+"""
 PARTS = ["Claim", "Command", "Table", "What it means", "Not measured"]
 
 

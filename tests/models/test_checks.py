@@ -22,6 +22,8 @@ from transformers import (
     EncoderDecoderModel,
     Gemma3TextConfig,
     LlamaConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
@@ -33,7 +35,7 @@ from transformers import (
 )
 
 from r2f_hf import R2FStep, cli
-from r2f_hf.models.checks import check_kind
+from r2f_hf.models.checks import check_kind, is_causal
 
 
 ADAPTER: dict[str, Any] = {"update_target": "adapter", "adapter_rank": 32}
@@ -107,6 +109,20 @@ def test_what_is_no_causal_language_model_is_refused_in_a_sentence(
 @pytest.mark.parametrize("kind", [*CONFIGS, "multimodal gemma", "gpt_neox"])
 def test_causal_models_pass(kind: str) -> None:
     check_kind(build_model(kind))
+
+
+@pytest.mark.parametrize(("text", "causal"), [("gemma", False), ("gemma2", True)])
+def test_attention_that_may_go_both_ways_is_tried(text: str, causal: bool) -> None:
+    """PaliGemma's first version lets the tokens of a text see each other, and its second does not."""
+    sizes = SHAPE | {"head_dim": 8, "model_type": text}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14, "projection_dim": 32}
+    model = PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig(text_config=sizes, vision_config=vision, image_token_index=159)
+    )
+    model.lm_head.eval()
+    assert is_causal(model) == causal
+    assert model.training and not model.lm_head.training
 
 
 def test_an_encoder_that_was_made_a_decoder_forgets(build_trainer: BuildTrainer) -> None:

@@ -246,6 +246,16 @@ def test_a_router_that_returns_more_than_a_tensor_is_left_out(
     assert len(find_probes(build_trainer(plain, **settings | targets | excluded).model, writable=False)) == 2
 
 
+def test_the_step_alone_refuses_a_router_and_its_advice_works() -> None:
+    def wrap(**settings: Any) -> PeftModel:
+        return get_peft_model(build_model(ROUTERS["llama4"]), LoraConfig(r=4, lora_alpha=4e-6, **settings))
+
+    with pytest.raises(ValueError, match=r"feed_forward.router is a Llama4Router, .*name it in `exclude_modules`"):
+        R2FStep(wrap(target_modules="all-linear"))
+    step = R2FStep(wrap(target_modules="all-linear", exclude_modules=["router"]))
+    assert step.modules.keys() == linear_names(build_model(ROUTERS["llama4"]))
+
+
 def test_a_class_of_its_own_that_computes_what_a_linear_layer_does_changes(build_trainer: BuildTrainer) -> None:
     model = build_model(FalconConfig(vocab_size=160, hidden_size=32, num_hidden_layers=2, num_attention_heads=4))
     before = weights(model)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..config import R2FConfig
-from ..distributed import whole_shape
+from ..distributed import is_sharded, whole_shape
 from ..probes.lora_probe import DELTA, ON_META, PROBE
 
 
@@ -91,12 +91,28 @@ def is_causal(model: PreTrainedModel) -> bool:
     if any(getattr(module, "is_causal", None) is True for module in model.get_decoder().modules()):
         return True
     config = model.config.get_text_config()
-    if config.model_type in ("cpmant", "xlnet"):
+    doubtful = (
+        config.model_type in ("cpmant", "xlnet")
+        or getattr(config, "use_bidirectional_attention", None) in (True, "all")
+        # The first is BERT's and its descendants', the second XLM's and Flaubert's.
+        or getattr(config, "is_decoder", True) is False
+        or getattr(config, "causal", True) is False
+    )
+    if not doubtful:
+        return True
+    if any(map(is_sharded, model.parameters())):
         return False
-    both_ways = getattr(config, "use_bidirectional_attention", None) in (True, "all")
-    # `is_decoder` is BERT's and its descendants', `causal` XLM's and Flaubert's. GPT-NeoX has the first for no reason.
-    encoder = getattr(config, "is_decoder", True) is False and "neox" not in config.model_type
-    return not (both_ways or encoder or getattr(config, "causal", True) is False)
+    # GPT-NeoX has `is_decoder` for no reason, and the attention of some models goes both ways only over pictures. So
+    # the last token of a text is changed, which may be any without a meaning of its own.
+    ids = torch.arange(10, 16, device=model.get_input_embeddings().weight.device).repeat(2, 1)
+    ids[1, -1] += 1
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    with torch.no_grad():
+        first, second = (model(input_ids=row[None]).logits[:, :-1] for row in ids)
+    for module, was in training.items():
+        module.training = was
+    return torch.equal(first, second)
 
 
 def check_adapters(model: nn.Module, to_adapter: bool) -> None:
