@@ -1,14 +1,16 @@
 """
 One run of a tiny model, on one process or several, which faults.py starts.
 
-    python benchmarks/shared/faults_worker.py DIR [--steps 12] [--batch_size 4]
+    python benchmarks/shared/faults_worker.py DIR [--steps 12] [--batch_size 4] [--kind ddp|fsdp2|zero3]
 
-The run goes on from the latest whole checkpoint in DIR. At its end DIR has the model and `result.json`.
+The model is in the folder `base` next to DIR, where `train_model` has saved it. The run goes on from the latest whole
+checkpoint in DIR. At its end DIR has the model and `result.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -25,8 +27,10 @@ from transformers import (
 
 from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.data.fictitious import fictitious_dataset
+from r2f_hf.models.loading import from_pretrained
 from r2f_hf.runs.files import write_json
 from r2f_hf.runs.ledger import read_ledger
+from r2f_hf.training.forget_retain_trainer import ForgetRetainTrainer
 
 
 SHAPE = {
@@ -76,6 +80,54 @@ def build_args(folder: Path, **settings) -> R2FConfig:
     return R2FConfig(str(folder), **common | settings)
 
 
+def train_model(folder: Path) -> None:
+    """
+    Train the model on all rows, and save it with its tokenizer.
+
+    Random weights would not do to compare numbers of processes: on them even steps along the exact gradient multiply a
+    rounding error by hundreds.
+    """
+    data = build_data()
+    args = build_args(
+        folder,
+        save_strategy="no",
+        logging_strategy="no",
+        max_steps=100,
+        per_device_train_batch_size=16,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        optim="adamw_torch",
+        # Ascent on the forget loss with a negative weight is descent.
+        forget_objective="ga",
+        forget_weight=-1.0,
+        retain_objective="none",
+    )
+    rows = data["forget_dataset"] + data["retain_dataset"]
+    trainer = ForgetRetainTrainer(build_model(), args, forget_dataset=rows, processing_class=build_tokenizer())
+    trainer.train()
+    trainer.save_model()
+
+
+def load_model(folder: Path, kind: str) -> PreTrainedModel:
+    """The model: whole on every process, or with its rows sharded under FSDP2."""
+    if kind != "fsdp2":
+        return from_pretrained(str(folder))
+    from transformers.distributed import DistributedConfig
+
+    sharding = DistributedConfig(fsdp_size=PartialState().num_processes)
+    return AutoModelForCausalLM.from_pretrained(folder, distributed_config=sharding)
+
+
+def use_zero(folder: Path) -> None:
+    """Ask for DeepSpeed's ZeRO-3, as `accelerate launch` does."""
+    filled_in = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    config = {"zero_optimization": {"stage": 3}} | dict.fromkeys(filled_in, "auto")
+    # Each process writes a file of its own.
+    file = folder / f"zero{os.environ['RANK']}.json"
+    file.write_text(json.dumps(config))
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+
+
 class CountSteps(TrainerCallback):
     """Counts the steps that this process takes. Steps of an earlier process do not count."""
 
@@ -90,18 +142,26 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch_size", type=int, default=4, help="forget rows per step, of all processes together")
+    parser.add_argument("--kind", default="ddp", choices=("ddp", "fsdp2", "zero3"), help="what several processes hold")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    state = PartialState(cpu=True)
     options.folder.mkdir(parents=True, exist_ok=True)
+    zero = options.kind == "zero3"
+    if zero:
+        use_zero(options.folder)
+    # If accelerate were told that it is on a CPU, it would leave DeepSpeed out.
+    state = PartialState(cpu=not zero, backend="gloo" if zero else None)
     (options.folder / f"rank{state.process_index}.pid").write_text(str(os.getpid()))
     args = build_args(
         options.folder,
         max_steps=options.steps,
         per_device_train_batch_size=options.batch_size // state.num_processes,
+        use_cpu=not zero,
+        ddp_backend="gloo" if zero else None,
     )
     count = CountSteps()
-    trainer = R2FTrainer(build_model(), args, processing_class=build_tokenizer(), callbacks=[count], **build_data())
+    model = load_model(options.folder.parent / "base", options.kind)
+    trainer = R2FTrainer(model, args, processing_class=build_tokenizer(), callbacks=[count], **build_data())
     trainer.train(resume_from_checkpoint=True)
     metrics = trainer.evaluate()
     trainer.save_model()

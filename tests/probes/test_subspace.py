@@ -7,6 +7,7 @@ from torch import Tensor
 
 from r2f_hf.gradients import LoraSketch
 from r2f_hf.probes import GradientSubspace, draw_probes
+from r2f_hf.probes.subspace import WEAKEST
 
 
 RANK = 8
@@ -61,6 +62,23 @@ def test_the_state_is_orthogonal_and_as_large_as_the_probes() -> None:
     gram = subspace.left.T @ subspace.left
     torch.testing.assert_close(gram, gram.diagonal().diag(), atol=1e-5, rtol=0)
     assert (gram.diagonal().diff() <= 1e-6).all()
+
+
+def test_rounding_moves_no_direction_that_counts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, RANK, generator=generator, dtype=torch.float64) for size in (60, 40))
+    weights = torch.logspace(0, -3, RANK, dtype=torch.float64)
+    G = torch.linalg.qr(left).Q * weights @ torch.linalg.qr(right).Q.T
+    A, B = draw_probes(0, 0, "module", *G.shape, RANK)
+    exact = LoraSketch(Y=G @ A.double().T, Z=B.double().T @ G, A=A.double(), B=B.double())
+    expected = GradientSubspace.after(exact, None)
+    rounded = GradientSubspace.after(LoraSketch(exact.Y.float(), exact.Z.float(), A, B), None)
+    for side in ("left", "right"):
+        theirs, mine = getattr(expected, side), getattr(rounded, side).double()
+        norms = theirs.norm(dim=0)
+        cosines = ((mine * theirs).sum(0) / mine.norm(dim=0) / norms)[norms > WEAKEST * norms[0]]
+        assert len(cosines) > 4
+        assert (1 - cosines.square()).clamp_min(0).sqrt().max() < 1e-4
 
 
 def test_gradients_that_vanish_or_lack_rank_leave_usable_probes() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..gradients import on_all
+from ..gradients import double_gram, on_all
 from .base import FilterDecoder
 from .core import SketchCore
 
@@ -99,12 +99,6 @@ def spectral_features(cores: Sequence[SketchCore]) -> list[Tensor]:
         for core in cores
     ]
     return [features for (features,) in on_all(features_of, summaries)]
-
-
-def double_gram(columns: Tensor) -> Tensor:
-    """Gram matrix in fp64, in which no square of an fp32 number over- or underflows."""
-    columns = columns.double()
-    return columns.mT @ columns
 
 
 def features_of(

@@ -1,7 +1,7 @@
 """Gradients as sketches and as products of factors, and estimates of how faithful the factors are."""
 
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
-from .linalg import eigh, on_all, on_cpu, svd
+from .linalg import double_gram, eigh, on_all, on_cpu, svd
 from .low_rank import LowRankGradient
 from .seeds import named_generator, named_seed
 from .sketch import LoraSketch
@@ -12,6 +12,7 @@ __all__ = [
     "LoraSketch",
     "LowRankGradient",
     "check_min_fidelity",
+    "double_gram",
     "eigh",
     "estimate_fidelity",
     "named_generator",

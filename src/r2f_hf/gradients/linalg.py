@@ -55,6 +55,12 @@ def svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return shared_out(partial(torch.linalg.svd, full_matrices=False), matrices)
 
 
+def double_gram(columns: Tensor) -> Tensor:
+    """Gram matrix in fp64, in which no square of an fp32 number over- or underflows."""
+    columns = columns.double()
+    return columns.mT @ columns
+
+
 def on_all(function: Callable[..., Sequence[Tensor]], stacks: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
     """
     Call a function of small matrices once for several stacks of them.

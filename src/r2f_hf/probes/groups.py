@@ -135,8 +135,9 @@ def update_subspaces(groups: Sequence[ProbeGroup], sketches: Sequence[LoraSketch
     """Update the subspaces of the groups with the sketches of a step."""
     updated = GradientSubspace.after_all(sketches, [group.subspace for group in groups])
     for group, subspace in zip(groups, updated, strict=True):
-        # The subspaces only say where to probe the next gradient, so errors of a thousandth do not matter.
-        group.subspace = GradientSubspace(subspace.left.half(), subspace.right.half())
+        # They stay in fp32. In fp16, a number halfway between two neighbours would be rounded up in one run, and down
+        # in another that differs by 1e-7. The probes of the two runs would differ by 1e-5, a hundred times as much.
+        group.subspace = subspace
 
 
 def group_probes(probes: Sequence[LoraProbe]) -> list[ProbeGroup]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..gradients import LoraSketch, eigh, on_all
+from ..gradients import LoraSketch, double_gram, eigh, on_all
 
 
 # Weight of the past in the tracked subspaces, per step.
@@ -81,7 +81,8 @@ class GradientSubspace:
 
 def update_states(states: Sequence[Tensor] | None, sketches: Sequence[Tensor]) -> list[Tensor]:
     """The `r` leading left singular vectors of each state and its new sketch together, times the singular values."""
-    grams = [(sketch.mT @ sketch).double() for sketch in sketches]
+    # A direction of weight 1e-3 counts as 1e-6 in a Gram matrix. In fp32 it would be a tenth rounding.
+    grams = [double_gram(sketch) for sketch in sketches]
     if states is None:
         turns = on_all(of_new, [(gram,) for gram in grams])
         return [sketch @ turn.to(sketch.dtype) for sketch, (turn,) in zip(sketches, turns, strict=True)]
