@@ -267,9 +267,9 @@ def measure_memory(name: str, model: str, dtype: str, options: argparse.Namespac
         "state": pairs + size(t for entry in state for t in entry.values() if isinstance(t, Tensor)),
     }
     if name == "r2f":
-        # The subspaces have half of the pairs' size. Directions that several modules share are in memory once.
+        # The subspaces have the pairs' size. Directions that several modules share are in memory once.
         distinct = {id(inputs): inputs for inputs in contender.r2f.retained_inputs.values()}.values()
-        memory["state"] += pairs // 2 + size(inputs.directions for inputs in distinct)
+        memory["state"] += pairs + size(inputs.directions for inputs in distinct)
     return memory | {"activations": memory["peak"] - memory["gradients"] - memory["state"]}
 
 
