@@ -15,7 +15,7 @@ from rich.progress import track
 from transformers import AutoModelForCausalLM
 
 from r2f_hf import R2FTrainer, cli
-from shared.faults_worker import build_args, build_data, build_model, build_tokenizer
+from shared.faults_worker import build_args, build_data, build_tokenizer, load_model
 
 
 FORGET, RETAIN = build_data().values()
@@ -72,6 +72,10 @@ def try_bad_inputs(root: Path, finished: Path) -> dict[str, Any]:
         `dict[str, Any]`: `tried`, `refused_before_any_weight_changed` and the names of the `others`.
     """
     tokenizer = build_tokenizer()
+
+    def fresh_model() -> torch.nn.Module:
+        """The model that the finished run began with."""
+        return load_model(finished.parent / "base", "ddp")
 
     def build(model: torch.nn.Module, data: dict[str, Any] | None = None, **settings: Any) -> R2FTrainer:
         folder = Path(settings.pop("output_dir", root / "bad"))
@@ -138,15 +142,15 @@ def try_bad_inputs(root: Path, finished: Path) -> dict[str, Any]:
         "undoing where nothing was done": command("undo", "{root}/model"),
     }
     # Without a mistake all of this has to work. Otherwise a mistake could be refused for another reason.
-    build(build_model(), output_dir=root / "good").train()
-    resume(build_model(), "checkpoint-3")
+    build(fresh_model(), output_dir=root / "good").train()
+    resume(fresh_model(), "checkpoint-3")
     for name, rows in (("forget", FORGET), ("retain", RETAIN)):
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ("--forget_data", "{root}/forget.jsonl", "--retain_data", "{root}/retain.jsonl", "--max_steps", "1")
-    command(*unlearn, *given)(build_model())
+    command(*unlearn, *given)(fresh_model())
     others = []
     for name, mistake in track(mistakes.items(), "Making mistakes"):
-        model = build_model()
+        model = fresh_model()
         before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         try:
             mistake(model)
