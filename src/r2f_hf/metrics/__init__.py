@@ -13,13 +13,9 @@ if TYPE_CHECKING:
 
 # The file of each metric by its name. The folders stand for the questions that the metrics answer.
 METRICS = {
-    name: Path(__file__).parent / room / f"{name}.py"
-    for room, names in {
-        "memorisation": ("probability", "rouge_l_recall", "truth_ratio"),
-        "privacy": ("forget_quality",),
-        "utility": ("model_utility",),
-    }.items()
-    for name in names
+    file.stem: file
+    for room in ("memorisation", "privacy", "utility")
+    for file in sorted((Path(__file__).parent / room).glob("[!_]*.py"))
 }
 
 
@@ -29,7 +25,8 @@ def load(name: str) -> Metric:
 
     Args:
         name (`str`):
-            `"probability"`, `"rouge_l_recall"`, `"truth_ratio"`, `"forget_quality"` or `"model_utility"`.
+            The name of a file in `metrics/memorisation/`, `metrics/privacy/` or `metrics/utility/`, such as
+            `"truth_ratio"`. `METRICS` has them all.
 
     Returns:
         [`~evaluate.Metric`]

@@ -122,8 +122,8 @@ def split_statistics(
     generated = generate_answers(
         model, tokenizer, questions, max_new_tokens, batch_size, f"{split}: generated answers", options
     )
-    rouge = metrics.load("rouge_l_recall").compute(predictions=generated, references=answers)
-    return statistics | {"rouge_l_recall": rouge["rows"]}
+    rouge = metrics.load("rouge").compute(predictions=generated, references=answers)
+    return statistics | {"rouge_l_recall": rouge["rows"]["rougeL_recall"]}
 
 
 def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistics] | None = None) -> dict[str, float]:
@@ -146,7 +146,8 @@ def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistic
         - `forget_quality`, if `gold` is given: a p-value;
         - `model_utility` over retain, real-authors and world-facts, as far as they are there.
     """
-    load = {name: metrics.load(name) for name in metrics.METRICS}
+    used = ("probability", "truth_ratio", "forget_quality", "model_utility")
+    load = {name: metrics.load(name) for name in used}
     summary: dict[str, float] = {}
     ratios = {}
     for split, of_rows in statistics.items():
@@ -157,12 +158,12 @@ def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistic
         summary[f"{split}_probability"] = probability["probability"]
         summary[f"{split}_rouge_l_recall"] = float(np.mean(of_rows["rouge_l_recall"]))
         if split != "forget":
-            summary[f"{split}_truth_ratio"] = ratios[split]["keep"]
+            summary[f"{split}_truth_ratio"] = ratios[split]["true_better"]
         if "paraphrased_question" in of_rows:
             views = [np.exp(row).mean() for row in of_rows["paraphrased_question"]]
             summary[f"{split}_paraphrase_probability"] = float(np.mean(views))
     if "forget" in statistics:
-        summary["truth_ratio"] = ratios["forget"]["forget"]
+        summary["truth_ratio"] = ratios["forget"]["closer_to_1_better"]
         if gold is not None:
             reference = load["truth_ratio"].compute(
                 predictions=gold["forget"]["paraphrase"], wrong=gold["forget"]["wrong"]

@@ -5,10 +5,13 @@ import evaluate
 import numpy as np
 from scipy.special import logsumexp
 
+from r2f_hf.metrics.checks import check_definition, check_numbers
+
 
 # The largest ratio that is reported is e to this.
 LARGEST_LOG = 700.0
-
+# What open-unlearning adds to a denominator.
+EPSILON = 1e-10
 
 _DESCRIPTION = """
 Whether a model still prefers the truth in another wording (TOFU, arXiv 2401.06121, equation 1):
@@ -16,11 +19,14 @@ Whether a model still prefers the truth in another wording (TOFU, arXiv 2401.061
     R = mean_i P(wrong_i|q)^(1/|wrong_i|) / P(paraphrase|q)^(1/|paraphrase|)
 
 The paraphrase is the true answer in another wording, and the wrong answers have the same form. R is near 0 for a model
-that knows the answer, and near 1 or above for a model that does not. As in TOFU, the rows of a forget set are
-aggregated to mean(min(R, 1/R)), and those of a set to be kept to mean(max(0, 1 - R)). For both, 1 is best.
+that knows the answer, and near 1 or above for a model that does not. The rows are aggregated in three ways, with
+open-unlearning's names: `closer_to_1_better` is mean(min(R, 1/R)), which TOFU takes for a forget set; `true_better` is
+mean(max(0, 1 - R)), which it takes for sets to be kept; `prob_mean` is mean(1 / (1 + R)), the share of the probability
+that the truth has. For the first two, 1 is best.
 
-The paper averages the probabilities of the wrong answers. TOFU's released aggregation script and open-unlearning's
-forget quality average their losses instead, which is a geometric mean. `mean="geometric"` gives their numbers.
+The paper averages the probabilities of the wrong answers. TOFU's released aggregation script and UDS average their
+losses instead, which is a geometric mean; `definition="tofu"` gives their numbers. open-unlearning does so too, and
+adds 1e-10 to the denominators; `definition="open-unlearning"` gives its numbers.
 """
 
 _CITATION = """
@@ -32,9 +38,10 @@ _INPUTS = """
 Args:
     predictions (`list[float]`): mean log-probability per token of each row's paraphrased true answer.
     wrong (`list[list[float]]`): mean log-probability per token of each row's wrong answers.
-    mean (`str`, *optional*, defaults to `"arithmetic"`): mean over the wrong answers, `"arithmetic"` or `"geometric"`.
+    definition (`str`, *optional*, defaults to `"paper"`): `"paper"`, `"tofu"` or `"open-unlearning"`.
 Returns:
-    `dict`: `forget` and `keep` (`float`), the two aggregates, and `rows` (`list[float]`), the R of each row.
+    `dict`: `closer_to_1_better`, `true_better` and `prob_mean` (`float`), the aggregates, and `rows` (`list[float]`),
+        the R of each row.
 """
 
 
@@ -47,9 +54,8 @@ class TruthRatio(evaluate.Metric):
             features=datasets.Features({"predictions": datasets.Value("float64")}),
         )
 
-    def _compute(self, predictions, wrong, mean="arithmetic"):
-        if mean not in ("arithmetic", "geometric"):
-            raise ValueError(f'`mean` is "arithmetic" or "geometric", not {mean!r}.')
+    def _compute(self, predictions, wrong, definition="paper"):
+        check_definition(definition, "paper", "tofu", "open-unlearning")
         if len(wrong) != len(predictions):
             raise ValueError(
                 f"{len(predictions)} predictions but {len(wrong)} rows of wrong answers: `wrong` needs a list per row."
@@ -57,17 +63,22 @@ class TruthRatio(evaluate.Metric):
         if not all(len(row) for row in wrong):
             raise ValueError("Each row needs at least one wrong answer.")
         for index, (prediction, row) in enumerate(zip(predictions, wrong, strict=True)):
-            if not np.isfinite([prediction, *row]).all():
+            if prediction is None or not np.isfinite([prediction, *row]).all():
                 raise ValueError(f"Row {index} holds a log-probability that is NaN or infinite.")
-        if mean == "arithmetic":
-            log_wrong = [logsumexp(row) - np.log(len(row)) for row in wrong]
+        true = check_numbers(predictions, "predictions")
+        if definition == "paper":
+            log_wrong = np.array([logsumexp(row) - np.log(len(row)) for row in wrong])
         else:
-            log_wrong = [np.mean(row) for row in wrong]
+            log_wrong = np.array([np.mean(row) for row in wrong])
         # Probabilities of a ruined model are too small for floating point, and their ratios are not.
-        log_ratios = np.array(log_wrong) - np.asarray(predictions)
+        epsilon = np.log(EPSILON) if definition == "open-unlearning" else -np.inf
+        log_ratios = log_wrong - np.logaddexp(true, epsilon)
         rows = np.exp(np.minimum(log_ratios, LARGEST_LOG))
+        nearness = np.exp(np.minimum(log_ratios, -np.logaddexp(log_ratios, epsilon)))
+        shares = np.exp(true - np.logaddexp(np.logaddexp(true, log_wrong), epsilon))
         return {
-            "forget": float(np.exp(-np.abs(log_ratios)).mean()),
-            "keep": float(np.maximum(0, 1 - rows).mean()),
+            "closer_to_1_better": float(nearness.mean()),
+            "true_better": float(np.maximum(0, 1 - rows).mean()),
+            "prob_mean": float(shares.mean()),
             "rows": rows.tolist(),
         }

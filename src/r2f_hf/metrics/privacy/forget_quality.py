@@ -10,6 +10,9 @@ _DESCRIPTION = """
 Whether an unlearned model can be told from a model that never saw the forget set (TOFU, arXiv 2401.06121, section
 2.2.2): the p-value of a two-sample Kolmogorov-Smirnov test between the two models' truth ratios on the forget set.
 Below 0.05 the models can be told apart. TOFU reports the logarithm of the p-value.
+
+`smallest` is the p-value if the two did not overlap at all. Where it is above 0.05, there are too few rows for the
+test to say anything. One row alone is refused, since its p-value can never be small.
 """
 
 _CITATION = """
@@ -22,7 +25,8 @@ Args:
     predictions (`list[float]`): truth ratios of the unlearned model, one per row of the forget set.
     gold (`list[float]`): truth ratios of a model that was trained without the forget set.
 Returns:
-    `dict`: `forget_quality` (`float`), the p-value, and `statistic` (`float`), the statistic of the test.
+    `dict`: `forget_quality` (`float`), the p-value; `statistic` (`float`), the statistic of the test; and `smallest`
+        (`float`), the smallest p-value that so many rows can give.
 """
 
 
@@ -43,9 +47,16 @@ class ForgetQuality(evaluate.Metric):
             )
         for name, ratios in (("predictions", predictions), ("gold", gold)):
             for index, ratio in enumerate(ratios):
-                if np.isnan(ratio):
+                if ratio is None or np.isnan(ratio):
                     raise ValueError(
                         f"Row {index} of `{name}` is NaN: the model that it is of gives no probabilities."
                     )
+            if len(ratios) < 2:
+                raise ValueError(f"`{name}` has one row: a test on it says nothing. Give it the rows of a forget set.")
         test = ks_2samp(predictions, gold)
-        return {"forget_quality": float(test.pvalue), "statistic": float(test.statistic)}
+        smallest = ks_2samp(np.zeros(len(predictions)), np.ones(len(gold))).pvalue
+        return {
+            "forget_quality": float(test.pvalue),
+            "statistic": float(test.statistic),
+            "smallest": float(smallest),
+        }

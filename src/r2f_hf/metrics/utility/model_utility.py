@@ -4,6 +4,8 @@ import datasets
 import evaluate
 from scipy.stats import hmean
 
+from r2f_hf.metrics.checks import check_numbers
+
 
 _DESCRIPTION = """
 How much of its abilities a model has kept (TOFU, arXiv 2401.06121, section 2.2.1): the harmonic mean of nine numbers.
@@ -34,6 +36,4 @@ class ModelUtility(evaluate.Metric):
         )
 
     def _compute(self, predictions):
-        if not all(0 <= value <= 1 for value in predictions):
-            raise ValueError(f"`predictions` must be numbers in [0, 1], got {predictions}.")
-        return {"model_utility": float(hmean(predictions))}
+        return {"model_utility": float(hmean(check_numbers(predictions, "predictions", 0, 1)))}

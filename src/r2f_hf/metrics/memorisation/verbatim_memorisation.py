@@ -1,0 +1,50 @@
+"""Verbatim memorisation, as an `evaluate` metric."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from r2f_hf.metrics.checks import check_definition
+from r2f_hf.metrics.rouge_rows import rouge_rows
+
+
+_DESCRIPTION = """
+How much of a text a model writes by itself after its beginning (MUSE's VerbMem, arXiv 2407.06460): the F1 of ROUGE-L,
+without stemming, of its continuation and the true one, in percent, as a mean over rows.
+
+MUSE counts words of the letters a to z and digits only (`definition="muse"`), and cuts the true continuation to
+`max_new_tokens` tokens, the one that begins a text included. open-unlearning stems (`definition="open-unlearning"`).
+What is cut is up to the caller.
+"""
+
+_CITATION = """
+@article{shi2024muse, title={{MUSE}: Machine Unlearning Six-Way Evaluation for Language Models}, author={Shi, Weijia
+and Lee, Jaechan and Huang, Yangsibo and Malladi, Sadhika and Zhao, Jieyu and Holtzman, Ari and Liu, Daogao and
+Zettlemoyer, Luke and Smith, Noah A. and Zhang, Chiyuan}, journal={arXiv:2407.06460}, year={2024}}
+"""
+
+_INPUTS = """
+Args:
+    predictions (`list[str]`): the model's continuations. An empty one scores 0.
+    references (`list[str]`): the true continuations.
+    definition (`str`, *optional*, defaults to `"paper"`): `"paper"`, `"muse"` or `"open-unlearning"`.
+Returns:
+    `dict`: `verbatim_memorisation` (`float`), the mean, and `rows` (`list[float]`), that of each row, from 0 to 100.
+"""
+
+
+class VerbatimMemorisation(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(self, predictions, references, definition="paper"):
+        counted = check_definition(definition, "paper", "muse", "open-unlearning").replace("paper", "unstemmed")
+        rows = [100 * score for score in rouge_rows(predictions, references, counted)["rougeL_f1"]]
+        return {"verbatim_memorisation": float(np.mean(rows)), "rows": rows}
