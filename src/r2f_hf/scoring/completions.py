@@ -41,6 +41,33 @@ def context_length(model: nn.Module) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
 
 
+def check_examples(model: nn.Module, examples: Sequence[dict[str, Any]], names: Sequence[str] | None = None) -> None:
+    """
+    Refuse examples that a model cannot score.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        examples (`Sequence[dict]`):
+            Encoded examples with `input_ids` and `labels`.
+        names (`Sequence[str]`, *optional*):
+            Names of the rows for error messages. Defaults to their numbers.
+
+    Raises:
+        `ValueError`: If a row is longer than the model's context, or has nothing to score.
+    """
+    names = [f"Row {index}" for index in range(len(examples))] if names is None else names
+    context = context_length(model)
+    for name, example in zip(names, examples, strict=True):
+        if all(label == IGNORE_INDEX for label in example["labels"][1:]):
+            raise ValueError(f"{name} has no token to score: its answer is empty. Fill it in or leave the row out.")
+        if len(example["input_ids"]) > context:
+            raise ValueError(
+                f"{name} has a question and an answer of {len(example['input_ids'])} tokens together, but the model "
+                f"reads at most {context}. Shorten the row or leave it out."
+            )
+
+
 def score_completions(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -85,15 +112,7 @@ def score_completions(
         encode_example(tokenizer, prompt, completion, options=options, name=name)
         for prompt, completion, name in zip(prompts, completions, names, strict=True)
     ]
-    context = context_length(model)
-    for name, example in zip(names, examples, strict=True):
-        if all(label == IGNORE_INDEX for label in example["labels"][1:]):
-            raise ValueError(f"{name} has no token to score: its answer is empty. Fill it in or leave the row out.")
-        if len(example["input_ids"]) > context:
-            raise ValueError(
-                f"{name} has a question and an answer of {len(example['input_ids'])} tokens together, but the model "
-                f"reads at most {context}. Shorten the row or leave it out."
-            )
+    check_examples(model, examples, names)
     log_probs, tokens = score_examples(model, examples, pad_token_id(tokenizer, model), batch_size, desc)
     return log_probs / tokens
 

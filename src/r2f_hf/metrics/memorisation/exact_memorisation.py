@@ -43,5 +43,7 @@ class ExactMemorisation(evaluate.Metric):
 
     def _compute(self, predictions, definition="paper"):
         check_definition(definition, "paper", "open-unlearning")
-        rows = [float(np.mean(hits)) for hits in token_hits(predictions, definition)]
+        # open-unlearning averages in fp32.
+        precision = np.float32 if definition == "open-unlearning" else np.float64
+        rows = [float(np.mean(hits, dtype=precision)) for hits in token_hits(predictions, definition)]
         return {"exact_memorisation": float(np.mean(rows)), "rows": rows}
