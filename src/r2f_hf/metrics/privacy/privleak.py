@@ -37,7 +37,7 @@ Returns:
 """
 
 
-class PrivLeak(evaluate.Metric):
+class Privleak(evaluate.Metric):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -1,0 +1,76 @@
+"""Hidden states of another model replace a model's own where its answers are predicted, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import CONFIGS, build_model
+from transformers import PreTrainedTokenizerFast
+
+from r2f_hf.data.formatting import encode_example
+from r2f_hf.scoring import key_words, patching_falls
+from r2f_hf.scoring.patching import decoder_layers
+
+
+def encoded(tokenizer: PreTrainedTokenizerFast) -> list[dict[str, list[int]]]:
+    return [
+        key_words(
+            tokenizer, encode_example(tokenizer, "Where does Orla1 live?", "Orla1 lives by the harbour."), "harbour"
+        ),
+        key_words(tokenizer, encode_example(tokenizer, "And Bram2?", "By the mountain."), "the mountain"),
+    ]
+
+
+def test_labels_stay_at_the_key_words_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    for example, words in zip(encoded(tokenizer), ("harbour", "the mountain"), strict=True):
+        labels = [label for label in example["labels"] if label != -100]
+        assert words in tokenizer.decode(labels) and len(tokenizer.decode(labels).strip()) <= len(words) + 1
+
+
+def test_key_words_that_the_answer_lacks_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    example = encode_example(tokenizer, "Where does Orla1 live?", "By the harbour.")
+    for words in ("desert", ""):
+        with pytest.raises(ValueError, match=r"forget\[3\] has key words that its answer does not contain"):
+            key_words(tokenizer, example, words, "forget[3]")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_models_own_states_change_nothing_and_anothers_do(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model, other = build_model(kind).eval(), build_model(kind).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    examples = encoded(tokenizer)
+    assert torch.tensor(patching_falls(model, model, examples, 0)).abs().max() < 1e-5
+    falls = torch.tensor(patching_falls(model, other, examples, 0, batch_size=2))
+    assert falls.shape == (2, len(decoder_layers(model))) and bool((falls.abs() > 1e-4).all())
+    one_by_one = torch.tensor(patching_falls(model, other, examples, 0, batch_size=1))
+    torch.testing.assert_close(falls, one_by_one, atol=1e-4, rtol=1e-4)
+    # The hooks are gone.
+    assert not any(layer._forward_hooks for each in (model, other) for layer in decoder_layers(each))
+
+
+def test_the_last_layers_states_decide_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    model, other = build_model("llama").eval(), build_model("llama").eval()
+    with torch.no_grad():
+        for parameter in other.model.layers.parameters():
+            parameter *= 1.5
+    example = encoded(tokenizer)[0]
+    fall = patching_falls(model, other, [example], 0)[0][-1]
+    # The two share what comes after the layers: with the other's states the model says what the other says.
+    ids, labels = torch.tensor(example["input_ids"]), torch.tensor(example["labels"])
+    places = (labels != -100).nonzero()[:, 0]
+    scores = []
+    for each in (model, other):
+        with torch.no_grad():
+            log_probs = each(ids[None]).logits[0].log_softmax(-1)
+        scores.append(log_probs[places - 1, labels[places]].mean().item())
+    assert fall == pytest.approx(scores[0] - scores[1], abs=1e-4)
+
+
+def test_models_of_other_shapes_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    model, other = build_model("llama"), build_model("llama")
+    other.config.hidden_size = 16
+    with pytest.raises(ValueError, match="do not fit into one with"):
+        patching_falls(model, other, encoded(tokenizer), 0)
