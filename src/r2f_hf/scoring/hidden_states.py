@@ -12,6 +12,7 @@ from torch import nn
 from ..data.collator import ForgetRetainCollator
 from ..data.formatting import IGNORE_INDEX
 from .completions import check_examples, over_processes
+from .log_probs import forward_parameters
 
 
 @torch.no_grad()
@@ -65,7 +66,9 @@ def hidden_states(
         inputs = collator([examples[index] for index in batch])
         positions = torch.arange(inputs["labels"].shape[1])
         last = torch.where(inputs["labels"] != IGNORE_INDEX, positions, -1).amax(1)
-        given = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+        given: dict[str, Any] = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+        # Nothing needs the logits.
+        given |= {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
         hidden = model(**given, output_hidden_states=True).hidden_states[chosen]
         return list(hidden[torch.arange(len(batch)), last.to(hidden.device)].float().cpu().numpy())
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.collator import ForgetRetainCollator
 from ..data.formatting import IGNORE_INDEX
 from .completions import check_examples, over_processes
-from .log_probs import completion_logits, label_log_probs
+from .log_probs import completion_logits, forward_parameters, label_log_probs
 
 
 def key_words(
@@ -162,11 +162,14 @@ def _layer_outputs(
 ) -> list[Tensor]:
     """What each layer puts out, the last one before the final norm or after it."""
     device = next(model.parameters()).device
-    given = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+    given: dict[str, Any] = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+    # Nothing needs the logits.
+    given |= {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
+    given |= {"output_hidden_states": True} if final_norm else {}
     outputs: list[Tensor] = []
     hooks = [layer.register_forward_hook(lambda _, __, output: outputs.append(_hidden(output))) for layer in layers]
     try:
-        result = model(**given, output_hidden_states=True)
+        result = model(**given)
     finally:
         for hook in hooks:
             hook.remove()
