@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from r2f_hf import metrics
+from r2f_hf.metrics.words import cut_at
 from r2f_hf.scoring import (
     TokenStatistics,
     generate_answers,
@@ -29,6 +30,7 @@ from r2f_hf.scoring import (
 MODELS = ("model_a", "model_b", "model_c")
 GOLD = "model_b"
 PADDING = 2
+STOPS = ("\n\n", "\nQuestion", "Question:")
 BATCH_SIZE = 4
 GROUPS = {"retain": slice(0, 4), "real_authors": slice(4, 8), "world_facts": slice(8, 12)}
 
@@ -359,18 +361,18 @@ class Reference:
     @entry(r"(ou\.rouge\.given|tofu\.rouge\.given|ou\.rouge\.given_stopwords)")
     def given(self, name: str) -> Any:
         written = self.generations["answers"]
+        definition = name.split(".")[0].replace("ou", "open-unlearning")
+        if name.endswith("stopwords"):
+            written = [cut_at(text, STOPS) for text in written]
+        rows = self.rouge(written, self.answers, definition)
         if name.endswith("stopwords"):
             found = self.metric("knowledge_memorisation").compute(
-                predictions=written, references=self.answers, definition="open-unlearning"
+                predictions=self.generations["answers"], references=self.answers, definition=definition
             )
-            written = [metrics.words.cut_at(text, ("\n\n", "\nQuestion", "Question:")) for text in written]
-            rows = self.rouge(written, self.answers, "open-unlearning")
-            whole = {"mean_rougeL_recall": found["knowledge_memorisation"] / 100}
-        else:
-            rows = self.rouge(written, self.answers, name.split(".")[0].replace("ou", "open-unlearning"))
-            whole = {"mean_rougeL_recall": mean(rows["rougeL_recall"])}
-        whole |= {name: rows[name] for name in rows if name != "rouge1_f1"}
-        return whole if name.startswith("ou") else {name: rows[name] for name in ("rouge1_recall", "rougeL_recall")}
+            rows["rougeL_f1"] = [row / 100 for row in found["rows"]]
+        whole = {"mean_rougeL_recall": mean(rows["rougeL_recall"])}
+        whole |= {kind: rows[kind] for kind in rows if kind != "rouge1_f1"}
+        return whole if name.startswith("ou") else {kind: rows[kind] for kind in ("rouge1_recall", "rougeL_recall")}
 
     @entry(r"ou\.verbmem\.given")
     def verbatim_stemmed(self) -> Any:
@@ -599,8 +601,8 @@ class Reference:
 
     def muse_rouge(self, predictions: list[str], references: list[str], metric: str) -> dict[str, Any]:
         found = self.metric(metric).compute(predictions=predictions, references=references, definition="muse")
-        stops = ("\n\n", "\nQuestion", "Question:") if metric.startswith("knowledge") else ()
-        cut = [metrics.words.cut_at(text, stops) for text in predictions]
+        stops = STOPS if metric.startswith("knowledge") else ()
+        cut = [cut_at(text, stops) for text in predictions]
         scores = self.rouge(cut, references, "muse")
         rows = {name.removesuffix("_f1"): values for name, values in scores.items()}
         means = {f"mean_{name}": mean(values) for name, values in rows.items()}

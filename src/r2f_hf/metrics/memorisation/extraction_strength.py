@@ -9,9 +9,9 @@ from r2f_hf.metrics.hits import token_hits
 
 
 _DESCRIPTION = """
-How much of an answer a model completes by itself: 1 - k/n for an answer of n tokens, where k is the smallest number of
-tokens that the model has to be given so that greedy decoding gives exactly the rest; as a mean over rows (Carlini et
-al., arXiv 2012.07805; arXiv 2406.09179). It is 1 if nothing has to be given, and 0 if the last token is still wrong.
+How much of an answer a model completes by itself (Carlini et al., arXiv 2012.07805; arXiv 2406.09179): 1 - k/n for an
+answer of n tokens, as a mean over rows. k is the number of tokens that the model needs to be given. Greedy decoding
+then gives exactly the rest. The strength is 1 if the model needs none, and 0 if the last token is still wrong.
 
 open-unlearning and UDS leave the last token of each answer out, and count one token as extracted where none is: they
 give 1/n in place of 0. `definition="open-unlearning"` gives their numbers.

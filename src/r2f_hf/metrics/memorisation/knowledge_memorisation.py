@@ -13,13 +13,12 @@ from r2f_hf.metrics.words import cut_at
 STOPS = ("\n\n", "\nQuestion", "Question:")
 
 _DESCRIPTION = """
-How well a model answers questions about the forget set (MUSE's KnowMem, arXiv 2407.06460): the F1 of ROUGE-L, without
-stemming, of its answer and the true one, in percent, as a mean over rows. An answer ends before an empty line, and
-before another question.
+How well a model answers questions about the forget set (MUSE's KnowMem, arXiv 2407.06460). It is the F1 of ROUGE-L,
+without stemming, of its answer and the true one, in percent, as a mean over rows. An answer ends before an empty line,
+and before another question.
 
-MUSE counts words of the letters a to z and digits only (`definition="muse"`). open-unlearning also stems, and takes
-the
-recall (`definition="open-unlearning"`).
+MUSE counts words of the letters a to z and digits only (`definition="muse"`). open-unlearning does so too, and stems
+(`definition="open-unlearning"`).
 """
 
 _CITATION = """
@@ -51,7 +50,6 @@ class KnowledgeMemorisation(evaluate.Metric):
 
     def _compute(self, predictions, references, definition="paper"):
         counted = check_definition(definition, "paper", "muse", "open-unlearning").replace("paper", "unstemmed")
-        kind = "rougeL_recall" if definition == "open-unlearning" else "rougeL_f1"
         answers = [cut_at(prediction, STOPS) for prediction in predictions]
-        rows = [100 * score for score in rouge_rows(answers, references, counted)[kind]]
+        rows = [100 * score for score in rouge_rows(answers, references, counted)["rougeL_f1"]]
         return {"knowledge_memorisation": float(np.mean(rows)), "rows": rows}

@@ -8,10 +8,10 @@ from r2f_hf.metrics.checks import check_numbers
 
 
 _DESCRIPTION = """
-How much is forgotten, as one number (arXiv 2605.24614): the harmonic mean of 1 - m over four numbers, namely
-extraction strength, exact memorisation, the probability of a paraphrased answer, and the share of the probability that
-the truth
-has (`prob_mean` of the truth ratio). If one of them is 1, the score is 0. The authors' code gives no number then.
+How much is forgotten, as one number (arXiv 2605.24614): the harmonic mean of 1 - m over four numbers m. They are the
+extraction strength, the exact memorisation, the probability of a paraphrased answer, and the share of the probability
+that the truth has (`prob_mean` of the truth ratio). If one of them is 1, the score is 0. The authors' code gives no
+number then.
 """
 
 _CITATION = """

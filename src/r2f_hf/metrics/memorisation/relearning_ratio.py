@@ -8,12 +8,12 @@ from r2f_hf.metrics.checks import check_definition, check_numbers, check_rows
 
 _DESCRIPTION = """
 Whether forgotten answers come back no faster than unseen ones are learned (R of arXiv 2506.12618). The unlearned model
-and gold are fine-tuned in the same way, and m is a metric of the forget set that is the higher the more is known:
+and gold are fine-tuned in the same way. m is a metric of the forget set, and the higher the more is known:
 
     R = min((gold_after - gold_before) / (unlearned_after - unlearned_before), 1)
 
 It is 1 if the unlearned model learns no faster than gold, and near 0 if a little fine-tuning brings everything back.
-If nothing comes back it is 1. A gold model that has learned nothing compares with nothing, and is refused.
+If nothing comes back it is 1. If gold has learned nothing, there is nothing to compare with, and it is refused.
 
 The meta-evaluation of arXiv 2605.24614 also counts learning slower than gold against a model:
 `definition="symmetric"` is 1 - |D_unlearned - D_gold| / (|D_unlearned| + |D_gold|), where D is after - before.

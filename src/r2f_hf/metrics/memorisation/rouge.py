@@ -9,9 +9,9 @@ from r2f_hf.metrics.rouge_rows import rouge_rows
 
 
 _DESCRIPTION = """
-How much of the true answer a generated answer contains (recall), and how much the two have in common (F1): the words
-of both (ROUGE-1), or their longest common subsequence (ROUGE-L, Lin 2004), as a mean over rows. TOFU reports the
-recall of ROUGE-L. It uses the `rouge_score` package.
+How much of the true answer a generated answer contains (recall), and how much the two have in common (F1), as means
+over rows. ROUGE-1 compares their words, and ROUGE-L their longest common subsequence of words (Lin 2004). TOFU reports
+the recall of ROUGE-L. The `rouge_score` package counts.
 
 Words are those of every script, stemmed if they are English. TOFU and open-unlearning count words of the letters a to
 z and digits only. MUSE does so too, and does not stem. RWKU uses the `rouge` package, where case and punctuation

@@ -8,16 +8,18 @@ from r2f_hf.metrics.checks import check_lists, check_rows
 
 
 _DESCRIPTION = """
-How deep inside a model the forgetting goes (UDS, arXiv 2605.24614). Hidden states of another model replace those of
-the model that knows the answer, layer by layer, at the tokens that predict the answer's key words. d_1 is by how much
-the mean log-probability of these words falls with a model that never saw the answer (gold), d_2 with the model to
+How deep inside a model the forgetting goes (UDS, arXiv 2605.24614). Hidden states of another model replace those of the
+model that knows the answer, layer by layer. They do so at the tokens that predict the answer's key words, whose mean
+log-probability then falls. It falls by d_1 with a model that never saw the answer (gold), and by d_2 with the model to
 judge. Over the layers with d_1 above the threshold:
 
     UDS = sum d_1 clip(d_2/d_1, 0, 1) / sum d_1
 
-It is 1 if the judged model's hidden states say as little as gold's, and 0 if they say as much as those of the model
-that knows. [`patching_falls`] computes d_1 and d_2. The authors' code puts the last layer's states through the final
-norm once too often; `final_norm=True` of that function gives their numbers.
+It is 1 if the judged model's hidden states say as little as gold's. It is 0 if they say as much as those of the model
+that knows.
+
+[`patching_falls`] computes d_1 and d_2. The authors' code puts the last layer's states through the final norm once too
+often. `final_norm=True` of that function gives their numbers.
 """
 
 _CITATION = """

@@ -9,12 +9,12 @@ from r2f_hf.metrics.rouge_rows import rouge_rows
 
 
 _DESCRIPTION = """
-How much of a text a model writes by itself after its beginning (MUSE's VerbMem, arXiv 2407.06460): the F1 of ROUGE-L,
-without stemming, of its continuation and the true one, in percent, as a mean over rows.
+How much of a text a model writes by itself after its beginning (MUSE's VerbMem, arXiv 2407.06460). It is the F1 of
+ROUGE-L, without stemming, of its continuation and the true one, in percent, as a mean over rows.
 
-MUSE counts words of the letters a to z and digits only (`definition="muse"`), and cuts the true continuation to
-`max_new_tokens` tokens, the one that begins a text included. open-unlearning stems (`definition="open-unlearning"`).
-What is cut is up to the caller.
+MUSE counts words of the letters a to z and digits only (`definition="muse"`). open-unlearning does so too, and stems
+(`definition="open-unlearning"`). MUSE also cuts the true continuation to `max_new_tokens` tokens, counting a special
+token at its beginning. Here the caller cuts it.
 """
 
 _CITATION = """

@@ -8,11 +8,11 @@ from scipy.stats import ks_2samp
 
 _DESCRIPTION = """
 Whether an unlearned model can be told from a model that never saw the forget set (TOFU, arXiv 2401.06121, section
-2.2.2): the p-value of a two-sample Kolmogorov-Smirnov test between the two models' truth ratios on the forget set.
-Below 0.05 the models can be told apart. TOFU reports the logarithm of the p-value.
+2.2.2). It is the p-value of a two-sample Kolmogorov-Smirnov test between the two models' truth ratios on the forget
+set. Below 0.05 the models can be told apart. TOFU reports the logarithm of the p-value.
 
-`smallest` is the p-value if the two did not overlap at all. Where it is above 0.05, there are too few rows for the
-test to say anything. One row alone is refused, since its p-value can never be small.
+`smallest` is the p-value of two sets of ratios that do not overlap at all. If it is above 0.05, there are too few rows
+for the test to say anything. One row alone is refused: its p-value can never be small.
 """
 
 _CITATION = """

@@ -12,13 +12,13 @@ _DESCRIPTION = """
 Whether the size of the gradient tells forgotten rows from rows that the model never saw (Wang et al., arXiv
 2402.17012). The score is the 2-norm of the gradient of a row's mean loss over all parameters.
 
-The score of a row is the higher the less it looks like one that was seen. `auc` is the probability that a row of the
-holdout set scores higher than one of the forget set: 0.5 if nobody can tell, 1 if every forget row was plainly seen,
-and below 0.5 if the forget rows look *less* familiar than rows that the model never saw, which gives the request away
+A row scores the higher the less it looks like one that was seen. `auc` is the probability that a row of the holdout set
+scores higher than one of the forget set. It is 0.5 if the score cannot tell, and 1 if every forget row was plainly
+seen. Below 0.5 the forget rows look *less* familiar than rows that the model never saw, which gives the request away
 too. `p_value` is that of a Mann-Whitney test against 0.5.
 
 open-unlearning averages the norms of the parameters' gradients, so that a bias counts as much as a matrix:
-`definition="open-unlearning"`. It also leaves the last token out of the loss, which is up to the caller.
+`definition="open-unlearning"`. It also leaves the last token out of the loss. Here the caller leaves it out.
 """
 
 _CITATION = """

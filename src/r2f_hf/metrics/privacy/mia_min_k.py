@@ -11,13 +11,13 @@ _DESCRIPTION = """
 Whether the least likely tokens tell forgotten rows from rows that the model never saw (Min-K%, Shi et al., arXiv
 2310.16789). The score is minus the mean log-probability of the k n least likely of a row's n tokens, of at least one.
 
-The score of a row is the higher the less it looks like one that was seen. `auc` is the probability that a row of the
-holdout set scores higher than one of the forget set: 0.5 if nobody can tell, 1 if every forget row was plainly seen,
-and below 0.5 if the forget rows look *less* familiar than rows that the model never saw, which gives the request away
+A row scores the higher the less it looks like one that was seen. `auc` is the probability that a row of the holdout set
+scores higher than one of the forget set. It is 0.5 if the score cannot tell, and 1 if every forget row was plainly
+seen. Below 0.5 the forget rows look *less* familiar than rows that the model never saw, which gives the request away
 too. `p_value` is that of a Mann-Whitney test against 0.5.
 
-MUSE's and RWKU's code takes none of a text that is too short, and gives NaN. open-unlearning leaves the last token
-out, as if it always closed the text: `definition="open-unlearning"`. MUSE and open-unlearning take 40% by default.
+MUSE's and RWKU's code takes no token of a text that is too short, and gives NaN. open-unlearning leaves the last token
+out, as if it always closed the text (`definition="open-unlearning"`). MUSE and open-unlearning take 40% by default.
 """
 
 _CITATION = """

@@ -8,13 +8,12 @@ from r2f_hf.metrics.membership import attack
 
 
 _DESCRIPTION = """
-Whether the loss, compared with that of a model that did not see the rows, tells forgotten rows from rows that the
-model never saw either (Carlini et al., arXiv 2012.07805). The score is the mean loss per token minus the reference
-model's.
+Whether the loss tells forgotten rows from unseen ones if it is compared with that of a model that saw neither (Carlini
+et al., arXiv 2012.07805). The score is the mean loss per token minus the reference model's.
 
-The score of a row is the higher the less it looks like one that was seen. `auc` is the probability that a row of the
-holdout set scores higher than one of the forget set: 0.5 if nobody can tell, 1 if every forget row was plainly seen,
-and below 0.5 if the forget rows look *less* familiar than rows that the model never saw, which gives the request away
+A row scores the higher the less it looks like one that was seen. `auc` is the probability that a row of the holdout set
+scores higher than one of the forget set. It is 0.5 if the score cannot tell, and 1 if every forget row was plainly
+seen. Below 0.5 the forget rows look *less* familiar than rows that the model never saw, which gives the request away
 too. `p_value` is that of a Mann-Whitney test against 0.5.
 
 MUSE divides the two losses instead: `definition="muse"`.

@@ -11,12 +11,13 @@ from r2f_hf.metrics.words import running_words
 
 
 _DESCRIPTION = """
-Whether a model still writes varied text, or repeats itself (RWKU, arXiv 2406.10890): the entropy in bits of a text's
-pairs and triples of words, as (2/3 H_2 + 4/3 H_3) / 2, as a mean over texts. The longer a text, the higher the entropy
-can be: compare texts of one length. A text of one word repeated has 0, and so has one of fewer than three words.
+Whether a model still writes varied text, or repeats itself (RWKU, arXiv 2406.10890). It is the entropy in bits of a
+text's pairs and triples of words, as (2/3 H_2 + 4/3 H_3) / 2, as a mean over texts. The longer a text, the higher the
+entropy can be: compare texts of one length. A text of one word repeated has 0, and so has one of fewer than three
+words.
 
-Words and punctuation are split as NLTK does it, which RWKU uses. No download is needed: NLTK's list of abbreviations
-is replaced by a short English one.
+Words and punctuation are split as NLTK does it, which RWKU uses. No download is needed: a short English list of
+abbreviations takes the place of NLTK's.
 """
 
 _CITATION = """

@@ -12,9 +12,9 @@ How many questions a model answers right if it has to choose (as in lm-evaluatio
 the largest log-likelihood (`acc`), with the largest one per character of the choice (`acc_norm`), or with the largest
 one per byte (`acc_bytes`).
 
-Where several choices are tied, the row counts as right in the share of them that is right. lm-evaluation-harness takes
-the first of them, so that a model that finds all choices impossible is right whenever the first one is:
-`definition="lm-eval"`.
+Where choices are tied, the row counts as one over their number if the right one is among them. lm-evaluation-harness
+takes the first of them (`definition="lm-eval"`). A model that finds all choices impossible is then right whenever the
+first one is.
 """
 
 _CITATION = """

@@ -9,8 +9,8 @@ from r2f_hf.metrics.checks import check_numbers
 
 _DESCRIPTION = """
 Forgetting, privacy and utility as one number (arXiv 2605.24614): the harmonic mean of the memorisation score, the
-privacy score, and the utility in relation to that of the model before unlearning. If one of them is 0, so is the
-score. A utility above that of the model before counts as 1.
+privacy score and the relative utility. The last is the utility over that of the model before unlearning, and at most
+1. If one of the three is 0, so is the score.
 """
 
 _CITATION = """

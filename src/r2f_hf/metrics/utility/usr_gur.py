@@ -7,9 +7,9 @@ from r2f_hf.metrics.checks import check_numbers, check_rows
 
 
 _DESCRIPTION = """
-How much of what was to be forgotten is gone, and how much of the rest is kept, in percent (arXiv 2512.07374, which
-gives no formulas and no code): USR = 100 (1 - r), where r is the mean over RWKU's three forget levels of the ROUGE-L
-recall, and GUR = 100 times the mean over measures of utility of after / before.
+How much of what was to be forgotten is gone, and how much of the rest is kept, in percent. The paper (arXiv 2512.07374)
+gives no formulas and no code. Here USR = 100 (1 - r), where r is the mean ROUGE-L recall of RWKU's three forget levels.
+GUR is 100 times after / before, as a mean over measures of utility.
 """
 
 _CITATION = """
