@@ -9,8 +9,8 @@ from r2f_hf.metrics.hits import token_hits
 
 
 _DESCRIPTION = """
-How much of the answers greedy decoding gets right if it reads the true answer up to each token (arXiv 2205.10770): the
-share of an answer's tokens that are the likeliest ones, as a mean over rows.
+How much of the answers greedy decoding gets right if it reads the true answer up to each token (arXiv 2205.10770). It
+is the share of an answer's tokens that are the likeliest ones, as a mean over rows.
 
 open-unlearning and UDS leave the last token of each answer out, as if it always closed the answer.
 `definition="open-unlearning"` gives their numbers.

@@ -8,10 +8,10 @@ from r2f_hf.metrics.checks import check_lists, check_rows
 
 
 _DESCRIPTION = """
-How deep inside a model the forgetting goes (UDS, arXiv 2605.24614). Hidden states of another model replace those of the
-model that knows the answer, layer by layer. They do so at the tokens that predict the answer's key words, whose mean
-log-probability then falls. It falls by d_1 with a model that never saw the answer (gold), and by d_2 with the model to
-judge. Over the layers with d_1 above the threshold:
+How deep inside a model the forgetting goes (UDS, arXiv 2605.24614). Hidden states of another model replace those of
+the model that knows the answer, layer by layer. They do so at the tokens that predict the answer's key words, whose
+mean log-probability then falls. It falls by d_1 with a model that never saw the answer (gold), and by d_2 with the
+model to judge. Over the layers with d_1 above the threshold:
 
     UDS = sum d_1 clip(d_2/d_1, 0, 1) / sum d_1
 

@@ -10,8 +10,8 @@ _DESCRIPTION = """
 Whether the loss tells forgotten rows from rows that the model never saw (Yeom et al., arXiv 1709.01604). The score is
 the mean loss per token.
 
-A row scores the higher the less it looks like one that was seen. `auc` is the probability that a row of the holdout set
-scores higher than one of the forget set. It is 0.5 if the score cannot tell, and 1 if every forget row was plainly
+A row scores the higher the less it looks like one that was seen. `auc` is the probability that a row of the holdout
+set scores higher than one of the forget set. It is 0.5 if the score cannot tell, and 1 if every forget row was plainly
 seen. Below 0.5 the forget rows look *less* familiar than rows that the model never saw, which gives the request away
 too. `p_value` is that of a Mann-Whitney test against 0.5.
 """

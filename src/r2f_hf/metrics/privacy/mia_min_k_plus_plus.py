@@ -14,16 +14,16 @@ SMALLEST_DEVIATION = 1e-3
 _DESCRIPTION = """
 Whether the least likely tokens, compared with what else could stand there, tell forgotten rows from unseen ones
 (Min-K%++, Zhang et al., arXiv 2404.02936). Each token has the value (log p - m) / s. Here m and s are the mean and the
-standard deviation of log p(v) over the vocabulary, under p. The score is minus the mean of the k n lowest values, of at
-least one. s is at least 0.001, as in open-unlearning.
+standard deviation of log p(v) over the vocabulary, under p. The score is minus the mean of the k n lowest values, of
+at least one. s is at least 0.001, as in open-unlearning.
 
-A row scores the higher the less it looks like one that was seen. `auc` is the probability that a row of the holdout set
-scores higher than one of the forget set. It is 0.5 if the score cannot tell, and 1 if every forget row was plainly
+A row scores the higher the less it looks like one that was seen. `auc` is the probability that a row of the holdout
+set scores higher than one of the forget set. It is 0.5 if the score cannot tell, and 1 if every forget row was plainly
 seen. Below 0.5 the forget rows look *less* familiar than rows that the model never saw, which gives the request away
 too. `p_value` is that of a Mann-Whitney test against 0.5.
 
-open-unlearning leaves the last token out, as if it always closed the text (`definition="open-unlearning"`). RWKU's code
-reports this score under the name of Min-K%.
+open-unlearning leaves the last token out, as if it always closed the text (`definition="open-unlearning"`). RWKU's
+code reports this score under the name of Min-K%.
 """
 
 _CITATION = """

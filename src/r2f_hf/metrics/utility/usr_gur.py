@@ -7,9 +7,9 @@ from r2f_hf.metrics.checks import check_numbers, check_rows
 
 
 _DESCRIPTION = """
-How much of what was to be forgotten is gone, and how much of the rest is kept, in percent. The paper (arXiv 2512.07374)
-gives no formulas and no code. Here USR = 100 (1 - r), where r is the mean ROUGE-L recall of RWKU's three forget levels.
-GUR is 100 times after / before, as a mean over measures of utility.
+How much of what was to be forgotten is gone, and how much of the rest is kept, in percent. The names are those of
+arXiv 2512.07374, and the formulas are this package's own. USR is 100 (1 - r), where r is the mean ROUGE-L recall of
+RWKU's three forget levels. GUR is 100 times after / before, as a mean over measures of utility.
 """
 
 _CITATION = """
