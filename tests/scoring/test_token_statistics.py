@@ -57,3 +57,10 @@ def test_rows_that_cannot_be_scored_are_refused_by_name(tokenizer: PreTrainedTok
         token_statistics(model, [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [1], "labels": [1]}], 0)
     with pytest.raises(ValueError, match=r"forget\[0\] has a question and an answer of 99 tokens"):
         token_statistics(model, [{"input_ids": [1] * 99, "labels": [1] * 99}], 0, names=["forget[0]"])
+
+
+def test_a_ruined_model_is_refused_and_does_not_pass_for_one_that_forgot(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_model("llama").eval()
+    torch.nn.init.constant_(model.model.norm.weight, math.nan)
+    with pytest.raises(ValueError, match=r"Row 0 has tokens to which the model gives NaN"):
+        token_statistics(model, [encode_example(tokenizer, "", "Orla1 lives by the harbour.")], 0)

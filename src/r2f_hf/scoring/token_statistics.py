@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def token_statistics(
         `list[TokenStatistics]`: One per row, in their order. All processes get all rows.
 
     Raises:
-        `ValueError`: If a row is longer than the model's context, or has nothing to score.
+        `ValueError`: If a row is longer than the model's context, or has nothing to score, or if the model gives NaN.
     """
     check_examples(model, examples, names)
     device = next(model.parameters()).device
@@ -88,7 +89,14 @@ def token_statistics(
 
     # Longest first: if a batch does not fit in memory, the first one shows it.
     order = sorted(range(len(examples)), key=lambda index: -len(examples[index]["input_ids"]))
-    return over_processes(score, order, batch_size, desc, disable)
+    rows = over_processes(score, order, batch_size, desc, disable)
+    for index, row in enumerate(rows):
+        if math.isnan(sum(row.log_probs)):
+            name = f"Row {index}" if names is None else names[index]
+            raise ValueError(
+                f"{name} has tokens to which the model gives NaN: its weights or its precision are broken."
+            )
+    return rows
 
 
 def _row_statistics(logits: Tensor, labels: Tensor) -> TokenStatistics:
