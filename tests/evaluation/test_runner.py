@@ -194,6 +194,12 @@ def test_forget_quality_compares_with_gold(
     assert metrics["forget_quality"] == pytest.approx(expected)
 
 
+def test_one_row_has_no_forget_quality() -> None:
+    row = {"answer": [-0.5], "paraphrase": [-0.5], "wrong": [[-1.0, -2.0]], "rouge_l_recall": [0.5]}
+    metrics = summarise({"forget": row}, {"forget": row})
+    assert "forget_quality" not in metrics and 0 < metrics["truth_ratio"] < 1
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [([], "The retain set is empty"), ([{"question": "Who?", "answer": "Orla"}], "no column 'perturbed_answer'")],

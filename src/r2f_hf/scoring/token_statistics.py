@@ -93,9 +93,7 @@ def token_statistics(
     for index, row in enumerate(rows):
         if math.isnan(sum(row.log_probs)):
             name = f"Row {index}" if names is None else names[index]
-            raise ValueError(
-                f"{name} has tokens to which the model gives NaN: its weights or its precision fail."
-            )
+            raise ValueError(f"{name} has tokens to which the model gives NaN: its weights or its precision fail.")
     return rows
 
 

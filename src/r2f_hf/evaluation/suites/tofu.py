@@ -143,7 +143,7 @@ def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistic
         - `<split>_paraphrase_probability` of each split with paraphrased questions;
         - `<split>_truth_ratio` of each split but forget: from 0 to 1, 1 is best;
         - `truth_ratio` of the forget set: from 0 to 1, 1 is best;
-        - `forget_quality`, if `gold` is given: a p-value;
+        - `forget_quality`, if `gold` is given and has more than one row: a p-value;
         - `model_utility` over retain, real-authors and world-facts, as far as they are there.
     """
     used = ("probability", "truth_ratio", "forget_quality", "model_utility")
@@ -168,8 +168,10 @@ def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistic
             reference = load["truth_ratio"].compute(
                 predictions=gold["forget"]["paraphrase"], wrong=gold["forget"]["wrong"]
             )
-            quality = load["forget_quality"].compute(predictions=ratios["forget"]["rows"], gold=reference["rows"])
-            summary["forget_quality"] = quality["forget_quality"]
+            # One row says nothing about a distribution.
+            if min(len(ratios["forget"]["rows"]), len(reference["rows"])) > 1:
+                quality = load["forget_quality"].compute(predictions=ratios["forget"]["rows"], gold=reference["rows"])
+                summary["forget_quality"] = quality["forget_quality"]
     kept = [split for split in UTILITY_SPLITS if split in statistics]
     if kept:
         numbers = [
