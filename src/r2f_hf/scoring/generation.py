@@ -1,8 +1,9 @@
-"""Answers that a model generates greedily, batched by length and distributed over processes."""
+"""Answers that a model generates, batched by length and distributed over processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from ..data.collator import pad_token_id
 from ..data.formatting import encode_prompt, end_of_answer
 from ..data.rendering import ChatOptions
+from ..gradients.seeds import named_seed
 from .completions import context_length, over_processes
+
+
+Settings = dict[str, Any]
 
 
 @torch.inference_mode()
@@ -49,6 +54,87 @@ def generate_answers(
     Raises:
         `ValueError`: If a prompt leaves no room for `max_new_tokens` more tokens in the model's context.
     """
+
+    def greedy(batch: list[int]) -> Settings:
+        return {"do_sample": False}
+
+    texts = _generate(model, tokenizer, prompts, greedy, max_new_tokens, batch_size, desc, options)
+    return [text for (text,) in texts]
+
+
+@torch.inference_mode()
+def sample_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    samples: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    desc: str | None = None,
+    options: ChatOptions | None = None,
+) -> list[list[str]]:
+    """
+    Draw several answers to each prompt from the model's distribution.
+
+    The draws depend on the seed and the batch, and not on the number of processes.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model. It is used on its own device and in its own mode (training or evaluation).
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompts (`Sequence[str]`):
+            The prompts.
+        samples (`int`):
+            Answers per prompt.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Above 1 the answers vary more, below 1 less.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            Longest answer, in tokens.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows per batch. Each has all of its samples there.
+        desc (`str`, *optional*):
+            Title of the progress bar.
+        options ([`ChatOptions`], *optional*):
+            Arguments of the chat template, and a system prompt.
+
+    Returns:
+        `list[list[str]]`: The answers of each prompt, without special tokens. All processes get all answers.
+
+    Raises:
+        `ValueError`: If a prompt leaves no room for `max_new_tokens` more tokens in the model's context.
+    """
+
+    def draw(batch: list[int]) -> Settings:
+        torch.manual_seed(named_seed(seed, batch[0], "answers", "sampling"))
+        # The model's own `generation_config` may cut off unlikely tokens: all of the distribution is drawn from.
+        return {
+            "do_sample": True,
+            "num_return_sequences": samples,
+            "temperature": temperature,
+            "top_k": 0,
+            "top_p": 1.0,
+        }
+
+    with torch.random.fork_rng():
+        return _generate(model, tokenizer, prompts, draw, max_new_tokens, batch_size, desc, options)
+
+
+def _generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: Callable[[list[int]], Settings],
+    max_new_tokens: int,
+    batch_size: int,
+    desc: str | None,
+    options: ChatOptions | None,
+) -> list[list[str]]:
+    """The answers to each prompt, with settings of `generate` for each batch."""
     encoded = [
         encode_prompt(tokenizer, prompt, options, f"Prompt {index} of {desc or 'those to answer'}")
         for index, prompt in enumerate(prompts)
@@ -64,7 +150,7 @@ def generate_answers(
     padding = pad_token_id(tokenizer, model)
     ends = {end for end in (tokenizer.eos_token_id, end_of_answer(tokenizer, options)) if end is not None}
 
-    def generate(batch: list[int]) -> list[str]:
+    def generate(batch: list[int]) -> list[list[str]]:
         width = max(len(encoded[index]) for index in batch)
         # Pad on the left, so that every answer starts right after its prompt.
         ids = torch.tensor([[padding] * (width - len(encoded[index])) + encoded[index] for index in batch])
@@ -74,11 +160,13 @@ def generate_answers(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
             pad_token_id=padding,
             eos_token_id=sorted(ends) or None,
+            **settings(batch),
         )
-        return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+        texts = [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+        each = len(texts) // len(batch)
+        return [texts[start : start + each] for start in range(0, len(texts), each)]
 
     # Longest first: if a batch does not fit in memory, the first one shows it.
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))

@@ -1,0 +1,8 @@
+"""Attacks: ways to bring back what was forgotten. One file each."""
+
+from .base import UNATTACKED, Attack, Target
+from .registry import ATTACKS, chosen_attacks
+from .runner import compare, run_attacks
+
+
+__all__ = ["ATTACKS", "UNATTACKED", "Attack", "Target", "chosen_attacks", "compare", "run_attacks"]

@@ -1,0 +1,254 @@
+"""`r2f attack`: tries to bring back what a model has forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..attacks import ATTACKS, UNATTACKED, Target, chosen_attacks, compare, run_attacks
+from ..attacks.format_shift import COLUMNS
+from ..config import parse_kwargs
+from ..data.encoder import ExampleEncoder
+from ..data.formatting import Encoded
+from ..data.loading import load_rows
+from ..data.rendering import ChatOptions
+from ..models.loading import ModelArguments, asked_to_shard, load_model
+from ..report import print_table
+from ..runs.files import write_json
+from ..scoring import context_length
+from .recipes import parse_recipe
+
+
+# Of `report.json`. It rises when a field changes its name or its meaning.
+SCHEMA = "r2f-attack/1"
+ROLES = ("unlearned", "original", "gold")
+
+
+@dataclass
+class AttackArguments:
+    r"""
+    Which attacks `r2f attack` tries, and on what.
+
+    The command tries to bring back what a model has forgotten. It prints what each attack got, next to what it gets
+    from the model before unlearning (`original`) and from a model that never saw the forget set (`gold_model`), and
+    writes `report.json`. The report has no text of the rows. The unlearned model is chosen by the options of
+    [`ModelArguments`].
+
+    ```bash
+    r2f attack --model_name_or_path unlearned --original before --gold_model retrained \
+        --forget_data forget.jsonl --retain_data retain.jsonl --output_dir attacks
+    ```
+
+    Args:
+        forget_data (`str`, *optional*):
+            The rows that were forgotten, in any format that `r2f unlearn` takes. It must be given.
+        retain_data (`str`, *optional*):
+            Rows that the model may know: for harmless fine-tuning, and as examples in prompts.
+        attacks (`list[str]`, *optional*, defaults to `["all"]`):
+            Names of attacks, entries of [`ATTACKS`], or `all`. Attacks of `all` that do not fit are left out by name.
+        original (`str`, *optional*):
+            Folder or name of the model from before unlearning. Merging and reversed guidance need it.
+        gold_model (`str`, *optional*):
+            Folder or name of a model that was trained without the forget set. Without it nobody can tell how much of
+            what an attack gets is knowledge that came back, and how much any model would say.
+        output_dir (`str`, *optional*, defaults to `"attacks"`):
+            Folder for `report.json` and the values of each row. A repeated command reads the values that are there
+            instead of attacking again.
+        prompt_column (`str`, *optional*):
+            Column of the question, as in training.
+        completion_column (`str`, *optional*):
+            Column of the answer, as in training.
+        max_length (`int`, *optional*):
+            Tokens of an example, as in training.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows per forward pass.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            Longest generated answer, in tokens.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of all that the attacks draw.
+        chat_template_kwargs (`str`, *optional*):
+            Arguments of the chat template, in JSON, as in training.
+        system_prompt (`str`, *optional*):
+            System message of every question, as in training.
+    """
+
+    _argument_group_name: ClassVar[str] = "What is attacked"
+
+    forget_data: str | None = field(default=None, metadata={"help": "The rows that were forgotten."})
+    retain_data: str | None = field(default=None, metadata={"help": "Rows that the model may know."})
+    attacks: list[str] = field(default_factory=lambda: ["all"], metadata={"help": "Names of attacks, or all."})
+    original: str | None = field(default=None, metadata={"help": "The model from before unlearning."})
+    gold_model: str | None = field(default=None, metadata={"help": "A model that never saw the forget set."})
+    output_dir: str = field(default="attacks", metadata={"help": "Folder for report.json and the values of each row."})
+    prompt_column: str | None = field(default=None, metadata={"help": "Column of the question, as in training."})
+    completion_column: str | None = field(default=None, metadata={"help": "Column of the answer, as in training."})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens of an example, as in training."})
+    batch_size: int = field(default=16, metadata={"help": "Rows per forward pass."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest generated answer, in tokens."})
+    seed: int = field(default=0, metadata={"help": "Seed of all that the attacks draw."})
+    chat_template_kwargs: str | None = field(
+        default=None, metadata={"help": "Arguments of the chat template, in JSON, as in training."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message of every question, as in training."}
+    )
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments, the rows and the unlearned model of `r2f attack`, and check which attacks fit."""
+    sharded = asked_to_shard()
+    # Without an accelerator this has to be said here. Otherwise the processes would not find each other.
+    PartialState(cpu=not torch.accelerator.is_available())
+    args, model_arguments = parse_recipe("attack", (AttackArguments, ModelArguments), argv)
+    names = chosen_attacks(args.attacks)
+    if args.forget_data is None:
+        raise ValueError("No rows are named. Set `forget_data` to the rows that were forgotten.")
+    sets = {"forget": load_rows(args.forget_data, "forget")}
+    if args.retain_data is not None:
+        sets["retain"] = load_rows(args.retain_data, "retain")
+    model, tokenizer = load_model(model_arguments, sharded=sharded)
+    options = ChatOptions(parse_kwargs("chat_template_kwargs", args.chat_template_kwargs), args.system_prompt)
+    encoded, rows = encode(args, options, sets, tokenizer, context_length(model))
+    target = Target(
+        place(model),
+        tokenizer,
+        encoded["forget"],
+        encoded.get("retain", ()),
+        rows,
+        options=options,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+    )
+    others = {}
+    for role, name in (("original", args.original), ("gold", args.gold_model)):
+        if name is not None:
+            others[role], its_tokenizer = load_model(model_arguments, name, sharded=sharded)
+            check_tokenizer(tokenizer, its_tokenizer, name)
+    original = others.get("original")
+    target = replace(target, original=None if original is None else place(original))
+    left_out = {name: reason for name in names if (reason := ATTACKS[name].does_not_fit(target)) is not None}
+    if left_out and "all" not in args.attacks:
+        name, reason = next(iter(left_out.items()))
+        raise ValueError(f"The attack {name!r} cannot be made: {reason}. Leave it out, or mend that.")
+    if len(left_out) == len(names):
+        raise ValueError(f"No attack can be made: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}.")
+    return partial(attack, args, model_arguments, target, others.get("gold"), left_out)
+
+
+def attack(
+    args: AttackArguments,
+    model_arguments: ModelArguments,
+    target: Target,
+    gold: PreTrainedModel | None,
+    left_out: dict[str, str],
+) -> None:
+    """Attack the models one after the other, print what came back, and write `report.json`."""
+    folder, state = Path(args.output_dir), PartialState()
+    names = [name for name in chosen_attacks(args.attacks) if name not in left_out]
+    models = {"unlearned": target.model, "original": target.original, "gold": gold}
+    results = {}
+    for role in ROLES:
+        model = models[role]
+        if model is not None:
+            results[role] = run_attacks(names, replace(target, model=place(model)), folder / role)
+    lines = compare(results)
+    if state.is_main_process:
+        report = {
+            "schema": SCHEMA,
+            "models": {
+                "unlearned": model_arguments.model_name_or_path,
+                "original": args.original,
+                "gold": args.gold_model,
+            },
+            "rows": {"forget": len(results_rows(target.forget)), "retain": len(results_rows(target.retain))},
+            "seed": args.seed,
+            "attacks": {
+                name: {"meaning": ATTACKS[name].meaning, "quantity": ATTACKS[name].quantity, "results": lines[name]}
+                for name in names
+            },
+            "left_out": left_out,
+        }
+        write_json(folder / "report.json", report)
+        print_report(lines, left_out, gold is not None)
+        print(f"The report is {folder / 'report.json'}.")
+    state.destroy_process_group()
+
+
+def place(model: PreTrainedModel) -> PreTrainedModel:
+    """A model on this process's device, in evaluation mode."""
+    return model.to(PartialState().device).eval()
+
+
+def results_rows(examples: Sequence[Encoded]) -> set[int]:
+    """The rows of examples."""
+    return {example["item"] for example in examples}
+
+
+def encode(
+    args: AttackArguments,
+    options: ChatOptions,
+    sets: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+) -> tuple[dict[str, list[Encoded]], dict[str, list[dict[str, Any]]]]:
+    """The encoded rows of each set, and the rows as questions and answers where they are."""
+    encoder = ExampleEncoder(
+        tokenizer, context, args.prompt_column, args.completion_column, max_length=args.max_length, options=options
+    )
+    encoded: dict[str, list[Encoded]] = {}
+    questions: dict[str, list[dict[str, Any]]] = {}
+    for name, rows in sets.items():
+        row_format = encoder.format_of(rows, name)
+        encoded[name] = [
+            window | {"item": index}
+            for index, row in enumerate(rows)
+            for window in encoder.windows(row, row_format, f"{name}[{index}]")
+        ]
+        if row_format.kind == "question":
+            questions[name] = [
+                {"question": row[row_format.prompt_column], "answer": row[row_format.completion_column]}
+                | {column: row[column] for column in COLUMNS if row.get(column)}
+                for row in rows
+            ]
+    return encoded, questions
+
+
+def check_tokenizer(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a model whose tokens are others: its numbers could not be compared."""
+    if ours.get_vocab() != theirs.get_vocab():
+        raise ValueError(
+            f"The model {name} has another tokenizer than the unlearned one, so their probabilities cannot be "
+            "compared. Name a model of the same family."
+        )
+
+
+def print_report(lines: dict[str, dict[str, dict[str, float]]], left_out: dict[str, str], has_gold: bool) -> None:
+    """Print a table per attack with its meaning, and what was left out."""
+    for name, variants in lines.items():
+        columns = list(dict.fromkeys(column for line in variants.values() for column in line))
+        print_table(f"{name.replace('_', ' ')}: {ATTACKS[name].quantity}", variants, columns)
+        print(ATTACKS[name].meaning)
+    for name, reason in left_out.items():
+        print(f"Left out: {name}: {reason}.")
+    worst = [
+        (line["comeback"], name, variant)
+        for name, variants in lines.items()
+        for variant, line in variants.items()
+        if "comeback" in line and not variant.startswith(UNATTACKED)
+    ]
+    if worst:
+        comeback, name, variant = max(worst)
+        print(f"Most came back by {name.replace('_', ' ')} ({variant}): {comeback:.2f} of what had been forgotten.")
+    if not has_gold:
+        print(
+            "Without `gold_model` these numbers do not tell what came back: a model that never saw the rows may get "
+            "the same."
+        )
