@@ -26,12 +26,9 @@ def guide(target: Target) -> Values:
     collator = ForgetRetainCollator(target.padding)
 
     def score(batch: list[int]) -> list[list[float]]:
-        inputs = collator([examples[index] for index in batch])
-        before, labels = completion_logits(
-            original, {name: value.to(original.device) for name, value in inputs.items()}
-        )
-        after, _ = completion_logits(model, {name: value.to(model.device) for name, value in inputs.items()})
-        before, after = before.float(), after.float().to(before.device)
+        inputs = {name: value.to(model.device) for name, value in collator([examples[i] for i in batch]).items()}
+        (before, labels), (after, _) = completion_logits(original, inputs), completion_logits(model, inputs)
+        before, after = before.float(), after.float()
         scores = [
             label_log_probs(torch.lerp(after, before, 1 + strength), labels)[0].tolist()
             for strength in (0.0, *STRENGTHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 
 import numpy as np
@@ -42,16 +43,18 @@ def sample(target: Target) -> Values:
     assert target.rows is not None
     questions = [row["question"] for row in target.rows["forget"]]
     answers = [row["answer"] for row in target.rows["forget"]]
-    rouge = metrics.load("rouge")
+
+    def recall(texts: Sequence[str], references: Sequence[str]) -> list[float]:
+        rouge = metrics.load("rouge").compute(predictions=list(texts), references=list(references))
+        return rouge["rows"]["rougeL_recall"]
+
     settings = (target.max_new_tokens, target.batch_size, "sampling", target.options)
     greedy = generate_answers(target.model, target.tokenizer, questions, *settings)
     samples = sample_answers(target.model, target.tokenizer, questions, SAMPLES, TEMPERATURE, target.seed, *settings)
-    flat = [text for texts in samples for text in texts]
     repeated = [answer for answer in answers for _ in range(SAMPLES)]
-    recalls = np.array(rouge.compute(predictions=flat, references=repeated)["rows"]["rougeL_recall"]).reshape(
-        len(answers), SAMPLES
-    )
-    values = {UNATTACKED: rouge.compute(predictions=greedy, references=answers)["rows"]["rougeL_recall"]}
+    recalls = np.array(recall([text for texts in samples for text in texts], repeated))
+    recalls = recalls.reshape(len(answers), SAMPLES)
+    values = {UNATTACKED: recall(greedy, answers)}
     return values | {f"best of {k}": best_of(recalls, k).tolist() for k in ANSWERS}
 
 
