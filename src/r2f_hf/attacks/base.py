@@ -108,12 +108,16 @@ class Attack:
             colon: its own `"no attack: ..."` is the one that it is compared with.
         does_not_fit (`Callable[[Target], str | None]`):
             Why the attack cannot be made on a target, or `None`.
+        has_comeback (`bool`, *optional*, defaults to `True`):
+            Whether the attacker has only the model itself, so that a comeback between gold and the original means
+            something.
     """
 
     meaning: str
     quantity: str
     run: Callable[[Target], Values]
     does_not_fit: Callable[[Target], str | None] = lambda target: None
+    has_comeback: bool = True
 
 
 def items_of(examples: Sequence[Encoded]) -> list[int] | None:

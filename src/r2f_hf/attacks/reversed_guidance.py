@@ -62,4 +62,5 @@ REVERSED_GUIDANCE = Attack(
     quantity="probability",
     run=guide,
     does_not_fit=does_not_fit,
+    has_comeback=False,
 )

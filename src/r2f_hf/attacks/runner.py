@@ -70,7 +70,8 @@ def compare(results: Mapping[str, Mapping[str, Values]]) -> dict[str, dict[str, 
 
         - `unlearned`, `original`, `gold`: the attack's quantity;
         - `comeback`: (unlearned - gold) / (original - gold), all after the attack. 0 is gold's level, and 1 is as if
-          nothing had been forgotten. It is absent if original and gold hardly differ;
+          nothing had been forgotten. It is absent if original and gold hardly differ,
+          and where the attacker holds the original anyway;
         - `relearning_ratio`, `quantisation_ratio`: R and Q of arXiv 2506.12618, for the attacks of these names.
     """
     report: dict[str, dict[str, Line]] = {}
@@ -80,7 +81,8 @@ def compare(results: Mapping[str, Mapping[str, Values]]) -> dict[str, dict[str, 
             line: Line = {"unlearned": mean(rows)}
             others = {role: results[role][attack][variant] for role in ("original", "gold") if role in results}
             line |= {role: mean(theirs) for role, theirs in others.items()}
-            if len(others) == 2 and line["original"] - line["gold"] >= LEAST_DIFFERENCE:
+            known = len(others) == 2 and line["original"] - line["gold"] >= LEAST_DIFFERENCE
+            if known and ATTACKS[attack].has_comeback:
                 line["comeback"] = (line["unlearned"] - line["gold"]) / (line["original"] - line["gold"])
             line |= _ratios(attack, variant, results)
             report[attack][variant] = line

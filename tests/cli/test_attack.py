@@ -1,0 +1,128 @@
+"""`r2f attack`: the report, what is left out, and what is refused before anything is attacked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import build_model, process_environment, write_rows
+from transformers import PreTrainedTokenizerFast
+
+from r2f_hf import cli
+
+
+@pytest.fixture
+def options(
+    saved: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, forget_rows: list[Any], retain_rows: list[Any]
+) -> dict[str, str]:
+    gold = tmp_path / "gold"
+    build_model(seed=1).save_pretrained(gold)
+    tokenizer.save_pretrained(gold)
+    return {
+        "model_name_or_path": str(saved),
+        "original": str(saved),
+        "gold_model": str(gold),
+        "forget_data": write_rows(tmp_path / "rows" / "forget.jsonl", forget_rows),
+        "retain_data": write_rows(tmp_path / "rows" / "retain.jsonl", retain_rows),
+        "output_dir": str(tmp_path / "attacks"),
+        "max_new_tokens": "8",
+    }
+
+
+def flags(options: dict[str, str], **others: str | None) -> list[str]:
+    given = {name: value for name, value in (options | others).items() if value is not None}
+    return ["attack", *(f"--{name}={value}" for name, value in given.items())]
+
+
+def test_all_attacks_and_their_report(
+    options: dict[str, str], capsys: pytest.CaptureFixture[str], forget_rows: list[Any]
+) -> None:
+    cli.main(flags(options))
+    report = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    assert report["schema"] == "r2f-attack/1" and report["left_out"] == {}
+    assert report["rows"] == {"forget": 6, "retain": 10}
+    assert len(report["attacks"]) == 8
+    for name, attack in report["attacks"].items():
+        assert attack["meaning"].endswith(".")
+        if name == "reversed_guidance":
+            # Its attacker holds the original anyway.
+            assert not any("comeback" in line for line in attack["results"].values())
+            continue
+        # The model is its own original: nothing was forgotten.
+        line = attack["results"]["no attack"]
+        assert line["unlearned"] == line["original"] > line["gold"] and line["comeback"] == 1
+    output = capsys.readouterr().out
+    written = output + "".join(file.read_text() for file in Path(options["output_dir"]).rglob("*.json"))
+    assert not any(row["answer"] in written for row in forget_rows)
+    assert "Most came back by" in output
+
+
+def test_without_gold_and_original_some_are_left_out(
+    options: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main([*flags(options, gold_model=None, original=None), "--attacks", "all"])
+    report = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    assert report["left_out"].keys() == {"reversed_guidance", "merging"}
+    assert report["attacks"]["pruning"]["results"]["no attack"].keys() == {"unlearned"}
+    assert "Without `gold_model` these numbers do not tell what came back" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"attacks": "relern"}, "Unknown attack: 'relern'. Did you mean 'relearning'?"),
+        (
+            {"attacks": "merging", "original": None},
+            "The attack 'merging' cannot be made: it needs the model from before",
+        ),
+        ({"forget_data": None}, "Set `forget_data`"),
+        ({"forget_data": "nowhere.jsonl"}, "There is no data file nowhere.jsonl"),
+    ],
+)
+def test_mistakes_are_refused(
+    options: dict[str, str], others: dict[str, str | None], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(flags(options, **others))
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not Path(options["output_dir"]).exists()
+
+
+def test_gold_with_another_tokenizer_is_refused(
+    options: dict[str, str], tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["another"])
+    other.save_pretrained(options["gold_model"])
+    with pytest.raises(SystemExit):
+        cli.main(flags(options))
+    assert "has another tokenizer than the unlearned one" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_get_what_one_does(options: dict[str, str], tmp_path: Path) -> None:
+    cli.main(flags(options))
+    one = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "r2f_hf.cli",
+    ]
+    folder = tmp_path / "two"
+    subprocess.run([*launch, *flags(options, output_dir=str(folder))], env=process_environment(), check=True)
+    two = json.loads((folder / "report.json").read_text())
+    for name, attack in one["attacks"].items():
+        for variant, line in attack["results"].items():
+            assert two["attacks"][name]["results"][variant] == pytest.approx(line, rel=1e-4, abs=1e-6), (name, variant)
