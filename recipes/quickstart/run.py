@@ -6,10 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
+from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from prepare import prepare
 from r2f_hf import cli
+from r2f_hf.attacks import Target, compare, run_attacks
+from r2f_hf.data.formatting import encode_example
 from r2f_hf.evaluation import run_suite
 from r2f_hf.evaluation.suites.tofu import TOFU
 from r2f_hf.report import print_table
@@ -54,7 +57,31 @@ def main() -> None:
     report["after"] |= {"fidelity": run["fidelity"], "steps": run["steps"], "seconds": run["train_runtime"]}
     write_json(folder / "report.json", report)
     print_table("Before, after Recover-to-Forget, and a model that never saw the forget set", report, TOFU.headline)
+    lasting = attack(folder, world, args.seed)
+    write_json(folder / "attacks.json", lasting)
+    print_table("Does it last? P(forget) after an attack", lasting, ["unlearned", "original", "gold", "comeback"])
+    print(
+        "At a comeback of 0 the attack gets from the model what it gets from gold, and at 1 what it gets from before."
+    )
     print(f"The report is {folder / 'report.json'}.")
+
+
+def attack(folder: Path, world: DatasetDict, seed: int) -> dict[str, dict[str, float]]:
+    """What fine-tuning on a tenth of the forget rows brings back, and what 4-bit weights do."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "before")
+    examples = {
+        split: [
+            encode_example(tokenizer, row["question"], row["answer"]) | {"item": index}
+            for index, row in enumerate(world[split])
+        ]
+        for split in ("forget", "retain")
+    }
+    results = {}
+    for role, name in (("unlearned", "unlearned"), ("original", "before"), ("gold", "gold")):
+        model = AutoModelForCausalLM.from_pretrained(folder / name).eval()
+        target = Target(model, tokenizer, **examples, batch_size=64, seed=seed)
+        results[role] = run_attacks(["relearning", "quantisation"], target, folder / "attacks" / role)
+    return {f"{name}: {variant}": line for name, lines in compare(results).items() for variant, line in lines.items()}
 
 
 if __name__ == "__main__":
