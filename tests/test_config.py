@@ -46,6 +46,9 @@ def build(tmp_path: Path, **settings: Any) -> R2FConfig:
         ({"retain_objective_kwargs": "[1]"}, "`retain_objective_kwargs` must be options by name"),
         ({"retain_objective": "kl", "retain_objective_kwargs": {"k": 0}}, "`k` of the objective KL must be positive"),
         ({"update_target": "weight"}, "Unknown update_target: 'weight'. Did you mean 'weights'"),
+        *(({name: float("inf")}, f"`{name}` must be a finite number") for name in ("learning_rate", "retain_weight")),
+        ({"window_overlap": -1}, "`window_overlap` must be 0 or more, got -1"),
+        ({"max_length": -1}, "`max_length` must be positive, got -1"),
     ],
 )
 def test_refuses(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
         T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     ),
     "no transformer": lambda: nn.Linear(4, 4),
-    "base model": lambda: built("llama", torch.float32).model,
+    "base model": lambda: copy.deepcopy(built("llama", torch.float32).model),
 }
 MODELS = (*CONFIGS, *OTHERS)
 # What a user may have done to a model before.

@@ -163,7 +163,6 @@ SETTINGS: dict[str, list[Any]] = {
     ],
     "report_to": ["none", "nowhere"],
     "output_dir": ["output", "a/b", "file/output", "\x00", "\u00e9 \U0001f642", "x" * 300],
-    "logging_dir": ["logs"],
     "use_cpu": [True],
     "do_train": [True],
     "hub_model_id": ["x"],
