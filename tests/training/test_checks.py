@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import ParallelismConfig
 from conftest import BuildTrainer, changed, weights
 from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 from r2f_hf import R2FConfig, R2FTrainer
@@ -165,6 +167,37 @@ def test_arguments_of_another_class_are_answered_with_the_right_one(
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ValueError, match="`args` is a TrainingArguments; an R2FConfig is needed"):
         R2FTrainer(model, args, forget_rows, forget_rows, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optim_args": "momentum"}, "No optimizer can be made of `optim='sgd'` and `optim_args='momentum'`"),
+        ({"lr_scheduler_kwargs": {"power": 2}}, r"`lr_scheduler_kwargs=\{'power': 2\}` .* keyword argument 'power'"),
+    ],
+)
+def test_options_that_an_optimizer_or_a_schedule_does_not_take_are_refused(
+    settings: dict[str, Any], message: str, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_trainer(model, **settings)
+    # An optimizer of the caller's own has no options.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    build_trainer(model, data={"optimizers": (optimizer, LambdaLR(optimizer, lambda step: 1.0))}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ("gpt2", "`processing_class` is a str; a tokenizer is needed, as `AutoTokenizer.from_pretrained` loads it"),
+        (None, "No tokenizer was passed, and the model was not loaded from a folder with one"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(
+    tokenizer: str | None, message: str, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_trainer(model, data={"processing_class": tokenizer})
 
 
 @pytest.mark.parametrize(("rate", "said"), [(1e-5, True), (1e-3, True), (0.05, False)])

@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,7 +28,14 @@ from ..data.rendering import ChatOptions
 from ..data.rows import Row
 from ..data.splits import encode_splits, num_labels
 from ..scoring import context_length, item_probabilities
-from .checks import check_batches, check_best_metric, check_config, check_sampling
+from .checks import (
+    check_batches,
+    check_best_metric,
+    check_config,
+    check_optimizer_and_schedule,
+    check_sampling,
+    tokenizer_for,
+)
 from .evaluating_trainer import EvaluatingTrainer, row_log_probs
 from .loss import count_items, forget_retain_loss
 from .references import References, reference_log_probs, reference_token_log_probs, reference_top_tokens
@@ -92,8 +98,8 @@ class ForgetRetainTrainer(EvaluatingTrainer):
     ):
         check_config(args)
         check_batches(args)
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
+        check_optimizer_and_schedule(args, model, optimizers)
+        processing_class = tokenizer_for(model, processing_class)
         self.forget_objective, self.retain_objective = args.build_objectives()
         self.encoder = ExampleEncoder(
             processing_class,
