@@ -176,9 +176,19 @@ def plain_messages(messages: Sequence[Row]) -> list[dict[str, Any]]:
     """Messages with `role` and `content`, also from ShareGPT's `from` and `value`."""
     from trl import maybe_convert_to_chatml
 
-    converted = maybe_convert_to_chatml({"messages": [dict(copy.deepcopy(message)) for message in messages]})
+    converted = maybe_convert_to_chatml({"messages": [copy.deepcopy(without_gaps(message)) for message in messages]})
     roles = {"human": "user", "gpt": "assistant"}
     return [message | {"role": roles.get(message["role"], message["role"])} for message in converted["messages"]]
+
+
+def is_text_part(part: Any) -> bool:
+    """Whether a part of a message's content is a text."""
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def without_gaps(message: Row) -> dict[str, Any]:
+    """A message without the keys that it only has because another one has them: Arrow gives `None` to all others."""
+    return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
 def check_messages(value: Any, name: str, column: str) -> None:
@@ -193,12 +203,13 @@ def check_messages(value: Any, name: str, column: str) -> None:
         raise ValueError(
             f"{name} has no conversation in {column!r}: it must be a list of messages with `role` and `content`."
         )
-    for number, message in enumerate(value):
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    for number, message in enumerate(map(without_gaps, value)):
+        role, content = message.get("role", message.get("from")), message.get("content")
+        content = message.get("value") if content is None else content
         if not isinstance(role, str):
             raise ValueError(f"{name}: message {number} of {column!r} has no `role`.")
         if isinstance(content, Sequence) and not isinstance(content, str):
-            if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+            if not all(map(is_text_part, content)):
                 raise ValueError(f"{name}: message {number} of {column!r} has parts that are not text.")
         elif content is not None and not isinstance(content, str):
             raise ValueError(f"{name}: message {number} of {column!r} has a `content` that is not text.")

@@ -32,6 +32,7 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
         `ValueError`: With what to do instead.
     """
     to_adapter = args.update_target == "adapter"
+    check_memory(model)
     check_kind(model)
     if not to_adapter and getattr(model, "is_quantized", False):
         raise ValueError(
@@ -55,7 +56,17 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
                 "see their layers whole, or weights lie elsewhere than their updates. Load it with "
                 "`DistributedConfig(fsdp_size=...)` alone."
             )
-    away = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
+
+
+def check_memory(model: nn.Module) -> None:
+    """
+    Refuse weights that are elsewhere. Nothing can be computed with them, and so not be found out about the model.
+
+    Raises:
+        `ValueError`: Naming one of them.
+    """
+    named = model.named_parameters() if isinstance(model, nn.Module) else ()
+    away = [name for name, parameter in named if parameter.device.type == "meta"]
     if away:
         raise ValueError(f"{away[0]} (of {len(away)} weights) is on the meta device and not in memory: {ON_META}")
 
