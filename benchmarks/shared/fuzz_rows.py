@@ -121,8 +121,6 @@ class DrawnSet:
             A name in [`FORMATS`].
         rows (`list`):
             The rows.
-        odd (`bool`):
-            Whether something was done to the rows, so that nothing is known of what is to be learned.
         container (`str`):
             One of [`CONTAINERS`].
         damage (`str`, *optional*):
@@ -132,20 +130,36 @@ class DrawnSet:
     name: str
     format: str
     rows: list[Any]
-    odd: bool = False
     container: str = "list"
     damage: str | None = None
 
-    def answers(self) -> list[str] | None:
-        """The texts that have to be among the tokens with a label, one per row; `None` where they are not known."""
-        if self.odd or self.damage is not None or not self.rows:
-            return None
-        secret = MARKER if self.name == "forget" else "harbour"
-        return [f"{NAMES[self.name]}{index} lives by the {secret}." for index in range(len(self.rows))]
+    def learned(self) -> list[tuple[str, str] | None]:
+        """
+        Of each row the text that has to be among all tokens, and the one that has to be among those with a label;
+        `None` where they are not known.
+        """
+        if self.damage is not None or self.container not in ("list", "tuple", "dataset", "frame", "columns", *FILES):
+            return []
+        return [text_of_row(self.format, row) for row in self.rows]
 
-    def questions(self) -> list[str]:
-        """The texts that have to be among all tokens."""
-        return [f"Where does {NAMES[self.name]}{index} live?" for index in range(len(self.rows))]
+
+def text_of_row(kind: str, row: Any) -> tuple[str, str] | None:
+    """The question and the answer of a row that has just the columns of its format, both with a text."""
+    if kind == "texts" and isinstance(row, str):
+        return row, row
+    usual = FORMATS[kind]("", "a.", "")
+    if not isinstance(row, dict) or not isinstance(usual, dict) or row.keys() != usual.keys():
+        return None
+    values = list(row.values())
+    if kind in ("question", "views", "completion", "named", "text"):
+        first, last = values[0], values[min(1, len(values) - 1)]
+        return (first, last) if isinstance(first, str) and isinstance(last, str) else None
+    if kind in ("messages", "sharegpt") and isinstance(values[0], list):
+        turns = [list(turn.values()) for turn in values[0] if isinstance(turn, dict)]
+        roles = [turn[:1] for turn in turns] == [list(turn.values())[:1] for turn in next(iter(usual.values()))]
+        texts = [turn[1] for turn in turns if len(turn) == 2 and isinstance(turn[1], str)]
+        return (texts[0], texts[1]) if roles and len(texts) == len(values[0]) == 2 else None
+    return None
 
 
 def usual_rows(name: str, kind: str, count: int) -> list[Any]:
@@ -206,7 +220,7 @@ def drawn_sets(draw: st.DrawFn, name: str, odd: bool, odd_container: bool) -> Dr
     if odd_container:
         container = draw(st.sampled_from(CONTAINERS))
         damage = draw(st.none() | st.sampled_from(DAMAGES)) if container in FILES else None
-    return DrawnSet(name, kind, rows, odd, container, damage)
+    return DrawnSet(name, kind, rows, container, damage)
 
 
 def build_set(drawn: DrawnSet, folder: Path) -> tuple[Any, bool]:

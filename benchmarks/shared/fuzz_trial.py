@@ -60,7 +60,7 @@ class Trial:
         sets (`tuple[DrawnSet]`):
             The sets.
         calls (`str`):
-            `"unlearn"`, or `"train"` with an evaluation after it.
+            `"unlearn"`, or `"train"`: the same calls one by one.
     """
 
     model: tuple[str, str, str | None]
@@ -153,11 +153,12 @@ def judge(trial: Trial, model: Any, tokenizer: Any, sets: dict[str, tuple[Any, b
             else:
                 trainer.train()
                 metrics = trainer.evaluate()
+                trainer.save_model()
         except Exception as raised:
             error = raised
     try:
         if error is None:
-            check_trained(trial, trainer, weights, metrics)
+            check_trained(trial, trainer, weights, metrics, watched.shown.getvalue())
         elif weights.changed() and not stopped_by_wish(trial, error):
             raise Wrong("weights changed before an error")
         check_no_leak(error, watched.shown.getvalue(), folder)
@@ -171,7 +172,7 @@ def judge(trial: Trial, model: Any, tokenizer: Any, sets: dict[str, tuple[Any, b
     if error is None:
         return Verdict("trained")
     where, raised = origin(error)
-    if raised == "project" or (raised == "library" and names_a_setting(trial, error)):
+    if raised == "project" or (raised == "library" and names_a_setting(trial, model, error)):
         return Verdict("refused", where, f"{type(error).__name__}: {error}"[:600])
     return Verdict("finding", f"{type(error).__name__} at {where}", tail(error))
 
@@ -234,7 +235,7 @@ def wrapped_alone(trial: Trial, model: Any, trainer: R2FTrainer | None) -> bool:
     return isinstance(getattr(trainer, "model", None), PeftModel)
 
 
-def check_trained(trial: Trial, trainer: R2FTrainer, weights: Snapshot, metrics: dict[str, float]) -> None:
+def check_trained(trial: Trial, trainer: R2FTrainer, weights: Snapshot, metrics: dict[str, float], shown: str) -> None:
     """A run that ended has done what was asked for."""
     if trainer.state.global_step < 1:
         raise Wrong("no step was taken")
@@ -248,9 +249,8 @@ def check_trained(trial: Trial, trainer: R2FTrainer, weights: Snapshot, metrics:
     others = [name for name, parameter in weights.parameters if name in set(changed) and id(parameter) not in allowed]
     if (to_adapter and changed) or others:
         raise Wrong(f"weights changed that were not to: {others or changed}")
-    wrote = trainer.state.global_step - trainer.r2f_callback.skipped_steps
-    if not to_adapter and wrote and not changed:
-        raise Wrong("steps were taken and no weight changed")
+    if not to_adapter and not changed and "no weight has changed" not in shown:
+        raise Wrong("no weight changed, and nobody said so")
     for name, value in metrics.items():
         if name.endswith("_probability") and not 0 <= value <= 1:
             raise Wrong(f"a probability is none: {name} is {value}")
@@ -265,18 +265,19 @@ def check_tokens(trial: Trial, trainer: R2FTrainer) -> None:
     tokenizer = trainer.processing_class
     examples = {"forget": trainer.splits.originals, "retain": trainer.splits.retain, "holdout": trainer.splits.holdout}
     for drawn in trial.sets:
-        answers = drawn.answers()
-        if answers is None or (drawn.name == "retain" and not examples["retain"]):
-            continue
-        for index, (question, answer) in enumerate(zip(drawn.questions(), answers, strict=True)):
-            pieces = [each for each in examples[drawn.name] if each["item"] == index]
-            if drawn.container == ".txt":
-                # A file of text is one row.
-                pieces = examples[drawn.name]
+        for index, texts in enumerate(drawn.learned() if examples[drawn.name] else []):
+            # A file of text is one row.
+            pieces = [each for each in examples[drawn.name] if each["item"] == index or drawn.container == ".txt"]
             ids = [token for each in pieces for token in each["input_ids"]]
             labels = [token for each in pieces for token in each["labels"] if token >= 0]
-            if question not in tokenizer.decode(ids) or answer not in tokenizer.decode(labels):
-                raise Wrong(f"trained on something else: {drawn.name}[{index}] is {tokenizer.decode(ids)!r}")
+            read = (normal(tokenizer.decode(ids)), normal(tokenizer.decode(labels)))
+            if texts is not None and any(normal(text) not in found for text, found in zip(texts, read, strict=True)):
+                raise Wrong(f"trained on something else: {drawn.name}[{index}] is {read} and not {texts}")
+
+
+def normal(text: str) -> str:
+    """A text without white space, which templates and files may change."""
+    return "".join(text.split())
 
 
 def stopped_by_wish(trial: Trial, error: BaseException) -> bool:
@@ -285,9 +286,10 @@ def stopped_by_wish(trial: Trial, error: BaseException) -> bool:
     return asked and isinstance(error, RuntimeError) and origin(error)[1] == "project"
 
 
-def names_a_setting(trial: Trial, error: BaseException) -> bool:
-    """Whether the message of a library names a setting of the user's: such a message is clear enough."""
-    return any(re.search(rf"\b{re.escape(name)}\b", str(error)) for name in trial.settings)
+def names_a_setting(trial: Trial, model: Any, error: BaseException) -> bool:
+    """Whether the message of a library names what the user has set: a setting, its value, or a model to load."""
+    values = [value for value in (*trial.settings.values(), model) if isinstance(value, str) and len(value) > 3]
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(error)) for name in (*trial.settings, *values))
 
 
 def origin(error: BaseException) -> tuple[str, str]:

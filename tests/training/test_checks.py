@@ -212,6 +212,23 @@ def test_a_rate_of_a_fine_tuning_recipe_is_told(
     assert ("will hardly change anything: it is the Frobenius norm" in caplog.text) == said
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"learning_rate": 1e-30}, True), ({"max_steps": 1, "warmup_steps": 1}, True), ({"max_steps": 2}, False)],
+)
+def test_a_run_that_has_changed_nothing_is_told(
+    settings: dict[str, Any],
+    said: bool,
+    model: PreTrainedModel,
+    build_trainer: BuildTrainer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = weights(model)
+    build_trainer(model, **settings).unlearn()
+    assert ("no weight has changed: what is saved knows what it knew" in caplog.text) == said
+    assert (not changed(before, model.state_dict())) == said
+
+
 @pytest.mark.parametrize("rate", [0.0, -0.1])
 def test_a_rate_that_cannot_move_anything_is_refused(
     rate: float, model: PreTrainedModel, build_trainer: BuildTrainer

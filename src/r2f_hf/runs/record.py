@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,9 @@ from typing import Any
 
 from .ledger import LEDGER_FILE, Entry, append, read_ledger, unlearn_entry, write_ledger
 from .undo import original_file
+
+
+logger = logging.getLogger(__name__)
 
 
 def read_ledger_of(folder: Path | None) -> list[Entry]:
@@ -76,6 +80,13 @@ class RunRecord:
         entries = self._without_this(read_ledger_of(Path(folder)))
         if not entries or entries[-1]["weights"]["after"] != self.hash_before:
             entries = self._without_this(self.earlier)
+        if after == self.hash_before and metrics.get("steps"):
+            logger.warning(
+                "After %d steps no weight has changed: what is saved knows what it knew. Either each step was skipped "
+                "(see `r2f/skipped_steps` in the logs), or it was too small: look at `learning_rate`, at its schedule "
+                "(`warmup_steps`), and at `max_grad_norm`.",
+                metrics["steps"],
+            )
         write_ledger(folder, append(entries, self._entry(folder, after, metrics)))
 
     def _without_this(self, entries: list[Entry]) -> list[Entry]:
