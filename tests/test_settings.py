@@ -24,6 +24,8 @@ from r2f_hf import R2FConfig
         ({"output_dir": 7}, "`output_dir` must be text, got 7"),
         ({"view_templates": "Tell me: {prompt}"}, "`view_templates` must be a list of texts, got 'Tell me"),
         ({"label_names": ["labels", 1]}, "`label_names` must be a list of texts"),
+        ({"accelerator_config": 1}, "`accelerator_config` must be options by name, got 1"),
+        ({"lr_scheduler_kwargs": ["power"]}, "`lr_scheduler_kwargs` must be options by name, got"),
         ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1, got 0"),
         ({"eval_accumulation_steps": -1}, "`eval_accumulation_steps` must be at least 1, got -1"),
         ({"max_grad_norm": -1.0}, "`max_grad_norm` must be at least 0, got -1.0"),

@@ -86,6 +86,9 @@ def _wanted(kinds: set[Any], value: Any) -> str | None:
         texts = value if isinstance(value, Sequence | set) and not isinstance(value, str) else [None]
         listed = all(isinstance(each, str) for each in texts)
         return None if listed else "a list of texts"
+    # Trainer opens what is neither as a file, and a number is a file that is open already: 1 is the process's output.
+    if kinds <= {str, dict, dict[str, Any], dict[str, bool]} and isinstance(value, Real | Sequence):
+        return None if isinstance(value, str) and str in kinds else "options by name"
     return None
 
 
