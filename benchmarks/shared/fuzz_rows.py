@@ -172,8 +172,8 @@ def usual_rows(name: str, kind: str, count: int) -> list[Any]:
 def values() -> st.SearchStrategy[Any]:
     """What may stand in the place of a text."""
     texts = st.sampled_from(ODD_TEXTS) | st.text(max_size=12)
-    # With the word that is watched for, so that an odd answer is a secret as well.
-    return texts | texts.map(lambda text: f"{text} {MARKER}") | st.sampled_from(NO_TEXTS)
+    # With the word that is watched for, so that an odd answer is a secret as well. Copies, since rows are changed.
+    return texts | texts.map(lambda text: f"{text} {MARKER}") | st.sampled_from(NO_TEXTS).map(copy.deepcopy)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -189,5 +190,5 @@ def drawn_settings(draw: st.DrawFn, most: int) -> dict[str, Any]:
     settings = {}
     for name in names:
         wrong = draw(st.integers(0, 5)) == 5
-        settings[name] = draw(st.sampled_from(WRONG if wrong else SETTINGS[name]))
+        settings[name] = copy.deepcopy(draw(st.sampled_from(WRONG if wrong else SETTINGS[name])))
     return settings
