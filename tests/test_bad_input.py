@@ -114,6 +114,29 @@ def test_refuses_a_quantised_model(model: PreTrainedModel, build_trainer: BuildT
     assert not changed(before, weights(model))
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_refuses_weights_that_are_no_numbers(
+    value: float, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = value
+    with pytest.raises(ValueError, match=r"lm_head.weight \(of 1 weights\) holds NaN or infinite numbers"):
+        build_trainer(model)
+
+
+def test_refuses_a_model_that_says_nothing_before_the_first_step(
+    model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with torch.no_grad():
+        model.model.norm.weight[3] = 1e38
+        model.lm_head.weight[:, 3] = 1e38
+    before = weights(model)
+    trainer = build_trainer(model)
+    with pytest.raises(ValueError, match=r"is NaN or infinite before the first step \(forget_log_probs\)"):
+        trainer.train()
+    assert not changed(before, weights(trainer.model.unload()))
+
+
 def test_refuses_a_folder_that_cannot_be_written(
     tmp_path: Path, model: PreTrainedModel, build_trainer: BuildTrainer
 ) -> None:

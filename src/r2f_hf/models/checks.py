@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 SHARDING_VERSIONS = {"torch": "2.8", "transformers": "5.20.2", "peft": "0.21"}
 
 
+# What weights are computed in. Those of quantised models are packed into others.
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
 def check_model(model: nn.Module, args: R2FConfig) -> None:
     """
     Refuse a model whose weights R2F cannot or must not write.
@@ -60,15 +64,23 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
 
 def check_memory(model: nn.Module) -> None:
     """
-    Refuse weights that are elsewhere. Nothing can be computed with them, and so not be found out about the model.
+    Refuse weights that are elsewhere, or no numbers. Nothing can be computed with them, or found out about the model.
 
     Raises:
         `ValueError`: Naming one of them.
     """
-    named = model.named_parameters() if isinstance(model, nn.Module) else ()
+    named = list(model.named_parameters()) if isinstance(model, nn.Module) else []
     away = [name for name, parameter in named if parameter.device.type == "meta"]
     if away:
         raise ValueError(f"{away[0]} (of {len(away)} weights) is on the meta device and not in memory: {ON_META}")
+    # Not of shards, which the processes would have to look at together.
+    whole = [(name, each) for name, each in named if each.dtype in PRECISIONS and not is_sharded(each)]
+    spoilt = [name for name, parameter in whole if not parameter.isfinite().all()]
+    if spoilt:
+        raise ValueError(
+            f"{spoilt[0]} (of {len(spoilt)} weights) holds NaN or infinite numbers, so that the model says nothing. "
+            "Load a model that is whole, or in another `dtype` if its weights are too large for this one."
+        )
 
 
 def check_kind(model: nn.Module) -> None:

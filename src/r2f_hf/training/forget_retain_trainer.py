@@ -38,7 +38,13 @@ from .checks import (
 )
 from .evaluating_trainer import EvaluatingTrainer, row_log_probs
 from .loss import count_items, forget_retain_loss
-from .references import References, reference_log_probs, reference_token_log_probs, reference_top_tokens
+from .references import (
+    References,
+    check_references,
+    reference_log_probs,
+    reference_token_log_probs,
+    reference_top_tokens,
+)
 from .stopping import HoldoutStopping
 
 
@@ -250,7 +256,9 @@ class ForgetRetainTrainer(EvaluatingTrainer):
             [`~transformers.trainer_utils.TrainOutput`]
         """
         if not resume_from_checkpoint:
-            self._set_references(self._compute_references())
+            references = self._compute_references()
+            check_references(references)
+            self._set_references(references)
         if self.is_deepspeed_enabled:
             # Drop the engine of `_prepare_forward`: training makes its own, with the right number of steps.
             self.model_wrapped, self.deepspeed = self.model, None
