@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,17 @@ def test_refuses_a_model_that_says_nothing_before_the_first_step(
     with pytest.raises(ValueError, match=r"is NaN or infinite before the first step \(forget_log_probs\)"):
         trainer.train()
     assert not changed(before, weights(trainer.model.unload()))
+
+
+def test_refuses_settings_that_cannot_be_written_down_with_the_run(
+    model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(
+        ValueError, match=r"`chat_template_kwargs` cannot be written down with the run \(Object of type"
+    ):
+        build_trainer(model, chat_template_kwargs={"today": date(2026, 1, 1)})
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
 
 
 def test_refuses_a_folder_that_cannot_be_written(

@@ -18,7 +18,12 @@ from r2f_hf import R2FConfig
     [
         *(({"rank": value}, "`rank` must be a whole number, got") for value in (None, "16", 1.5, True, [16])),
         *(({"max_steps": value}, "`max_steps` must be a whole number, got") for value in ("20", 20.5, math.nan)),
-        *(({"learning_rate": value}, "`learning_rate` must be a number, got") for value in ("1e-4", math.nan, True)),
+        *(
+            ({"learning_rate": value}, "`learning_rate` must be a finite number, got")
+            for value in ("1e-4", math.nan, True)
+        ),
+        *(({name: math.inf}, f"`{name}` must be a finite") for name in ("max_grad_norm", "retain_weight")),
+        ({"exclude_modules": "mlp.("}, r"`exclude_modules` is 'mlp.\(', which is no regular expression"),
         ({"bf16": "false"}, "`bf16` must be True or False, got 'false'"),
         ({"decoder": None}, "`decoder` must be text, got None"),
         ({"output_dir": 7}, "`output_dir` must be text, got 7"),
@@ -49,8 +54,10 @@ def test_numbers_of_other_libraries_paths_and_members_are_taken(tmp_path: Path) 
         learning_rate=np.float32(0.5),
         num_train_epochs=2,
         bf16=0,
-        max_grad_norm=math.inf,
         optim=OptimizerNames.SGD,
-        target_modules=("q_proj",),
+        target_modules={"v_proj", "q_proj"},
     )
     assert args.rank == 8 and args.num_train_epochs == 2
+    # As they are written down with the run.
+    assert type(args.rank) is int and type(args.learning_rate) is float
+    assert args.target_modules == ["q_proj", "v_proj"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -308,9 +307,6 @@ class R2FConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
-        for name in ("learning_rate", "forget_weight", "retain_weight"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)}.")
         if self.window_overlap < 0:
             raise ValueError(f"`window_overlap` must be 0 or more, got {self.window_overlap}.")
         if not 0 <= self.held_out < self.rank:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from enum import Enum
@@ -41,7 +42,8 @@ PATTERNS = ("target_modules", "exclude_modules")
 
 def check_kinds(config: Any, hints: Mapping[str, Any], enums: Mapping[str, type[Enum]]) -> None:
     """
-    Refuse values of another kind than a field is annotated with, and numbers that are out of range.
+    Refuse values of another kind than a field is annotated with, and numbers that are out of range. Numbers of NumPy
+    become Python's, which can be written down with the run.
 
     Args:
         config (`Any`):
@@ -69,6 +71,9 @@ def check_kinds(config: Any, hints: Mapping[str, Any], enums: Mapping[str, type[
             raise ValueError(f"`{each.name}` must be {wanted}, got {value!r}.")
         _check_choice(each, value)
         _check_range(each.name, value)
+        if isinstance(value, str) and each.name in PATTERNS:
+            _check_pattern(each.name, value)
+        setattr(config, each.name, _plain(value))
 
 
 def _wanted(kinds: set[Any], value: Any) -> str | None:
@@ -79,7 +84,7 @@ def _wanted(kinds: set[Any], value: Any) -> str | None:
     if kinds == {int}:
         return None if isinstance(value, Integral) and not flag else "a whole number"
     if kinds == {float}:
-        return None if isinstance(value, Real) and not flag and value == value else "a number"
+        return None if isinstance(value, Real) and not flag and math.isfinite(value) else "a finite number"
     if kinds == {str}:
         return None if isinstance(value, str | os.PathLike) else "text"
     if kinds <= {str, list[str]} and not (str in kinds and isinstance(value, str)):
@@ -90,6 +95,22 @@ def _wanted(kinds: set[Any], value: Any) -> str | None:
     if kinds <= {str, dict, dict[str, Any], dict[str, bool]} and isinstance(value, Real | Sequence):
         return None if isinstance(value, str) and str in kinds else "options by name"
     return None
+
+
+def _plain(value: Any) -> Any:
+    """A number as Python's own, and names as a list."""
+    if isinstance(value, Real) and hasattr(value, "item"):
+        return value.item()
+    return sorted(value) if isinstance(value, set) else value
+
+
+def _check_pattern(name: str, value: str) -> None:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(
+            f"`{name}` is {value!r}, which is no regular expression ({error}). Names of modules are given as a list."
+        ) from error
 
 
 def _check_choice(each: Field, value: Any) -> None:

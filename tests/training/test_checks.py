@@ -27,6 +27,10 @@ from r2f_hf.training.checks import check_sampling
         ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy='group_by_length'` looks for the"),
         ({"max_steps": -1, "num_train_epochs": 0}, "No step would be taken"),
         (
+            {"dataloader_persistent_workers": True},
+            "`dataloader_persistent_workers=True` .*: persistent_workers option",
+        ),
+        (
             {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
             "`metric_for_best_model` is 'eval_loss' .* Choose one of eval_forget_loss, eval_forget_probability,",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -19,6 +20,23 @@ logger = logging.getLogger(__name__)
 def read_ledger_of(folder: Path | None) -> list[Entry]:
     """Read the ledger of the folder that a model comes from. It is empty if there is none."""
     return read_ledger(folder) if folder is not None and (folder / LEDGER_FILE).is_file() else []
+
+
+def check_can_be_written(description: Mapping[str, Any]) -> None:
+    """
+    Refuse settings that the record of a run cannot hold. It is written when the weights have changed already.
+
+    Raises:
+        `ValueError`: Naming the setting.
+    """
+    for name, value in description.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{name}` cannot be written down with the run ({error}). Give it as texts, finite numbers, lists and "
+                "dictionaries."
+            ) from error
 
 
 @dataclass

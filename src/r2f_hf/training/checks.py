@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -183,6 +184,22 @@ def check_sampling(args: TrainingArguments, items: int) -> None:
     Raises:
         `ValueError`: Naming the setting.
     """
+    try:
+        # Made for nothing: workers start when a loader is read.
+        DataLoader(
+            [0],
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"No data loader can be made with `dataloader_num_workers={args.dataloader_num_workers}`, "
+            f"`dataloader_prefetch_factor={args.dataloader_prefetch_factor}`, `dataloader_persistent_workers="
+            f"{args.dataloader_persistent_workers}` and `dataloader_multiprocessing_context="
+            f"{args.dataloader_multiprocessing_context!r}`: {error}."
+        ) from error
     strategy = str(args.train_sampling_strategy)
     if strategy not in ("random", "sequential"):
         raise ValueError(
