@@ -211,5 +211,8 @@ def check_messages(value: Any, name: str, column: str) -> None:
         if isinstance(content, Sequence) and not isinstance(content, str):
             if not all(map(is_text_part, content)):
                 raise ValueError(f"{name}: message {number} of {column!r} has parts that are not text.")
+        elif content is None and not any(message.get(key) for key in ("tool_calls", "function_call")):
+            # Its text may stand under another name. It would be left out in silence.
+            raise ValueError(f"{name}: message {number} of {column!r} has no `content`, and calls no tool.")
         elif content is not None and not isinstance(content, str):
             raise ValueError(f"{name}: message {number} of {column!r} has a `content` that is not text.")
