@@ -26,6 +26,7 @@ from r2f_hf import R2FConfig
         ({"exclude_modules": "mlp.("}, r"`exclude_modules` is 'mlp.\(', which is no regular expression"),
         ({"bf16": "false"}, "`bf16` must be True or False, got 'false'"),
         ({"decoder": None}, "`decoder` must be text, got None"),
+        ({"system_prompt": "Be brief \ud83d"}, "`system_prompt` must be text, got"),
         ({"output_dir": 7}, "`output_dir` must be text, got 7"),
         ({"view_templates": "Tell me: {prompt}"}, "`view_templates` must be a list of texts, got 'Tell me"),
         ({"label_names": ["labels", 1]}, "`label_names` must be a list of texts"),

@@ -86,7 +86,9 @@ def _wanted(kinds: set[Any], value: Any) -> str | None:
     if kinds == {float}:
         return None if isinstance(value, Real) and not flag and math.isfinite(value) else "a finite number"
     if kinds == {str}:
-        return None if isinstance(value, str | os.PathLike) else "text"
+        # Half of a character can be neither tokenized nor written.
+        whole = isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
+        return None if whole or isinstance(value, os.PathLike) else "text"
     if kinds <= {str, list[str]} and not (str in kinds and isinstance(value, str)):
         texts = value if isinstance(value, Sequence | set) and not isinstance(value, str) else [None]
         listed = all(isinstance(each, str) for each in texts)

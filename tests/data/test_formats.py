@@ -99,6 +99,8 @@ def test_unknown_columns_are_named_with_the_formats_that_there_are() -> None:
             {"messages": [USER | {"content": [{"type": "text", "text": None}]}]},
             "message 0 of 'messages' has parts that are not text",
         ),
+        ({"text": "Orla1 \ud83d"}, "has half of a character in 'text'"),
+        ({"messages": [USER | {"content": [{"type": "text", "text": "\udd42"}]}]}, "has half of a character in 'mess"),
         ({"messages": [{"role": "user", "text": "Orla1"}]}, "message 0 of 'messages' has no `content`, and calls no"),
         ({"messages": [{"role": None, "content": "Orla1"}]}, "message 0 of 'messages' has no `role`"),
         ({"prompt": [USER], "completion": None}, "has an empty 'completion', or one that is not text"),

@@ -9,7 +9,7 @@ from .containers import Rows
 from .formats import RowFormat, recognise_format
 from .formatting import IGNORE_INDEX, Encoded
 from .rendering import ChatOptions
-from .rows import Row, check_rows
+from .rows import Row, check_rows, is_unicode
 from .views import example_prompts
 from .windows import cut_into_windows
 
@@ -104,7 +104,7 @@ class ExampleEncoder:
         if not isinstance(prompt, str):
             return [[self._encode(row, row_format, None, name)]]
         prompts = example_prompts(row, row_format.prompt_column, self.views_column, self.view_templates)
-        if not all(isinstance(view, str) and view.strip() for view in prompts[1:]):
+        if not all(isinstance(view, str) and view.strip() and is_unicode(view) for view in prompts[1:]):
             raise ValueError(f"{name} has an empty view in {self.views_column!r}, or one that is not text.")
         return [[self._encode(row, row_format, view, name) for view in prompts]]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .formatting import Encoded, encode_conversation, encode_example, encode_text
 from .rendering import ChatOptions, text_of
-from .rows import column_names
+from .rows import column_names, is_unicode
 
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RowFormat:
         Refuse a row that holds something else than the format says. The message names the row and the column only.
 
         Raises:
-            `ValueError`: If a text is empty or no text, or messages are no messages.
+            `ValueError`: If a text is empty, no text or not Unicode, or messages are no messages.
         """
         for column in self.columns:
             value = row[column]
@@ -68,6 +68,13 @@ class RowFormat:
                 check_messages(value, name, column)
             elif not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{name} has an empty {column!r}, or one that is not text.")
+        for column in (*self.columns, "tools"):
+            if not is_unicode(row.get(column)):
+                raise ValueError(
+                    f"{name} has half of a character in {column!r} (a surrogate without its other half), as texts have "
+                    "that were cut or decoded wrongly. Read them anew, or replace it: "
+                    "`text.encode('utf-8', 'replace').decode()`."
+                )
 
     def texts(self, row: Row) -> list[str]:
         """The texts of a row in their order: what makes two rows the same, and what the ledger hashes."""
