@@ -259,6 +259,13 @@ def check_trained(trial: Trial, trainer: R2FTrainer, weights: Snapshot, metrics:
 
 def check_tokens(trial: Trial, trainer: R2FTrainer) -> None:
     """What is trained on holds each row's question and answer, where the tokens can be read back."""
+    nothing = {-100, trainer.processing_class.unk_token_id, trainer.processing_class.eos_token_id}
+    for examples in (trainer.splits.views, trainer.splits.retain, trainer.splits.holdout):
+        for item in {each["item"] for each in examples}:
+            # The windows of a text are one item, and one of them may hold nothing but the text's end.
+            labels = {label for each in examples if each["item"] == item for label in each["labels"]}
+            if labels <= nothing:
+                raise Wrong("trained on unknown tokens alone")
     cut = {"max_length", "prompt_column", "completion_column", "window_overlap"} & trial.settings.keys()
     if trial.tokenizer not in FAITHFUL or cut or trial.model[0] == "short context":
         return

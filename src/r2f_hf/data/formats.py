@@ -71,8 +71,8 @@ class RowFormat:
         for column in (*self.columns, "tools"):
             if not is_unicode(row.get(column)):
                 raise ValueError(
-                    f"{name} has half of a character in {column!r} (a surrogate without its other half), as texts have "
-                    "that were cut or decoded wrongly. Read them anew, or replace it: "
+                    f"{name} has half of a character in {column!r} (a surrogate without its other half), as "
+                    "texts have that were cut or decoded wrongly. Read them anew, or replace it: "
                     "`text.encode('utf-8', 'replace').decode()`."
                 )
 
