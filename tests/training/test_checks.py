@@ -233,6 +233,17 @@ def test_a_run_that_has_changed_nothing_is_told(
     assert (not changed(before, model.state_dict())) == said
 
 
+def test_a_model_that_has_been_destroyed_is_told(
+    model: PreTrainedModel, build_trainer: BuildTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build_trainer(model, learning_rate=1e30)
+    trainer.evaluate()
+    assert "predictions are NaN" not in caplog.text
+    trainer.train()
+    trainer.evaluate()
+    assert "predictions are NaN" in caplog.text and "`learning_rate` was far too large" in caplog.text
+
+
 @pytest.mark.parametrize("rate", [0.0, -0.1])
 def test_a_rate_that_cannot_move_anything_is_refused(
     rate: float, model: PreTrainedModel, build_trainer: BuildTrainer
