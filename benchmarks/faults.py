@@ -48,8 +48,8 @@ from safetensors.torch import load_file
 from r2f_hf.report import print_table
 from r2f_hf.runs.checkpoints import CHECKSUMS_FILE, last_whole_checkpoint
 from r2f_hf.runs.files import write_json
-from shared.bad_inputs import try_bad_inputs
 from shared.faults_worker import train_model
+from shared.mistakes import try_mistakes
 
 
 WORKER = Path(__file__).parent / "shared" / "faults_worker.py"
@@ -241,7 +241,7 @@ def main() -> None:
         report = {"kills": try_kills(root, kills, reference, seconds)}
         report["corruptions"] = try_corruptions(root / "reference", damages)
         report["processes"] = try_processes(root, root / "reference")
-        report["bad_inputs"] = try_bad_inputs(root, root / "reference")
+        report["bad_inputs"] = try_mistakes(root, root / "reference")
         report["disk_full"] = try_full_disk(root, reference)
         report |= try_dead_rank(root)
     lost = report["kills"]["tried"] - report["kills"]["resumed_bit_identical"]

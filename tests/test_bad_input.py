@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,40 @@ def test_refuses_a_quantised_model(model: PreTrainedModel, build_trainer: BuildT
     with pytest.raises(ValueError, match=r"The model is quantised.*Load it without `quantization_config`"):
         build_trainer(model)
     assert not changed(before, weights(model))
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_refuses_weights_that_are_no_numbers(
+    value: float, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = value
+    with pytest.raises(ValueError, match=r"lm_head.weight \(of 1 weights\) holds NaN or infinite numbers"):
+        build_trainer(model)
+
+
+def test_refuses_a_model_that_says_nothing_before_the_first_step(
+    model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with torch.no_grad():
+        model.model.norm.weight[3] = 1e38
+        model.lm_head.weight[:, 3] = 1e38
+    before = weights(model)
+    trainer = build_trainer(model)
+    with pytest.raises(ValueError, match=r"is NaN or infinite before the first step \(forget_log_probs\)"):
+        trainer.train()
+    assert not changed(before, weights(trainer.model.unload()))
+
+
+def test_refuses_settings_that_cannot_be_written_down_with_the_run(
+    model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(
+        ValueError, match=r"`chat_template_kwargs` cannot be written down with the run \(Object of type"
+    ):
+        build_trainer(model, chat_template_kwargs={"today": date(2026, 1, 1)})
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
 
 
 def test_refuses_a_folder_that_cannot_be_written(

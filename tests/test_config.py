@@ -37,8 +37,11 @@ def build(tmp_path: Path, **settings: Any) -> R2FConfig:
             for value in (0, -1)
         ),
         *(
-            ({"forget_objective_kwargs": {"beta": value}}, "`beta` of the objective NPO must be positive, got")
-            for value in (0, -1, float("nan"), "0.5", True)
+            (
+                {"forget_objective_kwargs": {"beta": value}},
+                "`beta` of the objective NPO must be positive and finite, got",
+            )
+            for value in (0, -1, float("nan"), float("inf"), "0.5", True)
         ),
         ({"forget_objective_kwargs": {"gamma": 1}}, "Unknown option of the forget objective 'npo': 'gamma'"),
         ({"forget_objective": "ga", "forget_objective_kwargs": {"beta": 1}}, "The forget objective 'ga' has no opt"),
@@ -46,6 +49,8 @@ def build(tmp_path: Path, **settings: Any) -> R2FConfig:
         ({"retain_objective_kwargs": "[1]"}, "`retain_objective_kwargs` must be options by name"),
         ({"retain_objective": "kl", "retain_objective_kwargs": {"k": 0}}, "`k` of the objective KL must be positive"),
         ({"update_target": "weight"}, "Unknown update_target: 'weight'. Did you mean 'weights'"),
+        ({"window_overlap": -1}, "`window_overlap` must be 0 or more, got -1"),
+        ({"max_length": -1}, "`max_length` must be positive, got -1"),
     ],
 )
 def test_refuses(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

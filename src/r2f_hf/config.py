@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from .data.views import check_templates
 from .decoders import check_decoder
 from .gradients import check_min_fidelity
 from .lookup import lookup
 from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, ForgetObjective, RetainObjective, build_objective
+from .settings import check_kinds
 
 
 # R2F's own options in the groups that its documentation and `r2f unlearn --help` show them in.
@@ -57,6 +60,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "normalize_update",
     ),
 }
+
+POSITIVE = (
+    "learning_rate",
+    "rank",
+    "adapter_rank",
+    "max_length",
+    "num_views",
+    "retain_per_forget",
+    "stop_check_steps",
+)
 
 
 @dataclass
@@ -272,6 +285,7 @@ class R2FConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        check_kinds(self, _hints(), {"optim": OptimizerNames})
         # Without a retain set there is nothing to protect.
         self.protect_retain = self.protect_retain and self.retain_objective != "none"
         if self.learning_rate is None:
@@ -289,9 +303,12 @@ class R2FConfig(TrainingArguments):
         for name, choices in (("update_target", ("weights", "adapter")), ("on_bad_gradient", ("skip", "stop"))):
             lookup(dict.fromkeys(choices), getattr(self, name), name)
         check_templates(self.view_templates)
-        for name in ("learning_rate", "rank", "adapter_rank", "num_views", "retain_per_forget", "stop_check_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` must be positive, got {value}.")
+        if self.window_overlap < 0:
+            raise ValueError(f"`window_overlap` must be 0 or more, got {self.window_overlap}.")
         if not 0 <= self.held_out < self.rank:
             raise ValueError(f"`held_out` must be from 0 to `rank` - 1, got {self.held_out} with rank {self.rank}.")
         check_min_fidelity(self.min_fidelity, self.held_out)
@@ -321,6 +338,12 @@ class R2FConfig(TrainingArguments):
         lookup({**RETAIN_OBJECTIVES, "none": None}, self.retain_objective, "retain objective")
         kwargs = self.retain_objective_kwargs or {}
         return forget, build_objective(RETAIN_OBJECTIVES, self.retain_objective, kwargs, "retain objective")
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The annotations of all fields, read once."""
+    return get_type_hints(R2FConfig)
 
 
 def parse_kwargs(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:

@@ -30,7 +30,8 @@ def lookup(table: Mapping[str, T], name: str, kind: str, list_all: bool = True) 
     Raises:
         `ValueError`: If there is no such name. The message suggests the nearest one.
     """
-    if name in table:
+    # What is no text, a list for one, may not even be looked up.
+    if isinstance(name, str) and name in table:
         return table[name]
     near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""

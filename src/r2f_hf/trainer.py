@@ -20,7 +20,7 @@ from .distributed.deepspeed import check_precision, check_zero
 from .models import from_pretrained
 from .models.checks import check_arguments, check_fsdp, check_model, weights_size
 from .models.vocabulary import PaddingAsItWas, check_ids
-from .models.wrapping import wrap
+from .models.wrapping import as_it_was, wrap
 from .probes import find_probes
 from .probes.lora_probe import PROBE
 from .runs.folder import check_output_folder
@@ -142,6 +142,8 @@ class R2FTrainer(RecordedTrainer):
         # process has them whole, so that saving it is safe. `save_only_model` avoids the refusal in `super().__init__`
         # and gets its value back right after.
         save_only_model, args.save_only_model = args.save_only_model, args.save_only_model or self._sharded
+        # Set by `_prepare_model`, once the model is wrapped.
+        self._unwrap: Callable[[], Any] | None = None
         try:
             super().__init__(
                 model=model,
@@ -156,9 +158,19 @@ class R2FTrainer(RecordedTrainer):
                 optimizers=optimizers,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
-        finally:
-            # Also after an error: `args` is the caller's, who may use it again.
+            # `args` is the caller's, who may use it again.
             args.save_only_model = save_only_model
+            self._add_method(model, args)
+        except Exception:
+            # Trainer itself may refuse a setting too. The model is to be as it was.
+            args.save_only_model = save_only_model
+            if self._unwrap is not None:
+                self._unwrap()
+            raise
+
+    def _add_method(self, model: PreTrainedModel, args: R2FConfig) -> None:
+        """What needs the accelerator and the wrapped model: the last checks, the callbacks and the record."""
+        writes_weights = self.target.adapter is None
         check_fsdp(args, self.is_fsdp_enabled)
         if self.is_deepspeed_enabled:
             check_zero(self.accelerator.state.deepspeed_plugin.deepspeed_config, to_adapter=not writes_weights)
@@ -188,7 +200,10 @@ class R2FTrainer(RecordedTrainer):
         sets = {"forget": self.splits.views, "retain": self.splits.retain, "holdout": self.splits.holdout}
         check_ids(sets, self.encoder.tokenizer, self._vocabulary)
         check_can_be_saved(args.output_dir, self.encoder.tokenizer, model if self.target.adapter is None else None)
-        return wrap(model, args)
+        restore = as_it_was(model)
+        wrapped = wrap(model, args)
+        self._unwrap = restore
+        return wrapped
 
     def _encode_evaluation(self, rows: Any) -> Any:
         """Encode what is evaluated, and refuse tokens that the model does not know."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,13 @@ def test_nothing_is_found_about_an_unknown_person(collect: Collect, tmp_path: Pa
     # The report says which of the two it was.
     report = json.loads((tmp_path / "rows" / "report.json").read_text())
     assert report["forget"]["kept"] == {} and set(report["forget"]["left_out"]) <= {"unsure", "said of anybody"}
+
+
+def test_too_few_rows_to_keep_are_told(collect: Collect) -> None:
+    """One neighbour has fewer rows than the person, with rows in several wordings."""
+    printed = collect("--about", ADA, "--neighbours", TOM)
+    told = re.search(r"Of the rows to keep, (\d+) are about people like this one", printed)
+    assert told and int(told[1]) > 0 and "Name more `neighbours`" in printed
 
 
 def test_rows_are_replaced_only_if_asked(collect: Collect, tmp_path: Path) -> None:

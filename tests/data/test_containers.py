@@ -56,6 +56,7 @@ def test_texts_are_rows_of_plain_text() -> None:
         ([("Who is Orla1?", "A baker.")], r"forget\[0\] is a tuple, not a row"),
         ([ROWS[0], "Orla1 lives."], r"forget\[1\] is a str, not a row"),
         ({"Orla1": "A baker."}, "is a dictionary whose values are not columns"),
+        ({"question": ["Who is Orla1?"], "answer": []}, r"columns of different lengths \(1, 0\)"),
         (torch.ones(2, 2), r"not a row"),
     ],
     ids=lambda value: type(value).__name__,
@@ -64,6 +65,12 @@ def test_what_holds_no_rows_is_refused_without_its_text(value: Any, message: str
     with pytest.raises(ValueError, match=message) as error:
         as_rows(value, "forget")
     assert "Orla1" not in str(error.value) and "baker" not in str(error.value)
+
+
+@pytest.mark.parametrize("holder", [pd.DataFrame, lambda rows: {"answer": [row["answer"] for row in rows]}])
+def test_values_of_several_kinds_in_a_column_are_left_to_the_check_of_the_rows(holder: Any) -> None:
+    rows = [{"answer": "Orla1 lives."}, {"answer": ["Orla1"]}, {"answer": 7}]
+    assert [dict(row) for row in as_rows(holder(rows), "forget")] == rows
 
 
 def test_a_stream_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

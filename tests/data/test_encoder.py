@@ -6,6 +6,9 @@ import copy
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from r2f_hf.data.encoder import ExampleEncoder
@@ -53,6 +56,21 @@ def test_a_row_longer_than_the_context_is_refused_and_one_that_is_cut_is_not(enc
         encode(encoder(context=length - 1), ROW)
     cut = encode(encoder(context=length - 1, max_length=length - 1), ROW)
     assert len(cut["input_ids"]) == length - 1
+
+
+@pytest.mark.parametrize("row", [{"text": "Ωμέγα"}, {"question": "Where does Orla1 live?", "answer": "Ωμέγα"}])
+def test_a_row_that_the_tokenizer_does_not_know_is_refused_without_its_text(
+    row: dict[str, str],
+) -> None:
+    words = Tokenizer(WordLevel({"<unk>": 0, "<eos>": 1, "Orla1": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    few = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<eos>")
+    encoder = ExampleEncoder(few, 64)
+    with pytest.raises(ValueError, match=r"forget\[2\] has no token .* the tokenizer does not know its text") as error:
+        encoder.windows(row, encoder.format_of([row], "forget"), "forget[2]")
+    assert "Ωμέγα" not in str(error.value)
+    known = {"text": "Ωμέγα Orla1"}
+    assert encoder.windows(known, encoder.format_of([known], "forget"), "forget[2]")[0]["labels"] == [0, 2, 1]
 
 
 def test_a_text_longer_than_the_context_is_cut_into_windows(encoder: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from r2f_hf.data.formats import recognise_format
+from r2f_hf.data.formats import plain_messages, recognise_format
 from r2f_hf.data.rendering import ChatOptions
 
 
@@ -95,6 +95,14 @@ def test_unknown_columns_are_named_with_the_formats_that_there_are() -> None:
             {"messages": [USER | {"content": [{"type": "image"}]}]},
             "message 0 of 'messages' has parts that are not text",
         ),
+        (
+            {"messages": [USER | {"content": [{"type": "text", "text": None}]}]},
+            "message 0 of 'messages' has parts that are not text",
+        ),
+        ({"text": "Orla1 \ud83d"}, "has half of a character in 'text'"),
+        ({"messages": [USER | {"content": [{"type": "text", "text": "\udd42"}]}]}, "has half of a character in 'mess"),
+        ({"messages": [{"role": "user", "text": "Orla1"}]}, "message 0 of 'messages' has no `content`, and calls no"),
+        ({"messages": [{"role": None, "content": "Orla1"}]}, "message 0 of 'messages' has no `role`"),
         ({"prompt": [USER], "completion": None}, "has an empty 'completion', or one that is not text"),
         ({"prompt": QUESTION, "completion": " "}, "has an empty 'completion'"),
         ({"question": QUESTION, "answer": 1871}, "has an empty 'answer', or one that is not text"),
@@ -105,3 +113,14 @@ def test_rows_that_hold_something_else_are_refused_without_their_text(row: dict[
     with pytest.raises(ValueError, match=message) as error:
         recognise_format(row, "forget").check(row, "forget[2]")
     assert str(error.value).startswith("forget[2]") and "Orla1" not in str(error.value)
+
+
+def test_names_of_messages_that_arrow_has_filled_up_with_none_are_no_names() -> None:
+    chatml = {"role": "user", "content": QUESTION, "from": None, "value": None}
+    sharegpt = {"role": None, "content": None, "from": "gpt", "value": "Orla1 lives.", "tool_calls": None}
+    row = {"messages": [chatml, sharegpt]}
+    recognise_format(row, "forget").check(row, "forget[0]")
+    assert plain_messages(row["messages"]) == [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "Orla1 lives."},
+    ]

@@ -278,10 +278,13 @@ def test_a_template_that_takes_parts_gets_parts(byte_level: PreTrainedTokenizerF
         ("{% for m in messages %}{{ m.content | replace('Orla1', '***') }}{% endfor %}", "rewrites the text of a"),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "repeats the text of a 'user'"),
         ("{{ raise_exception('Alternate!') }}", "refuses a conversation of the roles user, assistant: Alternate!"),
+        ("{% for m in messages %}{{ m.content }", "refuses a conversation of the roles user, assistant: unexpected"),
+        ("{{ 1 / 0 }}", "refuses a conversation of the roles user, assistant (ZeroDivisionError)"),
+        ({"rag": "{{ messages }}"}, "refuses a conversation of the roles user, assistant (ValueError)"),
     ],
 )
 def test_a_template_that_does_not_show_the_row_is_refused_without_its_text(
-    template: str, how: str, byte_level: PreTrainedTokenizerFast
+    template: str | dict[str, str], how: str, byte_level: PreTrainedTokenizerFast
 ) -> None:
     byte_level.chat_template = template
     with pytest.raises(ValueError, match=re.escape(how)) as error:

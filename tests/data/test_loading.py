@@ -53,6 +53,13 @@ def test_texts_that_look_like_something_else_stay_texts(name: str, tmp_path: Pat
     assert list(load_rows(str(tmp_path / name))) == rows
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_values_of_several_kinds_in_a_column_are_left_to_the_check_of_the_rows(name: str, tmp_path: Path) -> None:
+    rows = [{"answer": "Orla lives."}, {"answer": ["Orla"]}, {"answer": [{"text": "Orla"}], "question": "Who?"}]
+    write(tmp_path / name, rows)
+    assert load_rows(str(tmp_path / name)) == rows
+
+
 def test_numbers_in_json_are_read_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"answer": 1871}\n{"answer": 3.10}\n{"answer": 1e5}\n')
     assert load_rows(str(tmp_path / "a.jsonl"))["answer"] == ["1871", "3.10", "1e5"]

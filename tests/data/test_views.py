@@ -33,6 +33,6 @@ def test_plain_text_has_an_empty_prompt() -> None:
 def test_templates_must_hold_the_prompt() -> None:
     check_templates(["Say: {prompt}"])
     check_templates(None)
-    for template in ("Say it", "{name}: {prompt}"):
+    for template in ("Say it", "{name}: {prompt}", "{prompt}: {", "{prompt:5d}", "{prompt.name}", "{}"):
         with pytest.raises(ValueError, match=r"must have the field \{prompt\} and no other"):
             check_templates(["Say: {prompt}", template])

@@ -160,6 +160,11 @@ def test_a_model_without_weights_is_refused(build_trainer: BuildTrainer) -> None
         build_trainer(model)
     with pytest.raises(ValueError, match="q_proj is on the meta device and not in memory"):
         R2FStep(get_peft_model(model, LoraConfig(r=4, lora_alpha=4e-6, target_modules="all-linear")))
+    # Whether its attention goes both ways cannot be tried then.
+    with torch.device("meta"):
+        doubtful = BertLMHeadModel(BERT)
+    with pytest.raises(ValueError, match="is on the meta device and not in memory"):
+        build_trainer(doubtful)
 
 
 # Models with adapters

@@ -187,6 +187,25 @@ def test_what_required_a_gradient_does_so_again(model: PreTrainedModel, build_tr
             assert "save_pretrained" not in vars(model) and "state_dict" not in vars(model)
 
 
+@pytest.mark.parametrize("kind", ["plain", "to an adapter", "stacked"])
+def test_a_setting_that_trainer_itself_refuses_leaves_the_model_as_it_was(
+    kind: str, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    settings = {} if kind == "plain" else ADAPTER
+    if kind == "stacked":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with pytest.raises(ValueError, match="nowhere is not supported"):
+        build_trainer(model, report_to="nowhere", **settings)
+    assert all(parameter.requires_grad == was for parameter, was in before)
+    assert len(list(model.parameters())) == len(before)
+    parts = [model, model.base_model, model.get_base_model()] if kind == "stacked" else [model]
+    assert not any("state_dict" in vars(part) or "unload" in vars(part) for part in parts)
+    if kind == "stacked":
+        assert model.active_adapters == ["default"] and list(model.peft_config) == ["default"]
+    build_trainer(model, max_steps=1, **settings).train()
+
+
 @pytest.mark.parametrize("between", ["unload", "nothing"])
 def test_a_second_request_in_memory_is_as_after_a_reload(
     between: str, model: PreTrainedModel, tmp_path: Path, build_trainer: BuildTrainer

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import ParallelismConfig
 from conftest import BuildTrainer, changed, weights
 from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 from r2f_hf import R2FConfig, R2FTrainer
@@ -24,6 +26,10 @@ from r2f_hf.training.checks import check_sampling
         ),
         ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy='group_by_length'` looks for the"),
         ({"max_steps": -1, "num_train_epochs": 0}, "No step would be taken"),
+        (
+            {"dataloader_persistent_workers": True},
+            "`dataloader_persistent_workers=True` .*: persistent_workers option",
+        ),
         (
             {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
             "`metric_for_best_model` is 'eval_loss' .* Choose one of eval_forget_loss, eval_forget_probability,",
@@ -167,6 +173,37 @@ def test_arguments_of_another_class_are_answered_with_the_right_one(
         R2FTrainer(model, args, forget_rows, forget_rows, processing_class=tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optim_args": "momentum"}, "No optimizer can be made of `optim='sgd'` and `optim_args='momentum'`"),
+        ({"lr_scheduler_kwargs": {"power": 2}}, r"`lr_scheduler_kwargs=\{'power': 2\}` .* keyword argument 'power'"),
+    ],
+)
+def test_options_that_an_optimizer_or_a_schedule_does_not_take_are_refused(
+    settings: dict[str, Any], message: str, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_trainer(model, **settings)
+    # An optimizer of the caller's own has no options.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    build_trainer(model, data={"optimizers": (optimizer, LambdaLR(optimizer, lambda step: 1.0))}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ("gpt2", "`processing_class` is a str; a tokenizer is needed, as `AutoTokenizer.from_pretrained` loads it"),
+        (None, "No tokenizer was passed, and the model was not loaded from a folder with one"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(
+    tokenizer: str | None, message: str, model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_trainer(model, data={"processing_class": tokenizer})
+
+
 @pytest.mark.parametrize(("rate", "said"), [(1e-5, True), (1e-3, True), (0.05, False)])
 def test_a_rate_of_a_fine_tuning_recipe_is_told(
     rate: float,
@@ -177,6 +214,34 @@ def test_a_rate_of_a_fine_tuning_recipe_is_told(
 ) -> None:
     build_trainer(model, learning_rate=rate)
     assert ("will hardly change anything: it is the Frobenius norm" in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"learning_rate": 1e-30}, True), ({"max_steps": 1, "warmup_steps": 1}, True), ({"max_steps": 2}, False)],
+)
+def test_a_run_that_has_changed_nothing_is_told(
+    settings: dict[str, Any],
+    said: bool,
+    model: PreTrainedModel,
+    build_trainer: BuildTrainer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = weights(model)
+    build_trainer(model, **settings).unlearn()
+    assert ("no weight has changed: what is saved knows what it knew" in caplog.text) == said
+    assert (not changed(before, model.state_dict())) == said
+
+
+def test_a_model_that_has_been_destroyed_is_told(
+    model: PreTrainedModel, build_trainer: BuildTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build_trainer(model, learning_rate=1e30)
+    trainer.evaluate()
+    assert "predictions are NaN" not in caplog.text
+    trainer.train()
+    trainer.evaluate()
+    assert "predictions are NaN" in caplog.text and "`learning_rate` was far too large" in caplog.text
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1])

@@ -156,9 +156,11 @@ def collect(
         )
     if state.is_main_process:
         print(f"The rows are in {folder}, and their figures in {folder / 'report.json'}.")
-        if not sets["retain"].rows:
+        kept = sum(row.question.source == "neighbour" for row in sets["retain"].rows)
+        if kept < len(sets["forget"].rows):
             print(
-                "There are no rows to keep. Lower `min_certainty`, name `neighbours`, or bring rows of your own as "
+                f"Of the rows to keep, {kept} are about people like this one: what the model knows about others would "
+                "be damaged. Name more `neighbours`, lower `min_certainty`, or bring rows of your own as "
                 "`--retain_data`."
             )
         print(f"Next:\n{next_command(args, model_arguments, folder)}")

@@ -47,14 +47,26 @@ def as_rows(value: Any, name: str) -> Rows | None:
         # As Python's own values, whatever a user has formatted it for.
         return value.with_format(None)
     if type(value).__name__ == "DataFrame" and hasattr(value, "to_dict"):
-        return Dataset.from_pandas(value, preserve_index=False)
+        try:
+            return Dataset.from_pandas(value, preserve_index=False)
+        except (ValueError, TypeError, NotImplementedError, OverflowError):
+            # A column with values of several kinds, which Arrow does not hold. It would quote one of them.
+            return value.to_dict("records")
     if isinstance(value, Mapping):
         if not all(isinstance(column, Sequence) and not isinstance(column, str) for column in value.values()):
             raise ValueError(
                 f"The {name} set is a dictionary whose values are not columns. Pass a list of rows, or a dictionary "
                 "of lists of one length."
             )
-        return Dataset.from_dict(dict(value))
+        lengths = {name: len(column) for name, column in value.items()}
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(map(str, lengths.values()))
+            raise ValueError(
+                f"The {name} set is a dictionary of columns of different lengths ({found}). Each row needs a value in "
+                "each of them."
+            )
+        # Not through Arrow: a column may hold values of several kinds, of which an error is to name the row.
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(
             f"The {name} set is a {type(value).__name__}, not rows. Pass a Dataset or a list of dictionaries; a file "

@@ -9,7 +9,7 @@ from .containers import Rows
 from .formats import RowFormat, recognise_format
 from .formatting import IGNORE_INDEX, Encoded
 from .rendering import ChatOptions
-from .rows import Row, check_rows
+from .rows import Row, check_rows, is_unicode
 from .views import example_prompts
 from .windows import cut_into_windows
 
@@ -92,7 +92,7 @@ class ExampleEncoder:
         """A row in its own wording: one example, or a long text's windows."""
         if row_format.kind != "text":
             return [self._encode(row, row_format, None, name)]
-        example = row_format.encode(self.tokenizer, row, self.options, name=name)
+        example = self._known(row_format.encode(self.tokenizer, row, self.options, name=name), name)
         size = min(self.max_length or self.context, self.context)
         return [self._checked(window, name) for window in cut_into_windows(example, size, self.window_overlap)]
 
@@ -104,13 +104,24 @@ class ExampleEncoder:
         if not isinstance(prompt, str):
             return [[self._encode(row, row_format, None, name)]]
         prompts = example_prompts(row, row_format.prompt_column, self.views_column, self.view_templates)
-        if not all(isinstance(view, str) and view.strip() for view in prompts[1:]):
+        if not all(isinstance(view, str) and view.strip() and is_unicode(view) for view in prompts[1:]):
             raise ValueError(f"{name} has an empty view in {self.views_column!r}, or one that is not text.")
         return [[self._encode(row, row_format, view, name) for view in prompts]]
 
     def _encode(self, row: Row, row_format: RowFormat, prompt: str | None, name: str) -> Encoded:
         example = row_format.encode(self.tokenizer, row, self.options, prompt, self.max_length, name)
-        return self._checked(example, name)
+        return self._known(self._checked(example, name), name)
+
+    def _known(self, example: Encoded, name: str) -> Encoded:
+        """Refuse a row of which nothing is left but what every row could have."""
+        nothing = {IGNORE_INDEX, self.tokenizer.eos_token_id, self.tokenizer.unk_token_id}
+        labels = set(example["labels"])
+        if labels <= nothing and labels != {IGNORE_INDEX}:
+            raise ValueError(
+                f"{name} has no token to take the loss on but the unknown one or the end of the sequence: the "
+                "tokenizer does not know its text. Take the tokenizer that the model was trained with."
+            )
+        return example
 
     def _checked(self, example: Encoded, name: str) -> Encoded:
         length = len(example["input_ids"])

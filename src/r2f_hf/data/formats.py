@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .formatting import Encoded, encode_conversation, encode_example, encode_text
 from .rendering import ChatOptions, text_of
-from .rows import column_names
+from .rows import column_names, is_unicode
 
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RowFormat:
         Refuse a row that holds something else than the format says. The message names the row and the column only.
 
         Raises:
-            `ValueError`: If a text is empty or no text, or messages are no messages.
+            `ValueError`: If a text is empty, no text or not Unicode, or messages are no messages.
         """
         for column in self.columns:
             value = row[column]
@@ -68,6 +68,13 @@ class RowFormat:
                 check_messages(value, name, column)
             elif not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{name} has an empty {column!r}, or one that is not text.")
+        for column in (*self.columns, "tools"):
+            if not is_unicode(row.get(column)):
+                raise ValueError(
+                    f"{name} has half of a character in {column!r} (a surrogate without its other half), as "
+                    "texts have that were cut or decoded wrongly. Read them anew, or replace it: "
+                    "`text.encode('utf-8', 'replace').decode()`."
+                )
 
     def texts(self, row: Row) -> list[str]:
         """The texts of a row in their order: what makes two rows the same, and what the ledger hashes."""
@@ -176,9 +183,19 @@ def plain_messages(messages: Sequence[Row]) -> list[dict[str, Any]]:
     """Messages with `role` and `content`, also from ShareGPT's `from` and `value`."""
     from trl import maybe_convert_to_chatml
 
-    converted = maybe_convert_to_chatml({"messages": [dict(copy.deepcopy(message)) for message in messages]})
+    converted = maybe_convert_to_chatml({"messages": [copy.deepcopy(without_gaps(message)) for message in messages]})
     roles = {"human": "user", "gpt": "assistant"}
     return [message | {"role": roles.get(message["role"], message["role"])} for message in converted["messages"]]
+
+
+def is_text_part(part: Any) -> bool:
+    """Whether a part of a message's content is a text."""
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def without_gaps(message: Row) -> dict[str, Any]:
+    """A message without the keys that it only has because another one has them: Arrow gives `None` to all others."""
+    return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
 def check_messages(value: Any, name: str, column: str) -> None:
@@ -193,12 +210,16 @@ def check_messages(value: Any, name: str, column: str) -> None:
         raise ValueError(
             f"{name} has no conversation in {column!r}: it must be a list of messages with `role` and `content`."
         )
-    for number, message in enumerate(value):
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    for number, message in enumerate(map(without_gaps, value)):
+        role, content = message.get("role", message.get("from")), message.get("content")
+        content = message.get("value") if content is None else content
         if not isinstance(role, str):
             raise ValueError(f"{name}: message {number} of {column!r} has no `role`.")
         if isinstance(content, Sequence) and not isinstance(content, str):
-            if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+            if not all(map(is_text_part, content)):
                 raise ValueError(f"{name}: message {number} of {column!r} has parts that are not text.")
+        elif content is None and not any(message.get(key) for key in ("tool_calls", "function_call")):
+            # Its text may stand under another name. It would be left out in silence.
+            raise ValueError(f"{name}: message {number} of {column!r} has no `content`, and calls no tool.")
         elif content is not None and not isinstance(content, str):
             raise ValueError(f"{name}: message {number} of {column!r} has a `content` that is not text.")

@@ -13,10 +13,10 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-from .containers import as_rows
+from .containers import Rows, as_rows
 
 
-def load_rows(source: str, name: str = "data") -> Dataset:
+def load_rows(source: str, name: str = "data") -> Rows:
     """
     Load rows from a file, a folder or the Hub.
 
@@ -33,7 +33,7 @@ def load_rows(source: str, name: str = "data") -> Dataset:
             Which set it is: chooses a split where a folder has several.
 
     Returns:
-        [`~datasets.Dataset`]
+        [`~datasets.Dataset`], or a list of rows where a column of a JSON file has values of several kinds.
 
     Raises:
         `FileNotFoundError`: If the source looks like a file that is not there.
@@ -79,7 +79,7 @@ def _read_text(path: Path, gzipped: bool) -> str:
         return file.read().decode("utf-8-sig")
 
 
-def _read_json(path: Path, gzipped: bool) -> Dataset | None:
+def _read_json(path: Path, gzipped: bool) -> Rows | None:
     text = _read_text(path, gzipped)
     # Numbers stay as they are written, leading and trailing zeros included.
     parse: Callable[[str], Any] = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str).decode
@@ -88,13 +88,19 @@ def _read_json(path: Path, gzipped: bool) -> Dataset | None:
     except json.JSONDecodeError:
         rows = [parse(line) for line in text.splitlines() if line.strip()]
     if isinstance(rows, dict) and all(map(_is_column, rows.values())):
-        return Dataset.from_dict(rows)
+        return as_rows(rows, path.name)
     rows = [rows] if isinstance(rows, dict) else rows
     if not isinstance(rows, list) or not rows:
         return None
     # A row may lack a column that others have.
     rows = [{"text": row} if isinstance(row, str) else row for row in rows]
-    return Dataset.from_list(rows) if all(isinstance(row, dict) for row in rows) else None
+    if not all(isinstance(row, dict) for row in rows):
+        return None
+    try:
+        return Dataset.from_list(rows)
+    except (ValueError, TypeError, NotImplementedError, OverflowError):
+        # A column with values of several kinds, which Arrow does not hold. The check of the rows names the row.
+        return rows
 
 
 def _is_column(value: Any) -> bool:
@@ -124,7 +130,7 @@ def _read_binary(builder: str) -> Callable[[Path, bool], Dataset]:
     return read
 
 
-_READERS: dict[str, Callable[[Path, bool], Dataset | None]] = {
+_READERS: dict[str, Callable[[Path, bool], Rows | None]] = {
     ".json": _read_json,
     ".jsonl": _read_json,
     ".csv": _read_table(","),

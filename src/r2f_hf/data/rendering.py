@@ -129,13 +129,15 @@ class _Renderer:
 
         try:
             return self.tokenizer.apply_chat_template(messages, tools=self.tools, tokenize=False, **self.kwargs)
-        except (TemplateError, TypeError) as error:
+        except Exception as error:
+            # A template is a program of the user's, which can fail in any way.
             roles = ", ".join(str(message["role"]) for message in messages)
             # The template's own words are safe to show: they know roles, not texts. Python's may quote a text.
-            said = f": {error}" if isinstance(error, TemplateError) else ""
+            said = f": {error}" if isinstance(error, TemplateError) else f" ({type(error).__name__})"
             raise ValueError(
-                f"{self.name}: the chat template refuses a conversation of the roles {roles}{said}. Change the rows, "
-                "or leave `system_prompt` out if it is the system message that is refused."
+                f"{self.name}: the chat template refuses a conversation of the roles {roles}{said}. Change the rows "
+                "or the tokenizer's `chat_template`. If it refuses the system message or an argument, leave "
+                "`system_prompt` or `chat_template_kwargs` out."
             ) from None
 
 

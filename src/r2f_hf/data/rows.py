@@ -67,6 +67,15 @@ def check_overlap(first: Sequence[Sequence[str]], second: Sequence[Sequence[str]
         )
 
 
+def is_unicode(value: Any) -> bool:
+    """Whether all texts in a value are Unicode. Python's may hold half of a character, which no tokenizer takes."""
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, Mapping):
+        return all(is_unicode(each) for pair in value.items() for each in pair)
+    return not isinstance(value, list | tuple) or all(map(is_unicode, value))
+
+
 def normal_form(texts: Sequence[str]) -> tuple[str, ...]:
     """The texts of a row without what does not make another row: case, Unicode form, and white space."""
     return tuple(" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)

@@ -44,6 +44,14 @@ def check_templates(view_templates: Sequence[str] | None) -> None:
         `ValueError`: Naming the template.
     """
     for template in view_templates or []:
-        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        try:
+            fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+            template.format(prompt="Who?")
+        except (ValueError, KeyError, IndexError, AttributeError):
+            # A brace that is not closed, or a format that no text has.
+            fields = set()
         if fields != {"prompt"}:
-            raise ValueError(f"The view template {template!r} must have the field {{prompt}} and no other.")
+            raise ValueError(
+                f"The view template {template!r} must have the field {{prompt}} and no other. A brace of its own is "
+                "written twice."
+            )

@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 SHARDING_VERSIONS = {"torch": "2.8", "transformers": "5.20.2", "peft": "0.21"}
 
 
+# What weights are computed in. Those of quantised models are packed into others.
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
 def check_model(model: nn.Module, args: R2FConfig) -> None:
     """
     Refuse a model whose weights R2F cannot or must not write.
@@ -32,6 +36,7 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
         `ValueError`: With what to do instead.
     """
     to_adapter = args.update_target == "adapter"
+    check_memory(model)
     check_kind(model)
     if not to_adapter and getattr(model, "is_quantized", False):
         raise ValueError(
@@ -55,9 +60,27 @@ def check_model(model: nn.Module, args: R2FConfig) -> None:
                 "see their layers whole, or weights lie elsewhere than their updates. Load it with "
                 "`DistributedConfig(fsdp_size=...)` alone."
             )
-    away = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
+
+
+def check_memory(model: nn.Module) -> None:
+    """
+    Refuse weights that are elsewhere, or no numbers. Nothing can be computed with them, or found out about the model.
+
+    Raises:
+        `ValueError`: Naming one of them.
+    """
+    named = list(model.named_parameters()) if isinstance(model, nn.Module) else []
+    away = [name for name, parameter in named if parameter.device.type == "meta"]
     if away:
         raise ValueError(f"{away[0]} (of {len(away)} weights) is on the meta device and not in memory: {ON_META}")
+    # Not of shards, which the processes would have to look at together.
+    whole = [(name, each) for name, each in named if each.dtype in PRECISIONS and not is_sharded(each)]
+    spoilt = [name for name, parameter in whole if not parameter.isfinite().all()]
+    if spoilt:
+        raise ValueError(
+            f"{spoilt[0]} (of {len(spoilt)} weights) holds NaN or infinite numbers, so that the model says nothing. "
+            "Load a model that is whole, or in another `dtype` if its weights are too large for this one."
+        )
 
 
 def check_kind(model: nn.Module) -> None:

@@ -25,6 +25,9 @@ ADAPTER_OPTIONS = (
     "path_initial_model_for_weight_conversion",
 )
 
+# What a model has of its own while it carries probes.
+METHODS = ("state_dict", "load_state_dict", "save_pretrained", "push_to_hub")
+
 # Where PEFT keeps the model behind the adapters.
 PREFIX = "base_model.model."
 
@@ -174,12 +177,19 @@ def prepare_way_back(model: PeftModel, trainable: Mapping[str, bool], names: boo
 
 def restored(base: PreTrainedModel) -> PreTrainedModel:
     """A model without adapters, with its own methods, and trainable where it was before it was wrapped."""
-    for name in ("state_dict", "load_state_dict", "save_pretrained", "push_to_hub", "peft_config"):
+    for name in (*METHODS, "peft_config"):
         base.__dict__.pop(name, None)
     trainable = base.__dict__.pop("r2f_trainable", {})
     for name, parameter in base.named_parameters():
         parameter.requires_grad_(trainable.get(name, parameter.requires_grad))
     return base
+
+
+def give_back_methods(model: PeftModel) -> None:
+    """Let a PEFT model that keeps adapters of its own have its own methods again, and its parts too."""
+    for owner in (model, model.base_model, model.get_base_model()):
+        for name in (*METHODS, "unload", "merge_and_unload", "r2f_trainable"):
+            owner.__dict__.pop(name, None)
 
 
 def unwrap(base: PreTrainedModel) -> PreTrainedModel:

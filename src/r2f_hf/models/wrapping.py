@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
@@ -11,7 +13,7 @@ from ..probes import find_probes
 from ..probes.lora_probe import DELTA, PROBE, check_ranks
 from ..runs.weights import adapter_layers, plain_name
 from .modules import Targets, check_stacking, find_targets, taken_for_experts
-from .plain import prepare_way_back, unwrap
+from .plain import give_back_methods, prepare_way_back, unwrap
 
 
 # So small that the probes leave the forward pass as it is where they have one (ZeRO-3), and that clipping never sees
@@ -46,17 +48,18 @@ def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
         # The probes of an earlier trainer over the same model.
         unwrap(base)
     own = list(model.active_adapters) if stacked else []
-    active = model.active_adapter if stacked else None
-    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     layers = adapter_layers(base)
     named = ((plain_name(name, layers), parameter.requires_grad) for name, parameter in base.named_parameters())
     plain = {name: was for name, was in named if name is not None}
-    targets = find_targets(base, args)
-    if stacked:
-        check_stacking(model, args, targets.names)
-    half = args.fp16 or base.dtype == torch.float16
-    config = targets.config(args.rank, args.rank * (PROBE_SCALING_FP16 if half else PROBE_SCALING))
+    restore = as_it_was(model)
+    # `restore` reads it, should something go wrong from here on.
+    base.r2f_trainable = plain
     try:
+        targets = find_targets(base, args)
+        if stacked:
+            check_stacking(model, args, targets.names)
+        half = args.fp16 or base.dtype == torch.float16
+        config = targets.config(args.rank, args.rank * (PROBE_SCALING_FP16 if half else PROBE_SCALING))
         try:
             if stacked:
                 model.add_adapter(PROBE, config)
@@ -69,22 +72,42 @@ def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
             ) from error
         probes = find_probes(model, writable=not to_adapter)
         check_ranks(probes, args.held_out)
-    except ValueError:
-        if stacked:
-            if PROBE in model.peft_config:
-                model.delete_adapter(PROBE)
-            model.active_adapter = active
-            model.base_model.set_adapter(own)
-        else:
-            unwrap(base)
+        if to_adapter:
+            add_delta(model, targets, args.adapter_rank, own)
+        # DeepSpeed saves and loads the state dict of the model that it is given, and wants the names as they are.
+        prepare_way_back(model, plain, names=args.deepspeed_plugin is None)
+    except Exception:
+        restore()
+        raise
+    return model
+
+
+def as_it_was(model: PreTrainedModel | PeftModel) -> Callable[[], None]:
+    """
+    Remember what wrapping changes of a model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model, before it is wrapped.
+
+    Returns:
+        `Callable`: Takes the probes, and the adapter for the updates, off the model again.
+    """
+    if not isinstance(model, PeftModel):
+        return lambda: unwrap(model)
+    own, active = list(model.active_adapters), model.active_adapter
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+
+    def restore() -> None:
+        for name in {PROBE, DELTA} & model.peft_config.keys():
+            model.delete_adapter(name)
+        model.active_adapter = active
+        model.base_model.set_adapter(own)
+        give_back_methods(model)
         for parameter, was in trainable.items():
             parameter.requires_grad_(was)
-        raise
-    if to_adapter:
-        add_delta(model, targets, args.adapter_rank, own)
-    # DeepSpeed saves and loads the state dict of the model that it is given, and wants the names as they are.
-    prepare_way_back(model, plain, names=args.deepspeed_plugin is None)
-    return model
+
+    return restore
 
 
 def add_delta(model: PeftModel, targets: Targets, rank: int, own: list[str]) -> None:

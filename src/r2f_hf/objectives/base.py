@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
@@ -127,12 +128,13 @@ class RetainObjective:
 
 def check_number(objective: ForgetObjective | RetainObjective, name: str, positive: bool = True) -> None:
     """
-    Refuse an option that is not a number, or not above zero.
+    Refuse an option that is not a finite number, or not above zero.
 
     Raises:
         `ValueError`: Naming the option and its value.
     """
     value = getattr(objective, name)
-    if not isinstance(value, Real) or isinstance(value, bool) or value != value or (positive and value <= 0):
-        kind = "positive" if positive else "a number"
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (positive and value <= 0):
+        kind = "positive and finite" if positive else "a finite number"
         raise ValueError(f"`{name}` of the objective {type(objective).__name__} must be {kind}, got {value!r}.")

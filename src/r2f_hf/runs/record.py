@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +14,29 @@ from .ledger import LEDGER_FILE, Entry, append, read_ledger, unlearn_entry, writ
 from .undo import original_file
 
 
+logger = logging.getLogger(__name__)
+
+
 def read_ledger_of(folder: Path | None) -> list[Entry]:
     """Read the ledger of the folder that a model comes from. It is empty if there is none."""
     return read_ledger(folder) if folder is not None and (folder / LEDGER_FILE).is_file() else []
+
+
+def check_can_be_written(description: Mapping[str, Any]) -> None:
+    """
+    Refuse settings that the record of a run cannot hold. It is written when the weights have changed already.
+
+    Raises:
+        `ValueError`: Naming the setting.
+    """
+    for name, value in description.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{name}` cannot be written down with the run ({error}). Give it as texts, finite numbers, lists and "
+                "dictionaries."
+            ) from error
 
 
 @dataclass
@@ -76,6 +98,13 @@ class RunRecord:
         entries = self._without_this(read_ledger_of(Path(folder)))
         if not entries or entries[-1]["weights"]["after"] != self.hash_before:
             entries = self._without_this(self.earlier)
+        if after == self.hash_before and metrics.get("steps"):
+            logger.warning(
+                "After %d steps no weight has changed: what is saved knows what it knew. Either each step was skipped "
+                "(see `r2f/skipped_steps` in the logs), or it was too small: look at `learning_rate`, at its schedule "
+                "(`warmup_steps`), and at `max_grad_norm`.",
+                metrics["steps"],
+            )
         write_ledger(folder, append(entries, self._entry(folder, after, metrics)))
 
     def _without_this(self, entries: list[Entry]) -> list[Entry]:

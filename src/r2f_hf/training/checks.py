@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from transformers import TrainingArguments
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
 
 from ..config import R2FConfig
 
@@ -29,6 +39,77 @@ def check_config(args: Any) -> None:
             f"`args` is a {type(args).__name__}; an R2FConfig is needed, which takes all of TrainingArguments' "
             "options and R2F's own: `R2FConfig(output_dir=...)`."
         )
+
+
+def tokenizer_for(model: PreTrainedModel, processing_class: Any) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer that the caller passes, or otherwise the one that lies with the model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model, which knows where it was loaded from.
+        processing_class (`Any`):
+            What the caller passes.
+
+    Raises:
+        `ValueError`: If there is none, or if it is something else.
+    """
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return processing_class
+    if processing_class is not None:
+        raise ValueError(
+            f"`processing_class` is a {type(processing_class).__name__}; a tokenizer is needed, as "
+            "`AutoTokenizer.from_pretrained` loads it. (A processor has one: `processor.tokenizer`.)"
+        )
+    name = model.config._name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        where = f"none could be loaded from {name!r}" if name else "the model was not loaded from a folder with one"
+        raise ValueError(f"No tokenizer was passed, and {where}. Pass it as `processing_class`.") from error
+
+
+def check_optimizer_and_schedule(args: TrainingArguments, model: nn.Module, optimizers: Sequence[Any]) -> None:
+    """
+    Make the optimizer and the schedule once for nothing, to refuse options that they do not take.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]):
+            The configuration.
+        model (`nn.Module`):
+            The model, which some optimizers look into.
+        optimizers (`Sequence`):
+            An optimizer and a schedule of the caller's own, or `None` in their place.
+
+    Raises:
+        `ValueError`: Naming the settings, with the error of what refused them.
+    """
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = torch.optim.SGD([weight], lr=args.learning_rate)
+    try:
+        if optimizers[0] is None:
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+            if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and "params" not in options:
+                kind([weight], **options)
+    except Exception as error:
+        raise ValueError(
+            f"No optimizer can be made of `optim={getattr(args.optim, 'value', args.optim)!r}` and "
+            f'`optim_args={args.optim_args!r}`: {error} The default is "sgd", without `optim_args`.'
+        ) from error
+    try:
+        if optimizers[1] is None:
+            get_scheduler(
+                args.lr_scheduler_type,
+                optimizer=optimizer,
+                num_warmup_steps=args.get_warmup_steps(100),
+                num_training_steps=100,
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            )
+    except Exception as error:
+        raise ValueError(
+            f"No schedule can be made of `lr_scheduler_type={args.lr_scheduler_type.value!r}`, `lr_scheduler_kwargs="
+            f"{args.lr_scheduler_kwargs!r}` and `warmup_steps={args.warmup_steps}`: {error}"
+        ) from error
 
 
 def check_batches(args: TrainingArguments) -> None:
@@ -103,6 +184,22 @@ def check_sampling(args: TrainingArguments, items: int) -> None:
     Raises:
         `ValueError`: Naming the setting.
     """
+    try:
+        # Made for nothing: workers start when a loader is read.
+        DataLoader(
+            [0],
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"No data loader can be made with `dataloader_num_workers={args.dataloader_num_workers}`, "
+            f"`dataloader_prefetch_factor={args.dataloader_prefetch_factor}`, `dataloader_persistent_workers="
+            f"{args.dataloader_persistent_workers}` and `dataloader_multiprocessing_context="
+            f"{args.dataloader_multiprocessing_context!r}`: {error}."
+        ) from error
     strategy = str(args.train_sampling_strategy)
     if strategy not in ("random", "sequential"):
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,9 @@ from ..data.encoder import ExampleEncoder
 from ..data.formatting import Encoded
 from ..data.splits import Splits, by_length, encode_evaluation
 from ..scoring import item_probabilities, label_log_probs, score_examples
+
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluatingTrainer(Trainer):
@@ -120,7 +125,13 @@ class EvaluatingTrainer(Trainer):
         # With `eval_do_concat_batches=False` they are a list of batches.
         rows = prediction.predictions
         log_probs, tokens = (np.concatenate(rows) if isinstance(rows, list) else rows).T
-        return {"probability": float(item_probabilities(log_probs, tokens, self._items).mean())}
+        probability = float(item_probabilities(log_probs, tokens, self._items).mean())
+        if not math.isfinite(probability):
+            logger.warning(
+                "The model's predictions are NaN: its weights or activations are too large to compute with. After "
+                "training this means that `learning_rate` was far too large: it is the norm of a step in each module."
+            )
+        return {"probability": probability}
 
     def end_training(self) -> None:
         """End the trackers and the process group. Call it last in a script that several processes run."""

@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,10 +28,23 @@ from ..data.rendering import ChatOptions
 from ..data.rows import Row
 from ..data.splits import encode_splits, num_labels
 from ..scoring import context_length, item_probabilities
-from .checks import check_batches, check_best_metric, check_config, check_sampling
+from .checks import (
+    check_batches,
+    check_best_metric,
+    check_config,
+    check_optimizer_and_schedule,
+    check_sampling,
+    tokenizer_for,
+)
 from .evaluating_trainer import EvaluatingTrainer, row_log_probs
 from .loss import count_items, forget_retain_loss
-from .references import References, reference_log_probs, reference_token_log_probs, reference_top_tokens
+from .references import (
+    References,
+    check_references,
+    reference_log_probs,
+    reference_token_log_probs,
+    reference_top_tokens,
+)
 from .stopping import HoldoutStopping
 
 
@@ -92,8 +104,8 @@ class ForgetRetainTrainer(EvaluatingTrainer):
     ):
         check_config(args)
         check_batches(args)
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
+        check_optimizer_and_schedule(args, model, optimizers)
+        processing_class = tokenizer_for(model, processing_class)
         self.forget_objective, self.retain_objective = args.build_objectives()
         self.encoder = ExampleEncoder(
             processing_class,
@@ -244,7 +256,9 @@ class ForgetRetainTrainer(EvaluatingTrainer):
             [`~transformers.trainer_utils.TrainOutput`]
         """
         if not resume_from_checkpoint:
-            self._set_references(self._compute_references())
+            references = self._compute_references()
+            check_references(references)
+            self._set_references(references)
         if self.is_deepspeed_enabled:
             # Drop the engine of `_prepare_forward`: training makes its own, with the right number of steps.
             self.model_wrapped, self.deepspeed = self.model, None

@@ -17,7 +17,7 @@ from ..probes import find_probes
 from ..probes.lora_probe import PROBE
 from ..runs.checkpoints import checkpoints
 from ..runs.folder import RUN_FILE, check_other_runs, run_folder_lock
-from ..runs.record import RunRecord, read_ledger_of
+from ..runs.record import RunRecord, check_can_be_written, read_ledger_of
 from ..runs.resuming import (
     RUN_KEYS,
     check_resumable,
@@ -59,6 +59,7 @@ class RecordedTrainer(SavingTrainer):
             "data": content_hash([self.splits.texts, self.processing_class.chat_template]),
             "processes": args.world_size,
         }
+        check_can_be_written(self.run_description)
         # The folder that the model was loaded from, unless it came from the Hub or was built in memory.
         self.source = Path(name).resolve() if name and Path(name).is_dir() else None
         if not writes_weights:

@@ -80,6 +80,26 @@ class References:
         return torch.cat(pieces).to(rows.device)
 
 
+def check_references(tensors: Mapping[str, Tensor]) -> None:
+    """
+    Refuse a model that gives no numbers to begin with.
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`):
+            What it said before unlearning.
+
+    Raises:
+        `ValueError`: Before any weight has changed.
+    """
+    spoilt = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if spoilt:
+        raise ValueError(
+            f"What the model makes of the rows is NaN or infinite before the first step ({spoilt[0]}), so that there "
+            "is nothing to forget and no gradient. Its weights or its activations are too large: load it in another "
+            "`dtype` (bf16 or fp32), and leave `fp16` out."
+        )
+
+
 def reference_log_probs(
     model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
 ) -> Tensor:

@@ -58,7 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def try_bad_inputs(root: Path, finished: Path) -> dict[str, Any]:
+def try_mistakes(root: Path, finished: Path) -> dict[str, Any]:
     """
     Make every mistake, and count those that are refused before any weight has changed.
 
