@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
 from .. import metrics
 from ..data.rows import content_hash
@@ -45,13 +46,14 @@ def run_attacks(names: Sequence[str], target: Target, output_dir: str | Path | N
     known += [list(target.forget), list(target.retain), target.rows or {}, [tokenizer.chat_template, target.options]]
     known += [target.max_new_tokens, target.seed]
     results = {}
-    for name in names:
+    state = PartialState()
+    for name in tqdm(names, desc="attacks", disable=not state.is_main_process, leave=False):
         key = content_hash([name, *known])
         file = None if output_dir is None else Path(output_dir) / f"{name}.json"
         stored = json.loads(file.read_text()) if file is not None and file.is_file() else {}
         if stored.get("key") != key:
             stored = {"key": key, "values": ATTACKS[name].run(target)}
-            if file is not None and PartialState().is_main_process:
+            if file is not None and state.is_main_process:
                 write_json(file, stored)
         results[name] = stored["values"]
     return results
