@@ -51,6 +51,7 @@ from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.loading import load_rows
 from r2f_hf.data.rows import Row, content_hash
+from r2f_hf.evaluation.suites.base import Settings
 from r2f_hf.evaluation.suites.tofu import split_statistics, summarise
 from r2f_hf.models.loading import QuantisedModelArguments
 from r2f_hf.report import print_table
@@ -211,8 +212,8 @@ class Benchmark:
             for name, rows in splits.items():
                 # Forget quality does not use generated answers.
                 tokens = 1 if name == "forget" else 64
-                size = self.options.eval_batch_size
-                statistics[name] = split_statistics(model, self.tokenizer, name, rows, size, tokens)
+                settings = Settings(self.options.eval_batch_size, tokens)
+                statistics[name] = split_statistics(model, self.tokenizer, name, rows, settings)
         model.train(training)
         return statistics
 
