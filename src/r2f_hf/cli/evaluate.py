@@ -209,6 +209,12 @@ def evaluate(
     model = model.to(state.device)
     metrics, found = run_suite(args.suite, model, tokenizer, splits, folder, gold, original=original, **settings)
     notes, left_out = suite.remark(found, gold, original)
+    for role, name, needed in (
+        ("gold_model", args.gold_model, suite.gold),
+        ("original_model", args.original_model, suite.original),
+    ):
+        if name is not None and not needed:
+            notes.append(f"{role}: the {args.suite} suite compares with no such model. It was not read.")
     report = {
         "schema": SCHEMA,
         "model": model_arguments.model_name_or_path,

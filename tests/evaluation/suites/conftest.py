@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,13 @@ def texts_of(value: Any) -> list[str]:
         return [value]
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
     return [text for each in values for text in texts_of(each)]
+
+
+def peer_value(name: str) -> Any:
+    """A value that another project's own code gave."""
+    return json.loads((MODELS / "expected.json").read_text())["entries"][name]["value"]
+
+
+def reference_rows(name: str) -> list[dict[str, Any]]:
+    """The rows that these values are of."""
+    return json.loads((MODELS / "rows.json").read_text())[name]

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import metrics
 from ...data.collator import pad_token_id
-from ...data.formatting import IGNORE_INDEX, Encoded
+from ...data.formatting import IGNORE_INDEX, Encoded, encode_opening
+from ...data.windows import cut_into_windows
 from ...metrics.membership import attack, lowest
 from ...metrics.privacy.mia_min_k_plus_plus import standardised
-from ...scoring import TokenStatistics, token_statistics
+from ...scoring import TokenStatistics, context_length, token_statistics
 from .base import Remarks, Settings, Statistics
 
 
@@ -82,6 +83,23 @@ def answer_statistics(
         "exact_memorisation": metrics.load("exact_memorisation").compute(predictions=hits)["rows"],
         "extraction_strength": metrics.load("extraction_strength").compute(predictions=hits)["rows"],
     }
+
+
+def plain_example(tokenizer: PreTrainedTokenizerBase, text: str, prompt: str = "") -> Encoded:
+    """A text as it stands, after a prompt as it stands. No template is used, and no token closes it."""
+    given = encode_opening(tokenizer, prompt)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return {"input_ids": given + ids, "labels": [IGNORE_INDEX] * len(given) + ids}
+
+
+def text_statistics(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], split: str, settings: Settings
+) -> Statistics:
+    """[`answer_statistics`] of texts as they stand, long ones in windows."""
+    context = context_length(model)
+    size = min(settings.max_length or context, context)
+    rows = [cut_into_windows(plain_example(tokenizer, text), size, 0) for text in texts]
+    return answer_statistics(model, tokenizer, rows, split, settings)
 
 
 def labelled_text(tokenizer: PreTrainedTokenizerBase, windows: Sequence[Encoded]) -> str:

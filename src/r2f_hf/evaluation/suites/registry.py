@@ -11,11 +11,13 @@ from ...data.loading import load_rows
 from ...data.rows import column_names
 from ...lookup import lookup
 from .base import Rows, Suite
+from .muse import MUSE
 from .own import OWN
 from .tofu import TOFU
+from .wmdp import WMDP
 
 
-SUITES: dict[str, Suite] = {"tofu": TOFU, "own": OWN}
+SUITES: dict[str, Suite] = {"tofu": TOFU, "muse": MUSE, "wmdp": WMDP, "own": OWN}
 
 
 def load_suite(name: str, data: str | None = None, forget: str | None = None) -> dict[str, Rows]:
@@ -44,6 +46,9 @@ def load_suite(name: str, data: str | None = None, forget: str | None = None) ->
     data = data or suite.hub
     if suite.hub is None or data is None:
         raise ValueError(f"The {name} suite has no data of its own. Set `forget_data` and `retain_data`.")
+    chosen = [split for split, template in suite.splits.items() if "{forget}" in template]
+    if forget is not None and not chosen:
+        raise ValueError(f"The {name} suite has no forget sets to choose from. Leave out {forget!r}.")
     names = split_names(suite, forget or suite.forget)
     folder = Path(data)
     if not folder.is_dir():
@@ -51,7 +56,9 @@ def load_suite(name: str, data: str | None = None, forget: str | None = None) ->
             raise FileNotFoundError(f"There is no folder {data}. The {name} suite needs one, or a Hub dataset.")
         return {split: load_rows(f"{data}:{there}") for split, there in names.items()}
     files = {split: find_file(folder, there) for split, there in names.items()}
-    missing = [split for split in suite.required if files.get(split) is None]
+    # A forget set that is asked for by name has to be there.
+    required = dict.fromkeys([*suite.required, *(chosen if forget is not None else [])])
+    missing = [split for split in required if files.get(split) is None]
     if missing or not any(files.values()):
         wanted = [file_names(names[split])[0] for split in missing or names if split in names]
         paths = " and ".join(str(folder / file) for file in wanted)
