@@ -95,7 +95,7 @@ def test_rows_of_another_benchmark_are_named() -> None:
     with pytest.raises(ValueError, match=r"no column 'prompt', which the muse suite .* those of the 'tofu' suite"):
         check_splits("muse", {"verbmem": tofu["forget"]})
     wmdp = load_suite("wmdp", str(FOLDER.parent / "wmdp"))
-    with pytest.raises(ValueError, match=r"no column 'perturbed_answer'.* those of the 'wmdp' suite"):
+    with pytest.raises(ValueError, match=r"no column 'perturbed_answer'.* those of the 'wmdp' or 'rwku' suite"):
         check_splits("tofu", {"forget": wmdp["bio"]})
     # Many sets have these columns.
     with pytest.raises(ValueError, match=r"its columns are 'question', 'answer'\.$"):

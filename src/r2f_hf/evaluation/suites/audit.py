@@ -191,7 +191,10 @@ def remark_on_membership(statistics: Splits, gold: Splits | None = None) -> Rema
         reason = "It needs at least two forget rows, and two holdout rows that the model never saw."
         return Remarks([], left_out | dict.fromkeys(("mia", "privleak", "privacy_score"), reason))
     forget, holdout = (statistics[split] for split in ("forget", "holdout"))
-    notes = [*_few_rows(len(forget["loss"]), len(holdout["loss"])), *_lengths(forget["tokens"], holdout["tokens"])]
+    notes = [
+        *_few_to_compare(len(forget["loss"]), len(holdout["loss"])),
+        *_lengths(forget["tokens"], holdout["tokens"]),
+    ]
     if gold is None or not can_attack(gold):
         reason = "It needs a gold model."
         return Remarks(notes, left_out | dict.fromkeys(("mia_reference", "privleak", "privacy_score"), reason))
@@ -209,7 +212,7 @@ def remark_on_membership(statistics: Splits, gold: Splits | None = None) -> Rema
     return Remarks(notes, left_out)
 
 
-def _few_rows(forget: int, holdout: int) -> list[str]:
+def _few_to_compare(forget: int, holdout: int) -> list[str]:
     # The standard deviation of the area if the attack cannot tell, times that of a 95% interval.
     half = 1.96 * np.sqrt((forget + holdout + 1) / (12 * forget * holdout))
     if half <= UNCERTAIN:
@@ -232,13 +235,13 @@ def _lengths(forget: Sequence[int], holdout: Sequence[int]) -> list[str]:
     ]
 
 
-def few_questions(split: str, rows: int) -> list[str]:
-    """A note if the share of right answers in a split is uncertain."""
+def few_rows(split: str, rows: int) -> list[str]:
+    """A note if a mean of shares over a split is uncertain."""
     # The widest 95% interval of a share.
     half = 0.98 / np.sqrt(rows)
     if half <= UNCERTAIN:
         return []
-    return [f"{split}: {rows} rows. A share of right answers is uncertain by up to {min(half, 1):.2f} (95%)."]
+    return [f"{split}: {rows} rows. A share of so few is uncertain by up to {min(half, 1):.2f} (95%)."]
 
 
 def joined(*remarks: Remarks) -> Remarks:

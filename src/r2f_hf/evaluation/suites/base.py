@@ -98,6 +98,8 @@ class Suite:
             The splits on which the original model is evaluated.
         prepare (`Callable`, *optional*):
             From the splits with the benchmark's columns to those that `statistics` takes.
+        subject (`str`, *optional*):
+            The column that says whom a row is about, if the name of a forget set is that of a person.
     """
 
     hub: str | None
@@ -113,6 +115,7 @@ class Suite:
     gold: tuple[str, ...] = ()
     original: tuple[str, ...] = ()
     prepare: Callable[[Mapping[str, Rows]], dict[str, Rows]] = as_they_are
+    subject: str | None = None
 
 
 def check_texts(rows: Rows, split: str, columns: Sequence[str]) -> None:

@@ -11,13 +11,22 @@ from ...data.loading import load_rows
 from ...data.rows import column_names
 from ...lookup import lookup
 from .base import Rows, Suite
+from .knowundo import KNOWUNDO
 from .muse import MUSE
 from .own import OWN
+from .rwku import RWKU
 from .tofu import TOFU
 from .wmdp import WMDP
 
 
-SUITES: dict[str, Suite] = {"tofu": TOFU, "muse": MUSE, "wmdp": WMDP, "own": OWN}
+SUITES: dict[str, Suite] = {
+    "tofu": TOFU,
+    "muse": MUSE,
+    "wmdp": WMDP,
+    "rwku": RWKU,
+    "knowundo": KNOWUNDO,
+    "own": OWN,
+}
 
 
 def load_suite(name: str, data: str | None = None, forget: str | None = None) -> dict[str, Rows]:
@@ -32,7 +41,9 @@ def load_suite(name: str, data: str | None = None, forget: str | None = None) ->
             the Hub, such as `locuslab/TOFU`. The files have the names of the Hub: `config.json`, or
             `config/split.json` where a config has several splits.
         forget (`str`, *optional*):
-            The forget set. TOFU has `"forget01"` (the default), `"forget05"` and `"forget10"`.
+            The forget set. TOFU has `"forget01"` (the default), `"forget05"` and `"forget10"`; MUSE's `scal` and
+            `sust` have `"scal:forget_2"` and so on; KnowUnDo has `"copyright"` (the default) and `"privacy"`. For RWKU
+            it is the name of a person. Without one the rows of all are taken.
 
     Returns:
         `dict[str, Dataset]`: The rows of each split. Splits that the suite does not require are left out if the folder
@@ -47,14 +58,14 @@ def load_suite(name: str, data: str | None = None, forget: str | None = None) ->
     if suite.hub is None or data is None:
         raise ValueError(f"The {name} suite has no data of its own. Set `forget_data` and `retain_data`.")
     chosen = [split for split, template in suite.splits.items() if "{forget}" in template]
-    if forget is not None and not chosen:
+    if forget is not None and not chosen and suite.subject is None:
         raise ValueError(f"The {name} suite has no forget sets to choose from. Leave out {forget!r}.")
     names = split_names(suite, forget or suite.forget)
     folder = Path(data)
     if not folder.is_dir():
         if folder.suffix or data.startswith((".", "/", "~")):
             raise FileNotFoundError(f"There is no folder {data}. The {name} suite needs one, or a Hub dataset.")
-        return {split: load_rows(f"{data}:{there}") for split, there in names.items()}
+        return _about({split: load_rows(f"{data}:{there}") for split, there in names.items()}, suite, forget)
     files = {split: find_file(folder, there) for split, there in names.items()}
     # A forget set that is asked for by name has to be there.
     required = dict.fromkeys([*suite.required, *(chosen if forget is not None else [])])
@@ -63,7 +74,19 @@ def load_suite(name: str, data: str | None = None, forget: str | None = None) ->
         wanted = [file_names(names[split])[0] for split in missing or names if split in names]
         paths = " and ".join(str(folder / file) for file in wanted)
         raise FileNotFoundError(f"The {name} suite needs {paths}.{_what_is_there(folder, wanted[0])}")
-    return {split: load_rows(str(file)) for split, file in files.items() if file is not None}
+    rows = {split: load_rows(str(file)) for split, file in files.items() if file is not None}
+    return _about(rows, suite, forget)
+
+
+def _about(splits: dict[str, Rows], suite: Suite, forget: str | None) -> dict[str, Rows]:
+    """The rows about one person, where a suite has those of several."""
+    column = suite.subject
+    if column is None or forget is None:
+        return splits
+    people = {row[column] for split in suite.required for row in splits[split] if isinstance(row.get(column), str)}
+    lookup(dict.fromkeys(people), forget, column, list_all=False)
+    chosen = {split: [row for row in rows if row.get(column) == forget] for split, rows in splits.items()}
+    return {split: rows for split, rows in chosen.items() if rows or split in suite.required}
 
 
 def split_names(suite: Suite, forget: str | None) -> dict[str, str]:
@@ -153,8 +176,8 @@ def _looks_like(row: Mapping[str, Any], name: str) -> str:
         if other != name
     }
     most = max(others.values())
-    found = [other for other, columns in others.items() if columns == most]
+    found = [repr(other) for other, columns in others.items() if columns == most]
     # Many data sets have a text, or a question and an answer.
-    if len(found) > 1 or most < 2 or set(row) <= {"question", "answer"}:
+    if len(found) > 2 or most < 2 or set(row) <= {"question", "answer"}:
         return ""
-    return f" They look like those of the {found[0]!r} suite."
+    return f" They look like those of the {' or '.join(found)} suite."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .audit import few_questions, mean
+from .audit import few_rows, mean
 from .base import Remarks, Rows, Settings, Statistics, Suite
 from .choices import check_questions, letters_and_texts
 
@@ -70,7 +70,7 @@ def remark(
     original: Mapping[str, Statistics] | None = None,
 ) -> Remarks:
     """Say which figures rest on few rows, and what other tool has the rest."""
-    notes = [note for split, of_rows in statistics.items() for note in few_questions(split, len(of_rows["acc"]))]
+    notes = [note for split, of_rows in statistics.items() for note in few_rows(split, len(of_rows["acc"]))]
     return Remarks(notes, {"mmlu": "What the model should keep is measured by `--lm_eval_tasks mmlu`."})
 
 
