@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,18 +30,28 @@ def check_lm_eval(tasks: Sequence[str], include_path: str | None = None) -> Task
         `lm_eval.tasks.TaskManager`: It knows where the tasks are.
 
     Raises:
+        `FileNotFoundError`: If there is no such folder.
         `ValueError`: If the package is not installed, or if there is no such task.
     """
+    if include_path is not None and not Path(include_path).is_dir():
+        raise FileNotFoundError(f"There is no folder {include_path} with tasks of lm-eval.")
     try:
-        from lm_eval.tasks import TaskManager
+        manager = _task_manager(include_path)
     except ImportError as error:
         raise ValueError(
             "`lm_eval_tasks` needs lm-evaluation-harness, which is not installed: pip install 'r2f-hf[lm-eval]'"
         ) from error
-    manager = TaskManager(include_path=include_path)
     for task in tasks:
         lookup(dict.fromkeys(manager.all_tasks), task, "lm-eval task", list_all=False)
     return manager
+
+
+@cache
+def _task_manager(include_path: str | None) -> TaskManager:
+    """What knows the tasks. It reads thousands of files."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)
 
 
 def run_lm_eval(
