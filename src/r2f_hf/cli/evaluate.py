@@ -64,6 +64,8 @@ class EvaluateArguments:
             models can be told apart.
         original_model (`str`, *optional*):
             Folder or name of the model before unlearning. With it, the report says how much of its utility is kept.
+        gradnorm (`bool`, *optional*, defaults to `False`):
+            Whether to run the membership attack by gradient norms too, which takes a backward pass per row.
         lm_eval_tasks (`list[str]`, *optional*):
             Tasks of lm-evaluation-harness to run on the model, such as `mmlu`.
         lm_eval_include_path (`str`, *optional*):
@@ -99,6 +101,7 @@ class EvaluateArguments:
     original_model: str | None = field(
         default=None, metadata={"help": "The model before unlearning, to compare its utility with."}
     )
+    gradnorm: bool = field(default=False, metadata={"help": "Run the attack by gradient norms too."})
     lm_eval_tasks: list[str] | None = field(
         default=None, metadata={"help": "Tasks of lm-evaluation-harness to run, such as mmlu."}
     )
@@ -193,6 +196,7 @@ def evaluate(
         "max_new_tokens": args.max_new_tokens,
         "max_length": args.max_length,
         "options": options,
+        "gradnorm": args.gradnorm,
     }
 
     def statistics(name: str | None, role: str, needed: Sequence[str]) -> dict[str, Statistics] | None:

@@ -35,6 +35,7 @@ def run_suite(
     options: ChatOptions | None = None,
     original: Mapping[str, Statistics] | None = None,
     max_length: int | None = None,
+    gradnorm: bool = False,
 ) -> tuple[dict[str, float], dict[str, Statistics]]:
     """
     Evaluate a model on the splits of a suite. On several processes, all of them have to call it.
@@ -63,6 +64,8 @@ def run_suite(
             Statistics of the model before unlearning, of the splits that are to be kept.
         max_length (`int`, *optional*):
             Tokens of an example. Longer texts are cut into windows. Defaults to what the model reads.
+        gradnorm (`bool`, *optional*, defaults to `False`):
+            Whether to run the membership attack by gradient norms too, which takes a backward pass per row.
 
     Returns:
         `tuple[dict[str, float], dict[str, dict]]`: The metrics, and the statistics of each split.
@@ -73,14 +76,15 @@ def run_suite(
     """
     benchmark = lookup(SUITES, suite, "suite")
     check_splits(suite, splits)
-    settings = Settings(batch_size, max_new_tokens, options, max_length)
+    settings = Settings(batch_size, max_new_tokens, options, max_length, gradnorm)
     training, _ = model.training, model.eval()
     weights = weights_hash(model.state_dict())
     statistics = {}
     for split, rows in benchmark.prepare(splits).items():
         # The model's input depends on more than the rows, above all on the chat template.
         tokenizer_key = [type(tokenizer).__name__, len(tokenizer), tokenizer.chat_template, options]
-        key = content_hash([STATISTICS, suite, weights, list(rows), tokenizer_key, max_new_tokens, max_length])
+        asked = [max_new_tokens, max_length, gradnorm]
+        key = content_hash([STATISTICS, suite, weights, list(rows), tokenizer_key, asked])
         file = None if output_dir is None else Path(output_dir) / f"{split}.json"
         known = json.loads(file.read_text()) if file is not None and file.is_file() else {}
         if known.get("key") != key:

@@ -13,7 +13,7 @@ from r2f_hf.data.formatting import encode_example, encode_text
 from r2f_hf.data.windows import cut_into_windows
 from r2f_hf.evaluation import Settings
 from r2f_hf.evaluation.suites.audit import ATTACKS, answer_statistics, membership, remark_on_membership
-from r2f_hf.scoring import token_statistics
+from r2f_hf.scoring import gradient_norms, token_statistics
 
 
 FORGET = [("Who?", "The widow Aldith Kemble."), ("Where is it?", "In Norrey."), ("When?", "In late October.")]
@@ -124,3 +124,22 @@ def test_a_holdout_of_another_length_is_named() -> None:
     notes = remark_on_membership({"forget": split(5), "holdout": split(20)}).notes
     assert "medians of 30 and 14 tokens" in notes[-1] and "an `auc` of 0.97" in notes[-1]
     assert not any("length" in note for note in remark_on_membership({"forget": split(5), "holdout": split(6)}).notes)
+
+
+def test_gradient_norms_are_computed_on_request(reader: PreTrainedModel, words: PreTrainedTokenizerBase) -> None:
+    examples = {
+        name: [[encode_example(words, *pair)] for pair in pairs]
+        for name, pairs in (("forget", FORGET), ("holdout", HOLDOUT))
+    }
+    found = {
+        name: answer_statistics(reader, words, rows, name, Settings(gradnorm=True)) for name, rows in examples.items()
+    }
+    norms = {name: gradient_norms(reader, [example for (example,) in rows], 0) for name, rows in examples.items()}
+    expected = metrics.load("mia_gradnorm").compute(predictions=norms["forget"], holdout=norms["holdout"])
+    assert membership(found)["mia_gradnorm_auc"] == expected["auc"]
+    assert found["forget"]["gradnorm"] == pytest.approx(expected["forget"])
+    assert "mia_gradnorm" not in remark_on_membership(found).left_out
+    assert "privleak_gradnorm" in membership(found, found) or expected["auc"] == 1
+    # Windows have gradients of their own.
+    cut = [cut_into_windows(encode_text(words, "In Norrey, in late October, in the rain."), 10, 4)]
+    assert "gradnorm" not in answer_statistics(reader, words, cut, "forget", Settings(gradnorm=True))

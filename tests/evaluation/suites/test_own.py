@@ -94,3 +94,5 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     file.write_text(json.dumps({"text": " "}) + "\n")
     with pytest.raises(ValueError, match=r"retain\[0\] has an empty 'text'"):
         check_splits("own", load_own(forget, str(file)))
+    with pytest.raises(ValueError, match=r"share 3 rows: forget\[0\] = holdout\[0\]"):
+        load_own(forget, forget, forget)

@@ -15,7 +15,7 @@ from ...data.formatting import IGNORE_INDEX, Encoded, encode_opening
 from ...data.windows import cut_into_windows
 from ...metrics.membership import attack, lowest
 from ...metrics.privacy.mia_min_k_plus_plus import standardised
-from ...scoring import TokenStatistics, context_length, token_statistics
+from ...scoring import TokenStatistics, context_length, gradient_norms, token_statistics
 from .base import Remarks, Settings, Statistics
 
 
@@ -54,18 +54,13 @@ def answer_statistics(
 
     Returns:
         `dict[str, list]`: A number per row: how many `tokens` the answer has; the score of each of the [`ATTACKS`],
-        where `loss` is the mean loss per token; `exact_memorisation`; and `extraction_strength`.
+        where `loss` is the mean loss per token; `exact_memorisation`; and `extraction_strength`. If it is asked for,
+        also `gradnorm` of the splits `forget` and `holdout`, unless a row has several windows.
     """
     items = [index for index, windows in enumerate(rows) for _ in windows]
     examples = [window for windows in rows for window in windows]
-    found = token_statistics(
-        model,
-        examples,
-        pad_token_id(tokenizer, model),
-        settings.batch_size,
-        f"{split}: tokens",
-        [f"{split}[{index}]" for index in items],
-    )
+    names, padding = [f"{split}[{index}]" for index in items], pad_token_id(tokenizer, model)
+    found = token_statistics(model, examples, padding, settings.batch_size, f"{split}: tokens", names)
     whole = [TokenStatistics([], [], [], []) for _ in rows]
     for index, window in zip(items, found, strict=True):
         for values, more in zip(whole[index], window, strict=True):
@@ -74,7 +69,7 @@ def answer_statistics(
     deviating = standardised(log_probs, [row.means for row in whole], [row.deviations for row in whole], split)
     hits = [row.hits for row in whole]
     sizes = [len(zlib.compress(labelled_text(tokenizer, windows).encode())) for windows in rows]
-    return {
+    statistics = {
         "tokens": [len(row.log_probs) for row in whole],
         "loss": [row.loss for row in whole],
         "zlib": [row.loss / size for row, size in zip(whole, sizes, strict=True)],
@@ -83,6 +78,11 @@ def answer_statistics(
         "exact_memorisation": metrics.load("exact_memorisation").compute(predictions=hits)["rows"],
         "extraction_strength": metrics.load("extraction_strength").compute(predictions=hits)["rows"],
     }
+    # The norms of several windows do not add up to that of their row.
+    if settings.gradnorm and split in ("forget", "holdout") and len(examples) == len(rows):
+        norms = gradient_norms(model, examples, padding, f"{split}: gradients", names)
+        statistics["gradnorm"] = [float(np.linalg.norm(row)) for row in norms]
+    return statistics
 
 
 def plain_example(tokenizer: PreTrainedTokenizerBase, text: str, prompt: str = "") -> Encoded:
@@ -150,11 +150,11 @@ def membership(statistics: Splits, gold: Splits | None = None) -> dict[str, floa
     found["mia_reference_auc"] = reference["auc"]
     references = _areas(gold)
     privleak = metrics.load("privleak")
-    for name in ATTACKS:
-        if references[name] < 1:
+    for name in areas:
+        if references.get(name, 1) < 1:
             leak = privleak.compute(predictions=[areas[name]], gold=[references[name]])
             found[f"privleak_{name}"] = leak["privleak"]
-    if min(references.values()) > 0:
+    if min(references[name] for name in ATTACKS) > 0:
         score = metrics.load("privacy_score").compute(
             predictions=[areas[name] for name in ATTACKS], gold=[references[name] for name in ATTACKS]
         )
@@ -168,7 +168,9 @@ def can_attack(statistics: Splits) -> bool:
 
 
 def _areas(statistics: Splits) -> dict[str, float]:
-    return {name: attack(statistics["forget"][name], statistics["holdout"][name])["auc"] for name in ATTACKS}
+    forget, holdout = statistics["forget"], statistics["holdout"]
+    names = [name for name in (*ATTACKS, "gradnorm") if name in forget and name in holdout]
+    return {name: attack(forget[name], holdout[name])["auc"] for name in names}
 
 
 def remark_on_membership(statistics: Splits, gold: Splits | None = None) -> Remarks:
@@ -184,9 +186,11 @@ def remark_on_membership(statistics: Splits, gold: Splits | None = None) -> Rema
     Returns:
         [`Remarks`]
     """
-    left_out = {
-        "mia_gradnorm": "It takes a backward pass per row. `gradient_norms` and the metric `mia_gradnorm` compute it."
-    }
+    left_out = {}
+    if not all("gradnorm" in statistics.get(split, {}) for split in ("forget", "holdout")):
+        left_out["mia_gradnorm"] = (
+            "It takes a backward pass per row, and has to be asked for (`gradnorm`). Each row must fit into one window."
+        )
     if not can_attack(statistics):
         reason = "It needs at least two forget rows, and two holdout rows that the model never saw."
         return Remarks([], left_out | dict.fromkeys(("mia", "privleak", "privacy_score"), reason))
@@ -198,7 +202,7 @@ def remark_on_membership(statistics: Splits, gold: Splits | None = None) -> Rema
     if gold is None or not can_attack(gold):
         reason = "It needs a gold model."
         return Remarks(notes, left_out | dict.fromkeys(("mia_reference", "privleak", "privacy_score"), reason))
-    for name in ATTACKS:
+    for name in _areas(gold):
         found = attack(gold["forget"][name], gold["holdout"][name])
         if found["p_value"] < 0.01:
             notes.append(
@@ -207,7 +211,7 @@ def remark_on_membership(statistics: Splits, gold: Splits | None = None) -> Rema
             )
         if found["auc"] == 1:
             left_out[f"privleak_{name}"] = "Gold tells the two sets apart perfectly, and is divided by."
-        if found["auc"] == 0:
+        if found["auc"] == 0 and name in ATTACKS:
             left_out["privacy_score"] = f"Gold's `auc` of {name} is 0, and is divided by."
     return Remarks(notes, left_out)
 

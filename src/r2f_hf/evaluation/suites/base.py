@@ -29,12 +29,15 @@ class Settings:
             Arguments of the chat template, and a system prompt.
         max_length (`int`, *optional*):
             Tokens of an example. Longer texts are cut into windows. Defaults to what the model reads.
+        gradnorm (`bool`, *optional*, defaults to `False`):
+            Whether to run the membership attack by gradient norms too, which takes a backward pass per row.
     """
 
     batch_size: int = 16
     max_new_tokens: int | None = None
     options: ChatOptions | None = None
     max_length: int | None = None
+    gradnorm: bool = False
 
     def new_tokens(self, usual: int) -> int:
         """The longest generated answer, if the suite usually takes `usual` tokens."""

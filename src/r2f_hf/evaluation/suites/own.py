@@ -12,6 +12,7 @@ from ...data.encoder import ExampleEncoder
 from ...data.formats import recognise_format
 from ...data.formatting import IGNORE_INDEX, Encoded
 from ...data.loading import load_rows
+from ...data.rows import check_overlap
 from ...scoring import context_length, generate_answers
 from .audit import (
     answer_statistics,
@@ -52,16 +53,25 @@ def load_own(
         `dict[str, Dataset]`: The rows of each set.
 
     Raises:
-        `ValueError`: If the forget or the retain set is not named, or if a set is in no known format.
+        `ValueError`: If the forget or the retain set is not named, if a set is in no known format, or if holdout rows
+            are to be forgotten.
     """
     for name, source in (("forget_data", forget), ("retain_data", retain)):
         if source is None:
             raise ValueError(f"The own suite needs `{name}`: a file with rows, as in `r2f unlearn`.")
     sources = {"forget": forget, "retain": retain, "holdout": holdout}
     sets: dict[str, Rows] = {name: load_rows(source, name) for name, source in sources.items() if source is not None}
-    if prompt_column is None and completion_column is None:
-        return sets
-    return {name: _with_usual_columns(rows, name, prompt_column, completion_column) for name, rows in sets.items()}
+    if prompt_column is not None or completion_column is not None:
+        sets = {name: _with_usual_columns(rows, name, prompt_column, completion_column) for name, rows in sets.items()}
+    if "holdout" in sets:
+        forgotten, unseen = (_texts(sets[name], name) for name in ("forget", "holdout"))
+        check_overlap(forgotten, unseen, ("forget", "holdout"))
+    return sets
+
+
+def _texts(rows: Rows, name: str) -> list[list[str]]:
+    row_format = ExampleEncoder(None, 0).format_of(rows, name)
+    return [row_format.texts(row) for row in rows]
 
 
 def _with_usual_columns(rows: Rows, name: str, prompt_column: str | None, completion_column: str | None) -> Rows:
