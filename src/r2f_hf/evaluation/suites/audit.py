@@ -189,7 +189,7 @@ def remark_on_membership(statistics: Splits, gold: Splits | None = None) -> Rema
     left_out = {}
     if not all("gradnorm" in statistics.get(split, {}) for split in ("forget", "holdout")):
         left_out["mia_gradnorm"] = (
-            "It takes a backward pass per row, and has to be asked for (`gradnorm`). Each row must fit into one window."
+            "It takes a backward pass per row, and has to be asked for (`gradnorm`). A row must fit into one window."
         )
     if not can_attack(statistics):
         reason = "It needs at least two forget rows, and two holdout rows that the model never saw."
