@@ -51,7 +51,8 @@ from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.loading import load_rows
 from r2f_hf.data.rows import Row, content_hash
-from r2f_hf.evaluation.suites.tofu import split_statistics, summarise
+from r2f_hf.evaluation.suites.base import Settings
+from r2f_hf.evaluation.suites.tofu import UTILITY_SPLITS, split_statistics, summarise
 from r2f_hf.models.loading import QuantisedModelArguments
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
@@ -192,7 +193,9 @@ class Benchmark:
         flags += [f"--{option}" for option in options.set]
         _, self.recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, QuantisedModelArguments), flags)
         splits = {name: without_views(rows) for name, rows in self.data["splits"].items()}
-        self.others = {name: spread(rows, options.utility_rows) for name, rows in splits.items() if name != "forget"}
+        self.others = {
+            name: spread(rows, options.utility_rows) for name, rows in splits.items() if name in UTILITY_SPLITS
+        }
         self.forget = {"forget": splits["forget"]}
         # Runs are kept under a hash of all that they depend on, except the package's code.
         models = [folder.name for folder in self.folders.values()]
@@ -211,8 +214,8 @@ class Benchmark:
             for name, rows in splits.items():
                 # Forget quality does not use generated answers.
                 tokens = 1 if name == "forget" else 64
-                size = self.options.eval_batch_size
-                statistics[name] = split_statistics(model, self.tokenizer, name, rows, size, tokens)
+                settings = Settings(self.options.eval_batch_size, tokens)
+                statistics[name] = split_statistics(model, self.tokenizer, name, rows, settings)
         model.train(training)
         return statistics
 

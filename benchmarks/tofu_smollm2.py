@@ -39,6 +39,7 @@ from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.loading import load_rows
 from r2f_hf.data.rows import content_hash
 from r2f_hf.evaluation import run_suite
+from r2f_hf.evaluation.suites.registry import split_names
 from r2f_hf.evaluation.suites.tofu import TOFU
 from r2f_hf.models.loading import QuantisedModelArguments
 from r2f_hf.report import print_table
@@ -99,7 +100,7 @@ def load_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
     perturbed = {row["question"]: row for name in ("retain_perturbed", "forget10_perturbed") for row in rows(name)}
     evaluable = [perturbed[row["question"]] for row in retain if row["question"] in perturbed]
     stride = max(1, len(evaluable) // RETAIN_ROWS)
-    splits = {name: rows(config.format(forget=forget)) for name, config in TOFU.splits.items() if name != "retain"}
+    splits = {name: rows(config) for name, config in split_names(TOFU, forget).items() if name != "retain"}
     return {
         "train": train,
         "forget": forget_rows,

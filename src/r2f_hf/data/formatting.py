@@ -179,7 +179,7 @@ def encode_prompt(
     if prompt and tokenizer.chat_template is not None:
         example = encode_example(tokenizer, prompt, "Xqaz", options=options, name=name)
         return example["input_ids"][: answer_start(example)]
-    return _opening(tokenizer, prompt and _plain_prompt(prompt, options))
+    return encode_opening(tokenizer, prompt and _plain_prompt(prompt, options))
 
 
 def _plain_prompt(prompt: str, options: ChatOptions | None) -> str:
@@ -187,8 +187,19 @@ def _plain_prompt(prompt: str, options: ChatOptions | None) -> str:
     return text if options is None or options.system_prompt is None else f"{options.system_prompt}\n\n{text}"
 
 
-def _opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text with the special tokens in front of it, and not those that close it."""
+def encode_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """
+    Token ids of a text with the special tokens in front of it, and not those that close it.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        text (`str`):
+            The text, as it is; it may be empty.
+
+    Returns:
+        `list[int]`: Token ids.
+    """
     ids = tokenizer(text)["input_ids"]
     closes = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
     return ids[:-1] if closes else ids
@@ -240,7 +251,7 @@ def encode_text(
     Returns:
         `dict[str, list[int]]`: `input_ids` and `labels` of the same length.
     """
-    prompt_ids = _opening(tokenizer, prompt)
+    prompt_ids = encode_opening(tokenizer, prompt)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
         ids = [*ids, tokenizer.eos_token_id]

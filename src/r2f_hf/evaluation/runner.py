@@ -10,12 +10,17 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.rendering import ChatOptions
-from ..data.rows import check_rows, content_hash
+from ..data.rows import content_hash
 from ..lookup import lookup
 from ..runs.files import write_json
 from ..runs.weights import weights_hash
 from .suites import SUITES
-from .suites.base import Rows, Statistics
+from .suites.base import Rows, Settings, Statistics
+from .suites.registry import check_splits
+
+
+# Rises when a suite computes other statistics than before, so that older files are not reused.
+STATISTICS = 2
 
 
 def run_suite(
@@ -26,8 +31,11 @@ def run_suite(
     output_dir: str | Path | None = None,
     gold: Mapping[str, Statistics] | None = None,
     batch_size: int = 16,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     options: ChatOptions | None = None,
+    original: Mapping[str, Statistics] | None = None,
+    max_length: int | None = None,
+    gradnorm: bool = False,
 ) -> tuple[dict[str, float], dict[str, Statistics]]:
     """
     Evaluate a model on the splits of a suite. On several processes, all of them have to call it.
@@ -48,10 +56,16 @@ def run_suite(
             Statistics of a model that never saw the forget set: the second result of this function for that model.
         batch_size (`int`, *optional*, defaults to `16`):
             Rows per forward pass.
-        max_new_tokens (`int`, *optional*, defaults to `64`):
-            Longest generated answer, in tokens.
+        max_new_tokens (`int`, *optional*):
+            Longest generated answer, in tokens. Defaults to what the suite takes: 64 for TOFU.
         options ([`ChatOptions`], *optional*):
             Arguments of the chat template, and a system prompt.
+        original (`Mapping[str, dict]`, *optional*):
+            Statistics of the model before unlearning, of the splits that are to be kept.
+        max_length (`int`, *optional*):
+            Tokens of an example. Longer texts are cut into windows. Defaults to what the model reads.
+        gradnorm (`bool`, *optional*, defaults to `False`):
+            Whether to run the membership attack by gradient norms too, which takes a backward pass per row.
 
     Returns:
         `tuple[dict[str, float], dict[str, dict]]`: The metrics, and the statistics of each split.
@@ -61,23 +75,22 @@ def run_suite(
             other than text.
     """
     benchmark = lookup(SUITES, suite, "suite")
-    for split, rows in splits.items():
-        check_rows(rows, split, benchmark.columns)
-        benchmark.check(rows, split)
+    check_splits(suite, splits)
+    settings = Settings(batch_size, max_new_tokens, options, max_length, gradnorm)
     training, _ = model.training, model.eval()
     weights = weights_hash(model.state_dict())
     statistics = {}
-    for split, rows in splits.items():
+    for split, rows in benchmark.prepare(splits).items():
         # The model's input depends on more than the rows, above all on the chat template.
         tokenizer_key = [type(tokenizer).__name__, len(tokenizer), tokenizer.chat_template, options]
-        key = content_hash([suite, weights, list(rows), tokenizer_key, max_new_tokens])
+        asked = [max_new_tokens, max_length, gradnorm]
+        key = content_hash([STATISTICS, suite, weights, list(rows), tokenizer_key, asked])
         file = None if output_dir is None else Path(output_dir) / f"{split}.json"
         known = json.loads(file.read_text()) if file is not None and file.is_file() else {}
         if known.get("key") != key:
-            computed = benchmark.statistics(model, tokenizer, split, rows, batch_size, max_new_tokens, options)
-            known = {"key": key, **computed}
+            known = {"key": key, **benchmark.statistics(model, tokenizer, split, rows, settings)}
             if file is not None and PartialState().is_main_process:
                 write_json(file, known)
         statistics[split] = known
     model.train(training)
-    return benchmark.summarise(statistics, gold), statistics
+    return benchmark.summarise(statistics, gold, original), statistics

@@ -23,7 +23,7 @@ Settings = dict[str, Any]
 def generate_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     max_new_tokens: int = 64,
     batch_size: int = 16,
     desc: str | None = None,
@@ -37,8 +37,8 @@ def generate_answers(
             The model. It is used on its own device and in its own mode (training or evaluation).
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        prompts (`Sequence[str]`):
-            The prompts.
+        prompts (`Sequence[str | Sequence[int]]`):
+            The questions, or token ids that stand before the answers as they are.
         max_new_tokens (`int`, *optional*, defaults to `64`):
             Longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `16`):
@@ -137,6 +137,8 @@ def _generate(
     """The answers to each prompt, with settings of `generate` for each batch."""
     encoded = [
         encode_prompt(tokenizer, prompt, options, f"Prompt {index} of {desc or 'those to answer'}")
+        if isinstance(prompt, str)
+        else list(prompt)
         for index, prompt in enumerate(prompts)
     ]
     context = context_length(model)

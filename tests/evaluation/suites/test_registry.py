@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r2f_hf.evaluation.suites.registry import load_suite
+from r2f_hf.evaluation import SUITES, check_splits, load_suite
 
 
 @pytest.fixture
@@ -42,3 +42,36 @@ def test_missing_files_are_named(folder: Path) -> None:
 def test_an_unknown_suite_is_answered_with_the_nearest_name(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"Unknown suite: 'tofuu'\. Did you mean 'tofu'"):
         load_suite("tofuu", str(folder))
+
+
+def test_a_folder_that_lacks_a_split_says_what_it_has(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nearest that is there is forget01_perturbed\.json\. The folder has"):
+        load_suite("tofu", str(folder), "forget1")
+    with pytest.raises(FileNotFoundError, match=r"There is no folder \./nowhere"):
+        load_suite("tofu", "./nowhere")
+
+
+def test_the_holdout_set_is_named_after_the_forget_set(folder: Path) -> None:
+    (folder / "holdout05.json").write_text('{"question": "Who?", "answer": "She."}\n')
+    assert "holdout" not in load_suite("tofu", str(folder), "forget01")
+    assert len(load_suite("tofu", str(folder), "forget05")["holdout"]) == 1
+    # Its name says nothing about a holdout set.
+    (folder / "mine_perturbed.json").write_text('{"question": "Who?", "answer": "She."}\n')
+    (folder / "mine.json").write_text('{"question": "Who?", "answer": "She."}\n')
+    assert load_suite("tofu", str(folder), "mine").keys() == {"forget", "retain"}
+
+
+def test_an_unknown_split_is_answered_with_the_nearest_name() -> None:
+    with pytest.raises(ValueError, match=r"Unknown split of the tofu suite: 'reatin'\. Did you mean 'retain'"):
+        check_splits("tofu", {"reatin": [{"question": "Who?"}]})
+
+
+def test_the_rows_of_users_have_no_folder() -> None:
+    with pytest.raises(ValueError, match="Set `forget_data` and `retain_data`"):
+        load_suite("own", "folder")
+
+
+def test_every_suite_is_complete() -> None:
+    for name, suite in SUITES.items():
+        assert suite.columns.keys() == suite.splits.keys(), name
+        assert {*suite.required, *suite.gold, *suite.original} <= suite.splits.keys(), name

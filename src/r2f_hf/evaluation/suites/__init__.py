@@ -1,7 +1,8 @@
 """Benchmarks, one file each: which splits they have, and what is computed on them."""
 
-from .base import Suite
-from .registry import SUITES, load_suite
+from .base import Remarks, Settings, Suite
+from .own import load_own
+from .registry import SUITES, check_splits, load_suite
 
 
-__all__ = ["SUITES", "Suite", "load_suite"]
+__all__ = ["SUITES", "Remarks", "Settings", "Suite", "check_splits", "load_own", "load_suite"]

@@ -8,13 +8,18 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import metrics
-from ...data.rendering import ChatOptions
+from ...data.formatting import encode_example
 from ...scoring import generate_answers, score_completions
-from .base import Rows, Statistics, Suite
+from .audit import answer_statistics, joined, mean, membership, memorisation, remark_on_membership
+from .base import Remarks, Rows, Settings, Statistics, Suite, is_text, no_text
 
 
 # Model utility is taken over these splits, as far as they are there.
 UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
+ROUGE = {"rouge1_recall": "rouge_1_recall", "rougeL_recall": "rouge_l_recall", "rougeL_f1": "rouge_l_f1"}
+
+# With fewer rows, the Kolmogorov-Smirnov test sees only differences of more than 0.4 between the distributions.
+FEW_ROWS = 24
 
 
 def texts(value: str | Sequence[str]) -> list[str]:
@@ -22,7 +27,7 @@ def texts(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def check_texts(rows: Rows, split: str) -> None:
+def check(rows: Rows, split: str) -> None:
     """
     Refuse rows whose columns hold something other than text.
 
@@ -42,21 +47,12 @@ def check_texts(rows: Rows, split: str) -> None:
                 continue
             several = column in ("perturbed_answer", "paraphrased_question") and isinstance(row[column], list | tuple)
             values = row[column] if several else [row[column]]
-            if not values or not all(isinstance(text, str) and text.strip() for text in values):
-                raise ValueError(
-                    f"{split}[{index}] has no text in {column!r}, or something that is not text. Fill it in, or leave "
-                    "the row out."
-                )
+            if not values or not all(map(is_text, values)):
+                raise no_text(split, index, column)
 
 
 def split_statistics(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: str,
-    rows: Rows,
-    batch_size: int,
-    max_new_tokens: int,
-    options: ChatOptions | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, rows: Rows, settings: Settings
 ) -> Statistics:
     """
     Compute the statistics of each row of one split.
@@ -67,16 +63,12 @@ def split_statistics(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         split (`str`):
-            Name of the split, for messages and progress bars.
+            Name of the split. `"forget"` also gets what the audit needs, and `"holdout"` nothing else.
         rows (`Sequence[Mapping]`):
-            The rows, with the columns `question`, `answer` and `perturbed_answer` and, optionally,
-            `paraphrased_answer` and `paraphrased_question`.
-        batch_size (`int`):
-            Rows per forward pass.
-        max_new_tokens (`int`):
-            Longest generated answer, in tokens.
-        options ([`ChatOptions`], *optional*):
-            Arguments of the chat template, and a system prompt.
+            The rows, with the columns `question` and `answer`. All splits but `"holdout"` also need
+            `perturbed_answer`, and may have `paraphrased_answer` and `paraphrased_question`.
+        settings ([`Settings`]):
+            How the model is asked.
 
     Returns:
         `dict`: Lists with one entry per row. Log-probabilities are means per token (natural logarithm).
@@ -86,8 +78,13 @@ def split_statistics(
         - `wrong` (`list[list[float]]`): the log-probability of each wrong answer;
         - `paraphrased_question` (`list[list[float]]`), if the rows have that column: the log-probability of the answer
           after each paraphrase of the question;
-        - `rouge_l_recall` (`list[float]`): how much of the answer a generated one contains, from 0 to 1.
+        - `rouge_l_recall`, `rouge_l_f1`, `rouge_1_recall` (`list[float]`): how much of the answer a generated one
+          contains, from 0 to 1.
+
+        For `"forget"` and `"holdout"` also [`answer_statistics`].
     """
+    if split == "holdout":
+        return _audit(model, tokenizer, split, rows, settings)
     questions = [row["question"] for row in rows]
     answers = [row["answer"] for row in rows]
 
@@ -110,7 +107,13 @@ def split_statistics(
         for pair in row_pairs
     }
     scores = score_completions(
-        model, tokenizer, *zip(*names, strict=True), batch_size, f"{split}: answers", list(names.values()), options
+        model,
+        tokenizer,
+        *zip(*names, strict=True),
+        settings.batch_size,
+        f"{split}: answers",
+        list(names.values()),
+        settings.options,
     )
     score_of = dict(zip(names, scores.tolist(), strict=True))
     statistics: Statistics = {
@@ -120,21 +123,45 @@ def split_statistics(
         # A row has one answer and one paraphrase of it: no list is needed.
         statistics[name] = [row_scores[0] for row_scores in statistics[name]]
     generated = generate_answers(
-        model, tokenizer, questions, max_new_tokens, batch_size, f"{split}: generated answers", options
+        model,
+        tokenizer,
+        questions,
+        settings.new_tokens(64),
+        settings.batch_size,
+        f"{split}: generated answers",
+        settings.options,
     )
-    rouge = metrics.load("rouge").compute(predictions=generated, references=answers)
-    return statistics | {"rouge_l_recall": rouge["rows"]["rougeL_recall"]}
+    rouge = metrics.load("rouge").compute(predictions=generated, references=answers)["rows"]
+    statistics |= {ours: rouge[name] for name, ours in ROUGE.items()}
+    return statistics | (_audit(model, tokenizer, split, rows, settings) if split == "forget" else {})
 
 
-def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistics] | None = None) -> dict[str, float]:
+def _audit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, rows: Rows, settings: Settings
+) -> Statistics:
+    examples = [
+        [encode_example(tokenizer, row["question"], row["answer"], None, settings.options, f"{split}[{index}]")]
+        for index, row in enumerate(rows)
+    ]
+    return answer_statistics(model, tokenizer, examples, split, settings)
+
+
+def summarise(
+    statistics: Mapping[str, Statistics],
+    gold: Mapping[str, Statistics] | None = None,
+    original: Mapping[str, Statistics] | None = None,
+) -> dict[str, float]:
     """
-    Compute TOFU's metrics from the statistics of its splits, by the definitions of the paper (arXiv 2401.06121).
+    Compute TOFU's metrics from the statistics of its splits, by the definitions of the paper (arXiv 2401.06121), and
+    the audit's.
 
     Args:
         statistics (`Mapping[str, dict]`):
             [`split_statistics`] of each split.
         gold (`Mapping[str, dict]`, *optional*):
-            The same for a model that never saw the forget set. Only its `"forget"` split is used.
+            The same for a model that never saw the forget set. Only its splits `"forget"` and `"holdout"` are used.
+        original (`Mapping[str, dict]`, *optional*):
+            The same for the model before unlearning. Only its utility is used.
 
     Returns:
         `dict[str, float]`: The metrics by name.
@@ -144,25 +171,32 @@ def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistic
         - `<split>_truth_ratio` of each split but forget: from 0 to 1, 1 is best;
         - `truth_ratio` of the forget set: from 0 to 1, 1 is best;
         - `forget_quality`, if `gold` is given and has more than one row: a p-value;
-        - `model_utility` over retain, real-authors and world-facts, as far as they are there.
+        - `model_utility` over retain, real-authors and world-facts, as far as they are there;
+        - `forget_rouge_1_recall`, `forget_rouge_l_f1`, `forget_exact_memorisation`, `forget_extraction_strength` and
+          `memorisation_score`;
+        - with a holdout split, the metrics of [`membership`];
+        - `overall_score`, with a holdout split, `gold` and `original`.
     """
-    used = ("probability", "truth_ratio", "forget_quality", "model_utility")
+    used = ("probability", "truth_ratio", "forget_quality", "model_utility", "memorisation_score", "overall_score")
     load = {name: metrics.load(name) for name in used}
     summary: dict[str, float] = {}
     ratios = {}
     for split, of_rows in statistics.items():
+        if split == "holdout":
+            continue
         # TOFU treats its real-authors and world-facts rows as multiple choice.
         wrong = of_rows["wrong"] if split in ("real_authors", "world_facts") else None
         probability = load["probability"].compute(predictions=of_rows["answer"], wrong=wrong)
         ratios[split] = load["truth_ratio"].compute(predictions=of_rows["paraphrase"], wrong=of_rows["wrong"])
         summary[f"{split}_probability"] = probability["probability"]
-        summary[f"{split}_rouge_l_recall"] = float(np.mean(of_rows["rouge_l_recall"]))
+        summary[f"{split}_rouge_l_recall"] = mean(of_rows["rouge_l_recall"])
         if split != "forget":
             summary[f"{split}_truth_ratio"] = ratios[split]["true_better"]
         if "paraphrased_question" in of_rows:
             views = [np.exp(row).mean() for row in of_rows["paraphrased_question"]]
-            summary[f"{split}_paraphrase_probability"] = float(np.mean(views))
+            summary[f"{split}_paraphrase_probability"] = mean(views)
     if "forget" in statistics:
+        forget = statistics["forget"]
         summary["truth_ratio"] = ratios["forget"]["closer_to_1_better"]
         if gold is not None:
             reference = load["truth_ratio"].compute(
@@ -172,28 +206,88 @@ def summarise(statistics: Mapping[str, Statistics], gold: Mapping[str, Statistic
             if min(len(ratios["forget"]["rows"]), len(reference["rows"])) > 1:
                 quality = load["forget_quality"].compute(predictions=ratios["forget"]["rows"], gold=reference["rows"])
                 summary["forget_quality"] = quality["forget_quality"]
+    # Statistics of older versions lack what the audit needs.
+    if "exact_memorisation" in statistics.get("forget", {}):
+        summary |= {f"forget_{name}": mean(forget[name]) for name in ("rouge_1_recall", "rouge_l_f1")}
+        summary |= memorisation("forget", forget)
+        remembered = [summary[f"forget_{name}"] for name in ("extraction_strength", "exact_memorisation")]
+        remembered += [float(np.exp(forget["paraphrase"]).mean()), ratios["forget"]["prob_mean"]]
+        score = load["memorisation_score"].compute(predictions=remembered)
+        summary["memorisation_score"] = score["memorisation_score"]
+    summary |= membership(statistics, gold)
     kept = [split for split in UTILITY_SPLITS if split in statistics]
     if kept:
         numbers = [
             summary[f"{split}_{name}"] for split in kept for name in ("probability", "rouge_l_recall", "truth_ratio")
         ]
         summary["model_utility"] = load["model_utility"].compute(predictions=numbers)["model_utility"]
+    if original is not None and {"memorisation_score", "privacy_score", "model_utility"} <= summary.keys():
+        # With the splits that both have, so that the two are comparable.
+        before = summarise({split: original[split] for split in kept})["model_utility"]
+        relative = min(summary["model_utility"] / before, 1) if before else 0.0
+        three = [summary["memorisation_score"], summary["privacy_score"], relative]
+        summary["overall_score"] = load["overall_score"].compute(predictions=three)["overall_score"]
     return summary
 
 
+def remark(
+    statistics: Mapping[str, Statistics],
+    gold: Mapping[str, Statistics] | None = None,
+    original: Mapping[str, Statistics] | None = None,
+) -> Remarks:
+    """
+    Say what is left out, and which figures rest on few rows.
+
+    Args:
+        statistics (`Mapping[str, dict]`):
+            [`split_statistics`] of each split.
+        gold (`Mapping[str, dict]`, *optional*):
+            The same for a model that never saw the forget set.
+        original (`Mapping[str, dict]`, *optional*):
+            The same for the model before unlearning.
+
+    Returns:
+        [`Remarks`]
+    """
+    notes, left_out = [], {}
+    rows = len(statistics["forget"]["answer"]) if "forget" in statistics else 0
+    if gold is None or rows < 2:
+        left_out["forget_quality"] = "It needs a gold model, and at least two forget rows."
+    elif rows < FEW_ROWS:
+        # The critical value of the test for two sets of this size, at 5%.
+        distance = min(1.36 * np.sqrt(2 / rows), 1)
+        notes.append(
+            f"forget_quality: with {rows} rows, the test sees only differences of more than {distance:.2f} between "
+            "the two distributions. A high value then says little."
+        )
+    missing = [split for split in UTILITY_SPLITS if split not in statistics]
+    if missing:
+        notes.append(f"model_utility: the splits {' and '.join(missing)} are not there, and are left out of it.")
+    attacks = remark_on_membership(statistics, gold)
+    if original is None or "privacy_score" in attacks.left_out:
+        left_out["overall_score"] = "It needs a holdout split, a gold model and the original model."
+    return joined(Remarks(notes, left_out), attacks)
+
+
 TOFU = Suite(
-    # The names on the Hub (`locuslab/TOFU`).
+    hub="locuslab/TOFU",
+    forget="forget01",
     splits={
         "forget": "{forget}_perturbed",
         "retain": "retain_perturbed",
         "real_authors": "real_authors_perturbed",
         "world_facts": "world_facts_perturbed",
+        "holdout": "{holdout}",
     },
     required=("forget", "retain"),
-    columns=("question", "answer", "perturbed_answer"),
-    check=check_texts,
+    columns=dict.fromkeys(
+        ("forget", "retain", "real_authors", "world_facts"), ("question", "answer", "perturbed_answer")
+    )
+    | {"holdout": ("question", "answer")},
+    check=check,
     statistics=split_statistics,
     summarise=summarise,
+    remark=remark,
     headline=(
         "forget_probability",
         "forget_paraphrase_probability",
@@ -202,4 +296,6 @@ TOFU = Suite(
         "forget_quality",
         "model_utility",
     ),
+    gold=("forget", "holdout"),
+    original=UTILITY_SPLITS,
 )
