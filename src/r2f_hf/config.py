@@ -51,6 +51,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "views_column",
         "view_templates",
     ),
+    "Parameters that control the evaluation": ("eval_suite", "eval_suite_data", "eval_forget_split"),
     "Parameters that control the run": ("stop_check_steps", "keep_original", "overwrite_output_dir"),
     "Parts of the method that can be switched off or replaced": (
         "decoder",
@@ -154,6 +155,17 @@ class R2FConfig(TrainingArguments):
             Column of the forget set with a paraphrase of the prompt, or a list of them.
         view_templates (`list[str]`, *optional*):
             Texts with a `{prompt}` field.
+
+        > Parameters that control the evaluation
+
+        eval_suite (`str`, *optional*):
+            A suite of [`SUITES`], such as `"tofu"`, to run in each evaluation in addition to the probabilities of the
+            forget, retain and holdout sets. Its metrics are `eval_<suite>_<metric>`, for example
+            `eval_tofu_truth_ratio`. It has no gold there: `r2f evaluate` compares with one.
+        eval_suite_data (`str`, *optional*):
+            Folder or Hub dataset of the suite's rows. Defaults to the suite's name on the Hub.
+        eval_forget_split (`str`, *optional*):
+            Forget set of the suite, such as `"forget05"`. Defaults to the suite's first.
 
         > Parameters that control the run
 
@@ -261,6 +273,10 @@ class R2FConfig(TrainingArguments):
     num_views: int = field(default=1, metadata={"help": "Wordings of a forget example in a step."})
     views_column: str | None = field(default=None, metadata={"help": "Column with paraphrases of the prompt."})
     view_templates: list[str] | None = field(default=None, metadata={"help": "Texts with a {prompt} field."})
+
+    eval_suite: str | None = field(default=None, metadata={"help": "A suite to run in each evaluation, such as tofu."})
+    eval_suite_data: str | None = field(default=None, metadata={"help": "Folder or Hub dataset of the suite's rows."})
+    eval_forget_split: str | None = field(default=None, metadata={"help": "Forget set of the suite."})
 
     stop_check_steps: int = field(
         default=5, metadata={"help": "Steps between checks against the holdout set, if there is one."}

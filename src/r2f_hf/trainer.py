@@ -17,6 +17,7 @@ from .config import R2FConfig
 from .data.collator import num_embeddings
 from .data.rows import Row
 from .distributed.deepspeed import check_precision, check_zero
+from .evaluation.in_training import TrainingSuite
 from .models import from_pretrained
 from .models.checks import check_arguments, check_fsdp, check_model, weights_size
 from .models.vocabulary import PaddingAsItWas, check_ids
@@ -130,6 +131,7 @@ class R2FTrainer(RecordedTrainer):
         check_model(model, args)
         check_arguments(args)
         warn_of_small_rate(args)
+        self._suite = None if args.eval_suite is None else TrainingSuite.load(args)
         self.target = TARGETS[args.update_target]()
         writes_weights = self.target.adapter is None
         # The result is as large as the model. The weights that `keep_original` keeps for `r2f undo` can take as much
@@ -204,6 +206,33 @@ class R2FTrainer(RecordedTrainer):
         wrapped = wrap(model, args)
         self._unwrap = restore
         return wrapped
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """
+        Evaluate the forget, retain and holdout sets and, with `eval_suite`, the suite. See
+        [`~transformers.Trainer.evaluate`].
+
+        Args:
+            eval_dataset (`Any`, *optional*):
+                Rows to evaluate instead, in any form that the trainer takes. The suite is left out then.
+            ignore_keys (`list[str]`, *optional*):
+                As in Trainer.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
+                What the names of the metrics begin with.
+
+        Returns:
+            `dict[str, float]`
+        """
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self._suite is None or eval_dataset is not None:
+            return metrics
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            found = self._suite.run(model, self.encoder.tokenizer, self.args, metric_key_prefix)
+        self.log(found)
+        return metrics | found
 
     def _encode_evaluation(self, rows: Any) -> Any:
         """Encode what is evaluated, and refuse tokens that the model does not know."""

@@ -207,7 +207,7 @@ def test_attacks_that_do_not_fit_say_why(
     target = build_target(memorised_model, rows=None)
     reasons = {name: attack.does_not_fit(target) for name, attack in ATTACKS.items()}
     assert "no questions" in reasons["sampling"] and "no questions" in reasons["format_shift"]
-    assert "`original`" in reasons["merging"] and "`original`" in reasons["reversed_guidance"]
+    assert "`original_model`" in reasons["merging"] and "`original_model`" in reasons["reversed_guidance"]
     assert reasons["relearning"] is None and reasons["logit_lens"] is None
     quantised = AutoModelForCausalLM.from_pretrained(
         saved, quantization_config=BitsAndBytesConfig(load_in_4bit=True), device_map="cpu"

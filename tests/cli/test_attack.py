@@ -24,7 +24,7 @@ def options(
     tokenizer.save_pretrained(gold)
     return {
         "model_name_or_path": str(saved),
-        "original": str(saved),
+        "original_model": str(saved),
         "gold_model": str(gold),
         "forget_data": write_rows(tmp_path / "rows" / "forget.jsonl", forget_rows),
         "retain_data": write_rows(tmp_path / "rows" / "retain.jsonl", retain_rows),
@@ -64,7 +64,7 @@ def test_all_attacks_and_their_report(
 def test_without_gold_and_original_some_are_left_out(
     options: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.main([*flags(options, gold_model=None, original=None), "--attacks", "all"])
+    cli.main([*flags(options, gold_model=None, original_model=None), "--attacks", "all"])
     report = json.loads((Path(options["output_dir"]) / "report.json").read_text())
     assert report["left_out"].keys() == {"reversed_guidance", "merging"}
     assert report["attacks"]["pruning"]["results"]["no attack"].keys() == {"unlearned"}
@@ -76,7 +76,7 @@ def test_without_gold_and_original_some_are_left_out(
     [
         ({"attacks": "relern"}, "Unknown attack: 'relern'. Did you mean 'relearning'?"),
         (
-            {"attacks": "merging", "original": None},
+            {"attacks": "merging", "original_model": None},
             "The attack 'merging' cannot be made: it needs the model from before",
         ),
         ({"forget_data": None}, "Set `forget_data`"),

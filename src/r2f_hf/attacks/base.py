@@ -143,7 +143,9 @@ def needs_questions(target: Target) -> str | None:
 
 def needs_original(target: Target) -> str | None:
     """Why an attack that uses the model from before unlearning cannot be made, or `None`."""
-    return None if target.original is not None else "it needs the model from before unlearning: name it as `original`"
+    if target.original is None:
+        return "it needs the model from before unlearning: name it as `original_model`"
+    return None
 
 
 def linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -37,12 +37,12 @@ class AttackArguments:
     Which attacks `r2f attack` tries, and on what.
 
     The command tries to bring back what a model has forgotten. It prints what each attack got, next to what it gets
-    from the model before unlearning (`original`) and from a model that never saw the forget set (`gold_model`), and
+    from the model before unlearning (`original_model`) and from one that never saw the forget set (`gold_model`), and
     writes `report.json`. The report has no text of the rows. The unlearned model is chosen by the options of
     [`ModelArguments`].
 
     ```bash
-    r2f attack --model_name_or_path unlearned --original before --gold_model retrained \
+    r2f attack --model_name_or_path unlearned --original_model before --gold_model retrained \
         --forget_data forget.jsonl --retain_data retain.jsonl --output_dir attacks
     ```
 
@@ -53,7 +53,7 @@ class AttackArguments:
             Rows that the model may know: for harmless fine-tuning, and as examples in prompts.
         attacks (`list[str]`, *optional*, defaults to `["all"]`):
             Names of attacks, entries of [`ATTACKS`], or `all`. Attacks of `all` that do not fit are left out by name.
-        original (`str`, *optional*):
+        original_model (`str`, *optional*):
             Folder or name of the model from before unlearning. Merging and reversed guidance need it.
         gold_model (`str`, *optional*):
             Folder or name of a model that was trained without the forget set. Without it nobody can tell how much of
@@ -84,7 +84,7 @@ class AttackArguments:
     forget_data: str | None = field(default=None, metadata={"help": "The rows that were forgotten."})
     retain_data: str | None = field(default=None, metadata={"help": "Rows that the model may know."})
     attacks: list[str] = field(default_factory=lambda: ["all"], metadata={"help": "Names of attacks, or all."})
-    original: str | None = field(default=None, metadata={"help": "The model from before unlearning."})
+    original_model: str | None = field(default=None, metadata={"help": "The model from before unlearning."})
     gold_model: str | None = field(default=None, metadata={"help": "A model that never saw the forget set."})
     output_dir: str = field(default="attacks", metadata={"help": "Folder for report.json and the values of each row."})
     prompt_column: str | None = field(default=None, metadata={"help": "Column of the question, as in training."})
@@ -128,7 +128,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         seed=args.seed,
     )
     others = {}
-    for role, name in (("original", args.original), ("gold", args.gold_model)):
+    for role, name in (("original", args.original_model), ("gold", args.gold_model)):
         if name is not None:
             others[role], its_tokenizer = load_model(model_arguments, name, sharded=sharded)
             check_tokenizer(tokenizer, its_tokenizer, name)
@@ -165,7 +165,7 @@ def attack(
             "schema": SCHEMA,
             "models": {
                 "unlearned": model_arguments.model_name_or_path,
-                "original": args.original,
+                "original": args.original_model,
                 "gold": args.gold_model,
             },
             "rows": {"forget": len(results_rows(target.forget)), "retain": len(results_rows(target.retain))},
