@@ -158,8 +158,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def trained_tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
+
+
+@pytest.fixture
+def tokenizer(trained_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Each test has its own: TRL's trainers give theirs a padding token."""
+    return copy.deepcopy(trained_tokenizer)
 
 
 def build_model(
@@ -240,7 +246,7 @@ def build_trainer(
 
 @pytest.fixture(scope="session")
 def memorised(
-    tokenizer: PreTrainedTokenizerFast,
+    trained_tokenizer: PreTrainedTokenizerFast,
     forget_rows: list[dict[str, object]],
     retain_rows: list[dict[str, object]],
     tmp_path_factory: pytest.TempPathFactory,
@@ -262,7 +268,9 @@ def memorised(
         forget_weight=-1.0,
         retain_objective="none",
     )
-    ForgetRetainTrainer(model, args, forget_dataset=forget_rows + retain_rows, processing_class=tokenizer).train()
+    ForgetRetainTrainer(
+        model, args, forget_dataset=forget_rows + retain_rows, processing_class=copy.deepcopy(trained_tokenizer)
+    ).train()
     return model.eval()
 
 
@@ -289,9 +297,9 @@ def memorised_model(memorised: PreTrainedModel) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def batch(tokenizer: PreTrainedTokenizerFast, retain_rows: list[dict[str, object]]) -> dict[str, torch.Tensor]:
+def batch(trained_tokenizer: PreTrainedTokenizerFast, retain_rows: list[dict[str, object]]) -> dict[str, torch.Tensor]:
     """Four rows in the format that the trainer uses, padded."""
-    examples = [encode_example(tokenizer, row["question"], row["answer"]) for row in retain_rows[:4]]
+    examples = [encode_example(trained_tokenizer, row["question"], row["answer"]) for row in retain_rows[:4]]
     return ForgetRetainCollator(0)(examples)
 
 
