@@ -177,7 +177,7 @@ def summarise(
         - with a holdout split, the metrics of [`membership`];
         - `overall_score`, with a holdout split, `gold` and `original`.
     """
-    used = ("probability", "truth_ratio", "forget_quality", "model_utility", "memorisation_score", "overall_score")
+    used = ("probability", "truth_ratio", "forget_quality", "model_utility")
     load = {name: metrics.load(name) for name in used}
     summary: dict[str, float] = {}
     ratios = {}
@@ -196,7 +196,6 @@ def summarise(
             views = [np.exp(row).mean() for row in of_rows["paraphrased_question"]]
             summary[f"{split}_paraphrase_probability"] = mean(views)
     if "forget" in statistics:
-        forget = statistics["forget"]
         summary["truth_ratio"] = ratios["forget"]["closer_to_1_better"]
         if gold is not None:
             reference = load["truth_ratio"].compute(
@@ -208,12 +207,7 @@ def summarise(
                 summary["forget_quality"] = quality["forget_quality"]
     # Statistics of older versions lack what the audit needs.
     if "exact_memorisation" in statistics.get("forget", {}):
-        summary |= {f"forget_{name}": mean(forget[name]) for name in ("rouge_1_recall", "rouge_l_f1")}
-        summary |= memorisation("forget", forget)
-        remembered = [summary[f"forget_{name}"] for name in ("extraction_strength", "exact_memorisation")]
-        remembered += [float(np.exp(forget["paraphrase"]).mean()), ratios["forget"]["prob_mean"]]
-        score = load["memorisation_score"].compute(predictions=remembered)
-        summary["memorisation_score"] = score["memorisation_score"]
+        summary |= _memorisation(statistics["forget"], ratios["forget"]["prob_mean"])
     summary |= membership(statistics, gold)
     kept = [split for split in UTILITY_SPLITS if split in statistics]
     if kept:
@@ -222,12 +216,20 @@ def summarise(
         ]
         summary["model_utility"] = load["model_utility"].compute(predictions=numbers)["model_utility"]
     if original is not None and {"memorisation_score", "privacy_score", "model_utility"} <= summary.keys():
-        # With the splits that both have, so that the two are comparable.
         before = summarise({split: original[split] for split in kept})["model_utility"]
         relative = min(summary["model_utility"] / before, 1) if before else 0.0
         three = [summary["memorisation_score"], summary["privacy_score"], relative]
-        summary["overall_score"] = load["overall_score"].compute(predictions=three)["overall_score"]
+        summary["overall_score"] = metrics.load("overall_score").compute(predictions=three)["overall_score"]
     return summary
+
+
+def _memorisation(forget: Statistics, true_share: float) -> dict[str, float]:
+    """What the audit says about the forget rows alone. The truth has a share of the probability of all answers."""
+    found = {f"forget_{name}": mean(forget[name]) for name in ("rouge_1_recall", "rouge_l_f1")}
+    found |= memorisation("forget", forget)
+    remembered = [found[f"forget_{name}"] for name in ("extraction_strength", "exact_memorisation")]
+    remembered += [mean(np.exp(forget["paraphrase"])), true_share]
+    return found | metrics.load("memorisation_score").compute(predictions=remembered)
 
 
 def remark(
