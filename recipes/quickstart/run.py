@@ -14,12 +14,21 @@ from r2f_hf import cli
 from r2f_hf.attacks import Target, compare, run_attacks
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.evaluation import run_suite
-from r2f_hf.evaluation.suites.tofu import TOFU
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
 
 
 RECIPE = Path(__file__).parent / "unlearn.yaml"
+QUESTIONS = {
+    "Is it gone?": (
+        "forget_probability",
+        "forget_paraphrase_probability",
+        "forget_extraction_strength",
+        "truth_ratio",
+    ),
+    "Can one tell that it was there?": ("forget_quality", "mia_loss_auc", "privleak_loss"),
+    "Is the rest kept?": ("retain_probability", "model_utility"),
+}
 
 
 def main() -> None:
@@ -41,29 +50,31 @@ def main() -> None:
         ]
     )
 
-    splits = {split: world[split] for split in ("forget", "retain", "world_facts")}
+    splits = {split: world[split] for split in ("forget", "retain", "world_facts", "holdout")}
 
     def evaluate(name: str, gold: dict | None = None) -> tuple[dict, dict]:
         tokenizer = AutoTokenizer.from_pretrained(folder / name)
         model = AutoModelForCausalLM.from_pretrained(folder / name)
-        metrics, statistics = run_suite("tofu", model, tokenizer, splits, folder / "statistics" / name, gold, 64, 32)
-        return {column: metrics[column] for column in TOFU.headline if column in metrics}, statistics
+        return run_suite("tofu", model, tokenizer, splits, folder / "statistics" / name, gold, 64, 32)
 
     _, gold = evaluate("gold")
-    report = {
-        row: evaluate(name, gold)[0] for row, name in (("before", "before"), ("after", "unlearned"), ("gold", "gold"))
-    }
+    columns = [column for names in QUESTIONS.values() for column in names]
+    report = {}
+    for row, name in (("before", "before"), ("after", "unlearned"), ("gold", "gold")):
+        metrics, _ = evaluate(name, gold)
+        report[row] = {column: metrics[column] for column in columns}
     run = json.loads((folder / "unlearned" / "train_results.json").read_text())
     report["after"] |= {"fidelity": run["fidelity"], "steps": run["steps"], "seconds": run["train_runtime"]}
     write_json(folder / "report.json", report)
-    print_table("Before, after Recover-to-Forget, and a model that never saw the forget set", report, TOFU.headline)
     lasting = attack(folder, world, args.seed)
     write_json(folder / "attacks.json", lasting)
-    print_table("Does it last? P(forget) after an attack", lasting, ["unlearned", "original", "gold", "comeback"])
-    print(
-        "At a comeback of 0 the attack gets from the model what it gets from gold, and at 1 what it gets from before."
-    )
-    print(f"The report is {folder / 'report.json'}.")
+
+    print("Before, after Recover-to-Forget, and gold: a model that never saw the forget set.")
+    for question, names in QUESTIONS.items():
+        print_table(question, report, names)
+    print_table("Does it last? P(forget) after an attack", lasting, ["before", "after", "gold", "comeback"])
+    print("At a comeback of 0 an attack gets what it gets from gold, and at 1 what it gets from the model before.")
+    print(f"The reports are {folder / 'report.json'} and {folder / 'attacks.json'}.")
 
 
 def attack(folder: Path, world: DatasetDict, seed: int) -> dict[str, dict[str, float]]:
@@ -81,7 +92,12 @@ def attack(folder: Path, world: DatasetDict, seed: int) -> dict[str, dict[str, f
         model = AutoModelForCausalLM.from_pretrained(folder / name).eval()
         target = Target(model, tokenizer, **examples, batch_size=64, seed=seed)
         results[role] = run_attacks(["relearning", "quantisation"], target, folder / "attacks" / role)
-    return {f"{name}: {variant}": line for name, lines in compare(results).items() for variant, line in lines.items()}
+    roles = {"unlearned": "after", "original": "before"}
+    return {
+        f"{name}: {variant}": {roles.get(column, column): value for column, value in line.items()}
+        for name, lines in compare(results).items()
+        for variant, line in lines.items()
+    }
 
 
 if __name__ == "__main__":
