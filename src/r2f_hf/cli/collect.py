@@ -215,8 +215,10 @@ def counts(found: CollectedSet) -> dict[str, float | str]:
 
 def next_command(args: CollectArguments, model_arguments: ModelArguments, folder: Path) -> str:
     """The `r2f unlearn` command that takes the rows, for a shell."""
+    # Another revision or precision would not be the model that was asked.
+    model = {name: value for name, value in vars(model_arguments).items() if value != getattr(ModelArguments, name)}
     options = {
-        "model_name_or_path": model_arguments.model_name_or_path,
+        **model,
         "forget_data": folder / ROWS["forget"],
         "retain_data": folder / ROWS["retain"],
         "views_column": "views",
