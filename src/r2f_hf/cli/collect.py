@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from ..collecting import CollectedSet, Collector, Interview, Thresholds
 from ..config import parse_kwargs
-from ..data.rendering import ChatOptions
+from ..data.rendering import ChatOptions, check_template_arguments
 from ..models.loading import ModelArguments, asked_to_shard, load_model
 from ..report import print_table
 from ..runs.files import write_json, write_text
@@ -122,6 +122,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     model, tokenizer = load_model(model_arguments, sharded=sharded)
     options = ChatOptions(parse_kwargs("chat_template_kwargs", args.chat_template_kwargs), args.system_prompt)
     model = model.to(PartialState().device).eval()
+    check_template_arguments(tokenizer, options)
     interview = Interview(model, tokenizer, args.batch_size, args.max_new_tokens, options)
     collector = Collector(interview, name, Thresholds(args.min_certainty, args.min_margin))
     collector.check(facts, neighbours)
