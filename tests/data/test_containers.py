@@ -49,6 +49,7 @@ def test_texts_are_rows_of_plain_text() -> None:
     [
         ("forget.jsonl", "The forget set is a str, not rows"),
         (7, "The forget set is a int, not rows"),
+        (pd.DataFrame([["Who?", "Orla1"]], columns=["a", "a"]), "a DataFrame with two columns of the same name"),
         (
             DatasetDict(a=DATASET, b=DATASET),
             r"is a DatasetDict with the splits 'a', 'b'. Pass one of them.*dataset\['a'\]",

@@ -122,6 +122,13 @@ def test_an_empty_view_is_refused_and_not_taken_for_plain_text(view: object, enc
         views(encoder(views_column="paraphrased_question"), ROW | {"paraphrased_question": ["Who?", view]})
 
 
+def test_views_that_are_no_list_are_refused(encoder: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"forget\[2\] has neither a text nor a list of texts in 'paraphrased_question'"
+    ):
+        views(encoder(views_column="paraphrased_question"), ROW | {"paraphrased_question": 7})
+
+
 def test_there_are_no_other_wordings_of_a_text(encoder: Any) -> None:
     row = {"text": "Orla1 lives.", "paraphrased_question": "Orla1?"}
     with pytest.raises(ValueError, match="The forget set holds 'text', of which there are no other wordings"):

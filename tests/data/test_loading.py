@@ -183,6 +183,15 @@ def test_quotes_in_tab_separated_values_swallow_no_rows(
     assert load_rows(str(tmp_path / "a.tsv"))["answer"] == answers
 
 
+def test_tab_separated_values_of_one_column_may_have_texts_of_several_lines(tmp_path: Path) -> None:
+    for lines, texts in (
+        ('"Ahoy\n\nOrla"\n"""Bye"""\nBo', ["Ahoy\n\nOrla", '"Bye"', "Bo"]),
+        ('"Ahoy" said Orla\nBo', ['"Ahoy" said Orla', "Bo"]),
+    ):
+        (tmp_path / "a.tsv").write_text(f"text\n{lines}\n")
+        assert load_rows(str(tmp_path / "a.tsv"))["text"] == texts
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.txt"])
 def test_a_file_in_another_encoding_is_said_to_be_no_utf_8(name: str, encoding: str, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def as_rows(value: Any, name: str) -> Rows | None:
         value = value.with_format(None)
         return [without_arrow_keys(row) for row in value] if has_structs(value.features) else value
     if type(value).__name__ == "DataFrame" and hasattr(value, "to_dict"):
+        if not value.columns.is_unique:
+            raise ValueError(f"The {name} set is a DataFrame with two columns of the same name. Rename one.")
         if any(isinstance(each, list | dict) for column in value for each in value[column]):
             # Arrow would give each message the keys of all others.
             return value.astype(object).where(value.notna(), None).to_dict("records")

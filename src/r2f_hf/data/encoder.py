@@ -122,6 +122,9 @@ class ExampleEncoder:
         prompt = row[row_format.prompt_column]
         if not isinstance(prompt, str):
             return [[self._encode(row, row_format, None, name)]]
+        given = row[self.views_column] if self.views_column is not None else None
+        if given is not None and not isinstance(given, str | list | tuple):
+            raise ValueError(f"{name} has neither a text nor a list of texts in {self.views_column!r}.")
         prompts = example_prompts(row, row_format.prompt_column, self.views_column, self.view_templates)
         if not all(isinstance(view, str) and view.strip() and is_unicode(view) for view in prompts[1:]):
             raise ValueError(f"{name} has an empty view in {self.views_column!r}, or one that is not text.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -163,11 +164,17 @@ def _read_tsv(path: Path, gzipped: bool) -> Dataset:
     Tab-separated values, which have no one rule for quotes.
 
     If each line has as many fields as the header, lines are rows. Their quotes are then taken off only if all fields
-    that begin with one are quoted as in CSV. Otherwise the file has to be CSV with tabs.
+    that begin with one are quoted as in CSV. Otherwise the file has to be CSV with tabs. A file with a single column is
+    CSV if it can be.
     """
     text = _read_text(path, gzipped)
     lines = [(line.split("\t"), number) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1) if line]
-    if len({len(fields) for fields, _ in lines}) > 1 and '"' in text:
+    sizes = {len(fields) for fields, _ in lines}
+    if sizes == {1} and '"' in text:
+        # Any line has as many fields as the header.
+        with contextlib.suppress(_RowError):
+            return _table(_quoted_records(text, "\t"))
+    if len(sizes) > 1 and '"' in text:
         # A quote that is a text's own could take in the rest of its line, which a lack of fields shows.
         return _table(_quoted_records(text, "\t"), may_lack_fields=False)
     if all(_QUOTED.fullmatch(field) for fields, _ in lines for field in fields if field.startswith('"')):
