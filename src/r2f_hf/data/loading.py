@@ -164,7 +164,7 @@ def _read_tsv(path: Path, gzipped: bool) -> Dataset:
     Tab-separated values, which have no one rule for quotes.
 
     If each line has as many fields as the header, lines are rows. Their quotes are then taken off only if all fields
-    that begin with one are quoted as in CSV. Otherwise the file has to be CSV with tabs. A file with a single column is
+    that begin with one are quoted as in CSV. Otherwise the file has to be CSV with tabs. A file of a single column is
     CSV if it can be.
     """
     text = _read_text(path, gzipped)
