@@ -76,7 +76,7 @@ def check_template_arguments(tokenizer: PreTrainedTokenizerBase, options: ChatOp
         template = options.template_kwargs.get("chat_template") or tokenizer.get_chat_template()
         environment = Environment(extensions=["jinja2.ext.loopcontrols"])
         known = find_undeclared_variables(environment.parse(_GENERATION_TAG.sub("", template)))
-    except (TemplateError, ValueError, TypeError):
+    except (TemplateError, ValueError, TypeError, AttributeError):
         # Rendering a row says what is wrong with the template.
         return
     for name in options.template_kwargs:
