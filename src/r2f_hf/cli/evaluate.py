@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 
 from ..config import parse_kwargs
-from ..data.rendering import ChatOptions
+from ..data.rendering import ChatOptions, check_template_arguments
 from ..evaluation.runner import run_suite
 from ..evaluation.suites.base import Rows
 from ..evaluation.suites.registry import load_suite
@@ -102,6 +102,7 @@ def evaluate(
         forget = {"forget": splits["forget"]}
         _, gold = run_suite(args.suite, model.to(state.device), tokenizer, forget, folder / "gold", **settings)
     model, tokenizer = load_model(model_arguments, sharded=sharded)
+    check_template_arguments(tokenizer, options)
     metrics, _ = run_suite(args.suite, model.to(state.device), tokenizer, splits, folder, gold, **settings)
     if state.is_main_process:
         write_json(

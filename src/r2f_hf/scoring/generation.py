@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..data.collator import pad_token_id
+from ..data.collator import check_embedded, num_embeddings, pad_token_id
 from ..data.formatting import encode_prompt, end_of_answer
 from ..data.rendering import ChatOptions
 from .completions import context_length, over_processes
@@ -47,14 +47,16 @@ def generate_answers(
         `list[str]`: The answers in the order of the prompts, without special tokens. All processes get all answers.
 
     Raises:
-        `ValueError`: If a prompt leaves no room for `max_new_tokens` more tokens in the model's context.
+        `ValueError`: If a prompt leaves no room for `max_new_tokens` more tokens in the model's context, or has a
+            token without an embedding.
     """
     encoded = [
         encode_prompt(tokenizer, prompt, options, f"Prompt {index} of {desc or 'those to answer'}")
         for index, prompt in enumerate(prompts)
     ]
-    context = context_length(model)
+    context, size = context_length(model), num_embeddings(model)
     for index, ids in enumerate(encoded):
+        check_embedded(ids, size, f"Prompt {index} of {desc or 'those to answer'}")
         if len(ids) + max_new_tokens > context:
             raise ValueError(
                 f"Prompt {index} of {desc or 'those to answer'} has {len(ids)} tokens, which leaves no room for "
