@@ -119,6 +119,12 @@ class PlainPeftModel(PlainNames):
 class UnchangedModel:
     """For the model behind an adapter that takes the updates: it has not forgotten anything."""
 
+    def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Refuse, unless as a part of what holds it, such as the PEFT model."""
+        if args or kwargs.get("destination") is not None or kwargs.get("prefix"):
+            return type(self).state_dict(self, *args, **kwargs)
+        self.save_pretrained()
+
     def push_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         """Refuse, before there is a repository."""
         self.save_pretrained()
@@ -207,7 +213,8 @@ def prepare_way_back(model: PeftModel, trainable: Mapping[str, bool], names: boo
             The wrapped model. If it carries an adapter that takes the updates, the model behind it refuses to be
             saved, and the PEFT model saves its adapters without the probes.
         trainable (`Mapping[str, bool]`):
-            By plain name, whether a weight required a gradient before it was wrapped. PEFT freezes them.
+            By plain name, whether a weight required a gradient before it was wrapped. PEFT freezes them. The weights
+            of adapters that were there before are among them, by the names that they have.
         names (`bool`, *optional*, defaults to `True`):
             Whether the state dict of the PEFT model has plain names too.
     """
@@ -223,6 +230,14 @@ def prepare_way_back(model: PeftModel, trainable: Mapping[str, bool], names: boo
     replace_methods(model, PlainPeftModel)
     if not names:
         del model.state_dict, model.load_state_dict
+
+
+def give_back_gradients(model: PeftModel) -> None:
+    """Let those weights require a gradient again that did before the model was wrapped. The probes do not."""
+    base = model.get_base_model()
+    trainable, layers = base.r2f_trainable, adapter_layers(base)
+    for name, parameter in base.named_parameters():
+        parameter.requires_grad_(trainable.get(plain_name(name, layers) or name, False))
 
 
 def restored(base: PreTrainedModel) -> PreTrainedModel:
