@@ -116,14 +116,8 @@ class PlainPeftModel(PlainNames):
                 (folder / name).unlink(missing_ok=True)
 
 
-class UnchangedModel:
-    """For the model behind an adapter that takes the updates: it has not forgotten anything."""
-
-    def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Refuse, unless as a part of what holds it, such as the PEFT model."""
-        if args or kwargs.get("destination") is not None or kwargs.get("prefix"):
-            return type(self).state_dict(self, *args, **kwargs)
-        self.save_pretrained()
+class UnchangedModel(PlainNames):
+    """For the model behind an adapter that takes the updates: its weights have not forgotten anything."""
 
     def push_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         """Refuse, before there is a repository."""
