@@ -344,6 +344,9 @@ def test_a_run_that_was_interrupted_saves_what_it_has(
         trainer.train()
     trainer.save_model(str(tmp_path / "result"))
     assert not changed(watch.weights[2], load(tmp_path / "result"))
+    torch.save(model, tmp_path / "model.pt")
+    torch.load(tmp_path / "model.pt", weights_only=False).save_pretrained(tmp_path / "loaded")
+    assert not changed(watch.weights[2], load(tmp_path / "loaded"))
 
 
 def test_what_a_trainer_has_gathered_is_saved_only_whole(

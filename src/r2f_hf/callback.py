@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,7 +54,7 @@ class R2FCallback(TrainerCallback):
     [`~r2f_hf.runs.weights.save_full_model`] on all processes instead.
 
     The model behind the adapter cannot be a loss's reference, because it changes. A step whose loss asks for it is
-    refused before anything is written: see [`check_reference`].
+    refused before anything is written: see [`ReferenceGuard`].
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`].
     At this point they are accumulated, averaged over processes, unscaled and clipped. A step that the gradient scaler
@@ -205,14 +206,12 @@ class R2FCallback(TrainerCallback):
             self.skipped_steps, self.fidelities = 0, []
         self.step.number = state.global_step
         self.step.begin()
-        self._handles = [
-            probe.layer.register_forward_pre_hook(
-                lambda layer, _, adapter=probe.adapter: self._check_reference(layer, adapter, args)
-            )
-            for probe in self.step.modules.values()
+        if self.target.adapter is None:
             # Where an adapter takes the updates, the model behind it stays as it is.
-            if self.target.adapter is None
-        ]
+            self._handles = [
+                probe.layer.register_forward_pre_hook(ReferenceGuard(self._end, probe.adapter, args))
+                for probe in self.step.modules.values()
+            ]
         if own_trainer and self.target.adapter is None:
             prepare_way_back(model, {}, names=args.deepspeed_plugin is None)
             model.r2f_checkpoints = Path(args.output_dir).resolve()
@@ -272,14 +271,6 @@ class R2FCallback(TrainerCallback):
                 f"`hub_strategy={args.hub_strategy.value!r}` uploads the adapter of each checkpoint, which is only a "
                 'probe, and not the model behind it. Set "end".'
             )
-
-    def _check_reference(self, layer: LoraLayer, adapter: str, args: TrainingArguments) -> None:
-        """Refuse a reference that moves along, and leave nothing on the model."""
-        try:
-            check_reference(layer, adapter, args)
-        except ValueError:
-            self._end()
-            raise
 
     def _write(self, optimizer: torch.optim.Optimizer) -> None:
         """Write what was read, and keep the metrics for the next log."""
@@ -351,36 +342,51 @@ def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
-def check_reference(layer: LoraLayer, adapter: str, args: TrainingArguments) -> None:
+class ReferenceGuard:
     """
-    Refuse a loss whose reference is the model behind the adapter: R2F changes that model.
+    Refuses a loss whose reference is the model behind the adapter: R2F changes that model.
 
     Whether it is depends on the Trainer, its settings, and what it was given. So the forward pass is looked at: while
-    the model trains, only a reference leaves the probes out.
+    the model trains, only a reference leaves the probes out. A copy of the model does not change, and may be one.
 
     Args:
-        layer (`peft.tuners.lora.LoraLayer`):
-            PEFT's layer of a probe, before its forward pass.
+        end (`Callable`):
+            Leaves nothing of the run on the model.
         adapter (`str`):
             Name of the probe.
         args ([`~transformers.TrainingArguments`]):
             The settings, of which some Trainers have one for this.
-
-    Raises:
-        `ValueError`: If the layer trains, and its probe is off.
     """
-    if not layer.training or not (layer.disable_adapters or adapter not in layer.active_adapters):
-        return
-    remedies = {
-        "precompute_ref_log_probs": "Set `precompute_ref_log_probs=True`, or pass a `ref_model`.",
-        "teacher_model_kind": 'Set `teacher_model_kind="live"`.',
-        "num_generations": "Set `beta=0.0`.",
-    }
-    remedy = next((remedies[name] for name in remedies if hasattr(args, name)), "Pass a `ref_model`.")
-    raise ValueError(
-        f"The loss of {type(args).__name__} compares with the model behind the adapter, whose weights R2FCallback "
-        f"changes: the reference would move along, and the loss would stay where it is. {remedy}"
-    )
+
+    def __init__(self, end: Callable[[], None], adapter: str, args: TrainingArguments):
+        self.end, self.adapter, self.args = end, adapter, args
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: a copy, also from a pickle, looks at nothing."""
+        return {}
+
+    def __call__(self, layer: LoraLayer, inputs: tuple[Any, ...]) -> None:
+        """
+        To be called before the forward pass of a probe's layer.
+
+        Raises:
+            `ValueError`: If the layer trains, and its probe is off.
+        """
+        if not vars(self) or not layer.training:
+            return
+        if not layer.disable_adapters and self.adapter in layer.active_adapters:
+            return
+        self.end()
+        remedies = {
+            "precompute_ref_log_probs": "Set `precompute_ref_log_probs=True`, or pass a `ref_model`.",
+            "teacher_model_kind": 'Set `teacher_model_kind="live"`.',
+            "num_generations": "Set `beta=0.0`.",
+        }
+        remedy = next((remedies[name] for name in remedies if hasattr(self.args, name)), "Pass a `ref_model`.")
+        raise ValueError(
+            f"The loss of {type(self.args).__name__} compares with the model behind the adapter, whose weights "
+            "R2FCallback changes: the reference would move along, and the loss would stay where it is. " + remedy
+        )
 
 
 def check_rate(optimizer: Any, retained: bool) -> None:
