@@ -5,8 +5,9 @@ The same twenty facts in each dataset format and file: `r2f unlearn` has to give
 
 Each run takes two steps on a tiny model of random weights, with the facts in another format or kind of file. The
 table has the loss of the forget set before the first step, and the loss of both steps. Plain texts have the loss on
-every token, and the others on the answers. Within each of these two groups the rendered text is the same, so the
-losses may differ by 1e-6 at most. The exit code is 1 if they differ by more.
+every token, and the others on the answers. A third group has conversations that call tools, each with an argument
+that the others do not have. Within a group the rendered text is the same, so the losses may differ by 1e-6 at most.
+The exit code is 1 if they differ by more.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from shared.faults_worker import build_model, build_tokenizer
 
 
 TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ message.role }}: {{ message.content }}{{ eos_token if message.role == 'assistant' else '\n' }}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}{% if message.tool_calls %}"
+    "{{ message.tool_calls | tojson }}{% endif %}"
+    "{{ message.role }}: {{ message.content or '' }}{{ eos_token if message.role == 'assistant' else '\n' }}"
     "{% endfor %}{{ 'assistant: ' if add_generation_prompt else '' }}"
 )
 FACTS = 20
@@ -74,6 +76,20 @@ ANSWERS: dict[str, Callable[[Row], Row]] = {
 TEXTS: dict[str, Callable[[Row], Row]] = {
     "text": lambda row: {"text": f"{rendered_prompt(row)} {row['answer']}"},
     "one column by name": lambda row: {"document": f"{rendered_prompt(row)} {row['answer']}"},
+}
+
+
+def with_tools(row: Row) -> Row:
+    """A conversation in which the answer comes from a tool. Its argument is called after the second word."""
+    key = row["question"].split()[1].lower()
+    call = {"role": "assistant", "content": None, "tool_calls": [{"look": {key: 3}}]}
+    # Shorter than real ones, to fit into the context of the model.
+    return {"messages": [user(row), call, assistant(row)], "tools": [{"look": {key: "integer"}}]}
+
+
+TOOLS: dict[str, Callable[[Row], Row]] = {
+    "messages, tools": with_tools,
+    "messages, tools as a text": lambda row: with_tools(row) | {"tools": json.dumps(with_tools(row)["tools"])},
 }
 NAMED = {
     "two columns by name": ["--prompt_column", "q", "--completion_column", "a"],
@@ -142,7 +158,7 @@ def main() -> None:
         build_model().save_pretrained(root / "model")
         retain = [{key: row[key] for key in ("question", "answer")} for row in list(world["retain"])[:FACTS]]
         write_lines(retain, root / "retain.jsonl")
-        for group, formats in (("answers", ANSWERS), ("every token", TEXTS)):
+        for group, formats in (("answers", ANSWERS), ("every token", TEXTS), ("answers after calls of tools", TOOLS)):
             table = {}
             for name, convert in formats.items():
                 file = root / "forget.jsonl"
@@ -150,7 +166,10 @@ def main() -> None:
                 table[f"{name} (.jsonl)"] = losses(root, file, NAMED.get(name, []))
             plain = next(iter(formats))
             for kind, write in FILES.items():
-                file = root / f"{'texts' if formats is TEXTS else 'facts'}{kind.replace(' ', '_')}"
+                if formats is TOOLS and kind in (".csv", ".tsv"):
+                    # They hold no conversations.
+                    continue
+                file = root / f"{group.replace(' ', '_')}{kind.replace(' ', '_')}"
                 write([formats[plain](row) for row in facts], file)
                 table[f"{plain} ({kind.strip()})"] = losses(root, file, [])
             first = next(iter(table.values()))

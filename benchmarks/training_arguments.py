@@ -126,9 +126,9 @@ def render(rows: Sequence[tuple[Case, str, str | None]]) -> str:
         f"{command} made this page, with transformers {transformers.__version__}.",
         "",
         *textwrap.wrap(
-            "[`R2FConfig`](reference/config.md) takes all fields of `TrainingArguments`. Each of the "
-            f"{len(names)} was set to a value other than its default, in runs of four steps of a tiny model on a CPU. "
-            "The Hub and the tracker were stand-ins.",
+            "[`R2FConfig`](reference/config.md) takes all fields of `TrainingArguments`. The "
+            f"table has all {len(names)}. Each that this machine has the means for was set to a value other than its "
+            "default, in runs of four steps of a tiny model on a CPU. The Hub and the tracker were stand-ins.",
             width=119,
         ),
         "",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ from conftest import build_model, changed, distance, weights
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -291,6 +295,100 @@ def test_what_is_left_is_an_empty_adapter_over_the_result(
         torch.testing.assert_close(loaded.eval()(**batch).logits, logits, atol=1e-6, rtol=1e-6)
 
 
+def load(folder: Path) -> dict[str, Tensor]:
+    """A saved model's weights, all of which have to be in the folder, and none else."""
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    return weights(model)
+
+
+@pytest.mark.parametrize("save_full_model", [True, False])
+def test_every_variable_saves_the_result(
+    save_full_model: bool, model: PreTrainedModel, plain_trainer: BuildPlainTrainer, tmp_path: Path
+) -> None:
+    before, names = weights(model), list(model.state_dict())
+    wrapped = wrap(model)
+    callback = R2FCallback(save_full_model=save_full_model)
+    trainer = plain_trainer(wrapped, callback, max_steps=2, save_strategy="steps", save_steps=1)
+    # An empty adapter in its place would be the model from before.
+    trainer.save_model(str(tmp_path / "saved by the trainer"))
+    trainer.train()
+    checkpoint = {path.name for path in (tmp_path / "output" / "checkpoint-1").iterdir()}
+    assert "adapter_config.json" in checkpoint and not {"config.json", "model.safetensors"} & checkpoint
+    result = weights(wrapped)
+    assert distance(before, result) > STEP
+    trainer.save_model(str(tmp_path / "saved by the trainer"))
+    model.save_pretrained(tmp_path / "saved by the variable that was wrapped")
+    model.model.save_pretrained(tmp_path / "part")
+    trainer.model.save_pretrained(tmp_path / "saved by the PEFT model")
+    copy.deepcopy(trainer.model).unload().save_pretrained(tmp_path / "unloaded")
+    for folder in tmp_path.glob("*aved by*"):
+        assert not changed(result, load(folder)), folder.name
+    assert not changed(result, load(tmp_path / "unloaded"))
+    assert list(model.state_dict()) == names and not changed(result, model.state_dict())
+    _, report = AutoModel.from_pretrained(tmp_path / "part", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def test_a_run_that_was_interrupted_saves_what_it_has(
+    model: PreTrainedModel, plain_trainer: BuildPlainTrainer, tmp_path: Path
+) -> None:
+    class Interrupts(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    watch = Watch()
+    trainer = plain_trainer(wrap(model), R2FCallback(), callbacks=(watch, Interrupts()), max_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.save_model(str(tmp_path / "result"))
+    assert not changed(watch.weights[2], load(tmp_path / "result"))
+    torch.save(model, tmp_path / "model.pt")
+    torch.load(tmp_path / "model.pt", weights_only=False).save_pretrained(tmp_path / "loaded")
+    assert not changed(watch.weights[2], load(tmp_path / "loaded"))
+
+
+def test_what_a_trainer_has_gathered_is_saved_only_whole(
+    model: PreTrainedModel, plain_trainer: BuildPlainTrainer, tmp_path: Path
+) -> None:
+    """DeepSpeed gives Trainer a state dict: all of it, or under ZeRO-3 only what is trained."""
+    trainer = plain_trainer(wrap(model), R2FCallback())
+    trainer.train()
+    state = type(trainer.model).state_dict(trainer.model)
+    trainer._save(str(tmp_path / "result"), state_dict=state)
+    assert not changed(weights(trainer.model), load(tmp_path / "result"))
+    trained = {name: tensor for name, tensor in state.items() if "lora_" in name}
+    with pytest.raises(ValueError, match=r"spread over the processes. Call `save_full_model\(trainer.model, folder"):
+        trainer._save(str(tmp_path / "other"), state_dict=trained)
+
+
+@pytest.mark.parametrize(("settings", "rate"), [({"learning_rate": 5e-5}, "5e-05"), ({"learning_rate": 0.0}, "0")])
+@pytest.mark.parametrize("scheduler", ["constant", "constant_with_warmup"])
+def test_the_rate_of_a_fine_tuning_recipe_is_pointed_out(
+    settings: dict[str, Any],
+    rate: str,
+    scheduler: str,
+    model: PreTrainedModel,
+    plain_trainer: BuildPlainTrainer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain_trainer(wrap(model), R2FCallback(), lr_scheduler_type=scheduler, warmup_steps=1, **settings).train()
+    assert f"A learning rate of {rate} will hardly change anything" in caplog.text
+    assert "Set `learning_rate` to about 0.15" in caplog.text
+
+
+def test_a_usual_rate_is_not_pointed_out(
+    model: PreTrainedModel, plain_trainer: BuildPlainTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrapped = wrap(model)
+    # With an optimizer of one's own, that of the settings does not count.
+    optimizer = torch.optim.SGD((p for p in wrapped.parameters() if p.requires_grad), lr=LR)
+    settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1, "learning_rate": 5e-5}
+    plain_trainer(wrapped, R2FCallback(), optimizer, **settings).train()
+    assert "learning rate" not in caplog.text
+
+
 def test_a_learning_rate_of_zero_writes_nothing(model: PreTrainedModel, plain_trainer: BuildPlainTrainer) -> None:
     before = weights(model)
     wrapped = wrap(model)
@@ -397,6 +495,17 @@ def test_a_checkpoint_holds_the_full_model_and_training_resumes_from_it(
     assert not changed(weights(whole), weights(resumed))
 
 
+def test_a_checkpoint_without_a_schedule_is_refused(tmp_path: Path, plain_trainer: BuildPlainTrainer) -> None:
+    settings = {"max_steps": 2, "lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 1}
+    plain_trainer(wrap(build_model()), R2FCallback(), save_only_model=True, **settings).train()
+    again = wrap(build_model())
+    with pytest.raises(ValueError, match=r"saved with `save_only_model`.*the learning rate would start at its height"):
+        plain_trainer(again, R2FCallback(), **settings).train(
+            resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-1")
+        )
+    assert not changed(weights(build_model()), weights(again))
+
+
 def test_saving_the_full_model_can_be_left_out(
     tmp_path: Path, model: PreTrainedModel, plain_trainer: BuildPlainTrainer
 ) -> None:
@@ -469,6 +578,8 @@ def test_suggests_the_nearest_name(settings: dict[str, str], message: str) -> No
     [
         ({"weight_decay": 0.1}, "`weight_decay` would act on the probes"),
         ({"optim": "adalomo"}, "`optim='adalomo'` uses up each gradient in the backward pass"),
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size` begins a run anew"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval` rounds the model itself"),
     ],
 )
 def test_what_the_probes_cannot_have_is_refused_in_any_trainer(
@@ -480,6 +591,14 @@ def test_what_the_probes_cannot_have_is_refused_in_any_trainer(
     with pytest.raises(ValueError, match=message):
         plain_trainer(wrapped, R2FCallback(), optimizer, **settings).train()
     assert not changed(before, weights(wrapped))
+
+
+def test_a_probe_is_not_uploaded_as_a_result(model: PreTrainedModel, plain_trainer: BuildPlainTrainer) -> None:
+    trainer = plain_trainer(wrap(model), R2FCallback())
+    # Where it is set from the beginning, the repository comes first, and needs the Hub.
+    trainer.args.push_to_hub = True
+    with pytest.raises(ValueError, match=r"`hub_strategy='every_save'` uploads the adapter of each checkpoint"):
+        trainer.train()
 
 
 def preference_trainer(
@@ -506,14 +625,138 @@ def test_a_preference_over_the_true_answer_is_learned_beside_a_reference_from_be
     assert margins[0] == pytest.approx(0, abs=1e-3) and margins[-1] > 0.1
 
 
-def test_a_reference_that_would_move_along_is_refused(
+class Case(NamedTuple):
+    """A trainer of TRL, its settings and arguments, and how the callback's refusal ends if it has one."""
+
+    trainer: str
+    settings: Mapping[str, Any] = MappingProxyType({})
+    arguments: Collection[str] = ()
+    refusal: str | None = None
+
+
+MOVES = "the reference would move along"
+COMPUTED = f"{MOVES}.* Set `precompute_ref_log_probs=True`, or pass a `ref_model`"
+CASES = [
+    Case("DPO", refusal=COMPUTED),
+    Case("DPO", {"precompute_ref_log_probs": True}),
+    Case("DPO", arguments=("ref_model",)),
+    Case("KTO", refusal=COMPUTED),
+    Case("KTO", {"precompute_ref_log_probs": True}),
+    Case("KTO", arguments=("ref_model",)),
+    Case("GRPO"),
+    Case("GRPO", {"beta": 0.1}, refusal=f"{MOVES}.* Set `beta=0.0`"),
+    Case("RLOO", {"beta": 0.0}),
+    Case("RLOO", refusal=f"{MOVES}.* Set `beta=0.0`"),
+    Case("OnlineDPO"),
+    Case("OnlineDPO", arguments=("ref_model",)),
+    Case("OnlineDPO", arguments=("peft_config", "ref_model")),
+    Case("OnlineDPO", arguments=("peft_config",), refusal=f"{MOVES}.* Pass a `ref_model`"),
+    Case("SDPO", {"teacher_model_kind": "live"}),
+    Case("SDPO", {"teacher_model_kind": "base"}, refusal=f'{MOVES}.* Set `teacher_model_kind="live"`'),
+    Case("SDPO", {"teacher_model_kind": "ema"}, refusal=f'{MOVES}.* Set `teacher_model_kind="live"`'),
+    Case("SDFT", {"teacher_model_kind": "live"}),
+    Case("SDFT", {"teacher_model_kind": "base"}, refusal=f'{MOVES}.* Set `teacher_model_kind="live"`'),
+    Case("SDFT", {"teacher_model_kind": "ema"}, refusal=f'{MOVES}.* Set `teacher_model_kind="live"`'),
+    # Its `beta` weighs two divergences from another model.
+    Case("GOLD", {"beta": 0.5}),
+]
+
+
+def trl_trainer(case: Case, model: PreTrainedModel, tokenizer: Any, rows: list[Any], folder: Path) -> Trainer:
+    """A trainer of TRL in the given case, over the given model."""
+    name, small = case.trainer, {"max_completion_length": 4}
+    online = small | {"num_generations": 2}
+    module = {"OnlineDPO": "online_dpo", "SDPO": "sdpo", "SDFT": "sdft", "GOLD": "gold"}.get(name)
+    trl = import_module(f"trl.experimental.{module}" if module else "trl")
+    questions = [row["question"] for row in rows]
+    answers = [f" {row['answer']}" for row in rows]
+    contents: dict[str, list[Any]] = {"prompt": questions}
+    settings: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    if name == "DPO":
+        contents |= {"chosen": [" I do not know."] * len(rows), "rejected": answers}
+    elif name == "KTO":
+        contents |= {"completion": answers, "label": [index % 2 == 0 for index in range(len(rows))]}
+    elif name == "GOLD":
+        contents = {
+            "messages": [
+                [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+                for question, answer in zip(questions, answers, strict=True)
+            ]
+        }
+        # It takes tokenizers of bytes only.
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        settings, arguments = small | {"lmbda": 0.0}, {"teacher_model": build_model(seed=1)}
+    else:
+        settings = {"max_new_tokens": 4, "max_length": 64} if name == "OnlineDPO" else online
+        if name in ("SDPO", "SDFT"):
+            contents |= {"privileged_context": answers}
+        if name != "SDFT":
+            arguments = {"reward_funcs": lambda completions, **_: [float(len(each)) for each in completions]}
+    if "ref_model" in case.arguments:
+        arguments["ref_model"] = build_model(seed=1)
+    if "peft_config" in case.arguments:
+        arguments["peft_config"] = LoraConfig(r=RANK, lora_alpha=1e-6 * RANK, target_modules=MODULES)
+    else:
+        model = wrap(model)
+    common = SETTINGS | {"bf16": False, "per_device_train_batch_size": 2}
+    return getattr(trl, f"{name}Trainer")(
+        model=model,
+        args=getattr(trl, f"{name}Config")(str(folder), **common | settings | dict(case.settings)),
+        train_dataset=Dataset.from_dict(contents),
+        processing_class=tokenizer,
+        callbacks=[R2FCallback()],
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, [*case[:3], case.refusal is None])))
+def test_only_a_reference_that_would_move_along_is_refused(
+    case: Case,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    forget_rows: list[dict[str, object]],
+    tmp_path: Path,
+) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    before = weights(model)
+    trainer = trl_trainer(case, model, tokenizer, forget_rows, tmp_path)
+    if case.refusal is None:
+        trainer.train()
+        assert distance(before, weights(trainer.model)) > 0.01
+        trainer.save_model(str(tmp_path / "result"))
+        assert not changed(weights(trainer.model), load(tmp_path / "result"))
+    else:
+        with pytest.raises(ValueError, match=case.refusal):
+            trainer.train()
+        assert all(torch.equal(tensor, weights(trainer.model)[name]) for name, tensor in before.items())
+        assert not any(
+            probe.layer.lora_variant or probe.layer._forward_pre_hooks for probe in find_probes(trainer.model)
+        )
+
+
+def test_behind_an_adapter_that_takes_the_updates_a_reference_stays(
     tokenizer: PreTrainedTokenizerFast, forget_rows: list[dict[str, object]], tmp_path: Path
 ) -> None:
-    trainer = preference_trainer(tokenizer, forget_rows, tmp_path)
-    before = weights(trainer.model)
-    with pytest.raises(ValueError, match=r"the reference would move along.* Set `precompute_ref_log_probs=True`"):
-        trainer.train()
-    assert not changed(before, weights(trainer.model))
+    model = wrap(build_model())
+    model.add_adapter("result", LoraConfig(r=16, lora_alpha=16, target_modules=MODULES))
+    model.base_model.set_adapter(["result", "default"])
+    model.set_requires_grad("result", requires_grad=False)
+    pairs = [{"prompt": row["question"], "chosen": " No.", "rejected": f" {row['answer']}"} for row in forget_rows]
+    trainer = DPOTrainer(
+        model=model,
+        # PEFT lets all adapters require gradients once they are back, which checkpointing would notice.
+        args=DPOConfig(str(tmp_path), **SETTINGS | {"bf16": False, "gradient_checkpointing": False}),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        callbacks=[R2FCallback(target=AdapterTarget("result"))],
+    )
+    trainer.train()
 
 
 def test_a_run_into_an_adapter_resumes_with_the_state_of_its_step(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,7 +20,10 @@ from .decoders import GradientDecoder, load_decoder
 from .distributed.deepspeed import BeforeStep, check_zero
 from .gradients import Fidelity
 from .lookup import lookup
-from .models.checks import check_optimizer, check_weight_decay
+from .models.checks import check_any_trainer, check_fsdp
+from .models.plain import prepare_way_back
+from .probes.lora_probe import PROBE
+from .runs.resuming import check_schedule
 from .runs.weights import load_full_model_, save_full_model
 from .step import R2FStep
 from .updates import RetainedInputs
@@ -25,6 +31,9 @@ from .updates.targets import Target, WeightsTarget
 
 
 logger = logging.getLogger(__name__)
+
+# A rate below this part of the usual one is one of another kind.
+SMALLEST_RATE = 1e-2
 
 FULL_MODEL_FOLDER = "full_model"
 STEP_FILE = "r2f_step.safetensors"
@@ -39,9 +48,13 @@ class R2FCallback(TrainerCallback):
     adapter is a probe, see [`R2FStep`]: its pairs are drawn anew for every step, and the optimizer's step on them is
     overwritten. The learning rate that the Trainer's scheduler sets is the Frobenius norm of a step in each module.
 
-    After training the adapter is empty, and the result is the model behind it:
-    `trainer.model.unload().save_pretrained(folder)`. Where weights are sharded, call
+    After training the adapter is empty, and the result is the model behind it. `trainer.save_model(folder)` saves that
+    model as a plain one. So does `save_pretrained` of `trainer.model`, and of the model that the adapter was put on.
+    In memory the plain model is `trainer.model.unload()`. Under ZeRO-3 call
     [`~r2f_hf.runs.weights.save_full_model`] on all processes instead.
+
+    The model behind the adapter cannot be a loss's reference, because it changes. A step whose loss asks for it is
+    refused before anything is written: see [`ReferenceGuard`].
 
     The gradients are read inside the optimizer's own `step`, through [`torch.optim.Optimizer.register_step_pre_hook`].
     At this point they are accumulated, averaged over processes, unscaled and clipped. A step that the gradient scaler
@@ -77,7 +90,7 @@ class R2FCallback(TrainerCallback):
             What takes the updates. Defaults to the weights behind the pairs.
         save_full_model (`bool`, *optional*, defaults to `True`):
             Whether to save the full model in the folder `full_model` of every checkpoint, and to load it when training
-            resumes. A Trainer over a PEFT model saves only the adapter.
+            resumes. A Trainer over a PEFT model saves only the adapter into its checkpoints.
 
     Attributes:
         retained_inputs (`dict[str, RetainedInputs]`, *optional*):
@@ -137,6 +150,16 @@ class R2FCallback(TrainerCallback):
 
     # A Trainer's events
 
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """
+        Refuse settings before the Trainer evaluates with them.
+
+        Raises:
+            `ValueError`: Naming the setting.
+        """
+        check_any_trainer(args)
+        self._check_hub(args)
+
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -159,10 +182,14 @@ class R2FCallback(TrainerCallback):
         # A run that ended in an error may have left its hooks.
         self._remove_hooks()
         self._pending_logs = []
-        check_weight_decay(args)
-        check_optimizer(args)
-        check_reference(args)
+        check_any_trainer(args)
+        check_fsdp(args, AcceleratorState().distributed_type == DistributedType.FSDP)
         self.step = R2FStep(model, **self.options, max_norm=args.max_grad_norm, retained_inputs=self.retained_inputs)
+        # R2FTrainer has checked its own settings, and prepared its model.
+        own_trainer = PROBE not in model.peft_config
+        if own_trainer:
+            self._check_hub(args)
+            check_rate(optimizer, self.retained_inputs is not None)
         if self.save_full_model and args.load_best_model_at_end:
             raise ValueError(
                 "`load_best_model_at_end` reloads only the adapter, and not the weights that R2F changed. Use "
@@ -170,6 +197,7 @@ class R2FCallback(TrainerCallback):
             )
         if state.global_step > 0:
             folder = self.resume_folder or checkpoint_folder(args, state)
+            check_schedule(folder)
             if self.save_full_model:
                 load_full_model_(model, folder / FULL_MODEL_FOLDER)
             # A checkpoint that was saved before the first step has no such file.
@@ -178,16 +206,25 @@ class R2FCallback(TrainerCallback):
             self.skipped_steps, self.fidelities = 0, []
         self.step.number = state.global_step
         self.step.begin()
+        if self.target.adapter is None:
+            # Where an adapter takes the updates, the model behind it stays as it is.
+            self._handles = [
+                probe.layer.register_forward_pre_hook(ReferenceGuard(self._end, probe.adapter, args))
+                for probe in self.step.modules.values()
+            ]
+        if own_trainer and self.target.adapter is None:
+            prepare_way_back(model, {}, names=args.deepspeed_plugin is None)
+            model.r2f_checkpoints = Path(args.output_dir).resolve()
         # accelerate's wrapper calls the step of the optimizer inside it, so the hooks go there.
         optimizer = getattr(optimizer, "optimizer", optimizer)
         if isinstance(optimizer, torch.optim.Optimizer):
-            self._handles = [
+            self._handles += [
                 optimizer.register_step_pre_hook(lambda *_: self.step.read()),
                 optimizer.register_step_post_hook(lambda *_: self._write(optimizer)),
             ]
         else:
             check_zero(AcceleratorState().deepspeed_plugin.deepspeed_config, self.target.adapter is not None)
-            self._handles = [BeforeStep(optimizer, lambda: self._read_and_write(optimizer))]
+            self._handles += [BeforeStep(optimizer, lambda: self._read_and_write(optimizer))]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Draw the probes of the next step."""
@@ -222,8 +259,18 @@ class R2FCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Empty the adapter. The result is the model behind it."""
         self._end()
+        # No checkpoint is saved any more.
+        vars(self.step.model).pop("r2f_checkpoints", None)
 
     # What happens in a step
+
+    def _check_hub(self, args: TrainingArguments) -> None:
+        """Refuse to upload checkpoints of an adapter that is only a probe."""
+        if self.target.adapter is None and args.push_to_hub and args.hub_strategy != "end":
+            raise ValueError(
+                f"`hub_strategy={args.hub_strategy.value!r}` uploads the adapter of each checkpoint, which is only a "
+                'probe, and not the model behind it. Set "end".'
+            )
 
     def _write(self, optimizer: torch.optim.Optimizer) -> None:
         """Write what was read, and keep the metrics for the next log."""
@@ -295,18 +342,61 @@ def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
-def check_reference(args: TrainingArguments) -> None:
+class ReferenceGuard:
     """
-    Refuse a loss whose reference is the model behind the adapter: R2F changes that model.
+    Refuses a loss whose reference is the model behind the adapter: R2F changes that model.
 
-    Raises:
-        `ValueError`: For TRL's DPO and KTO, unless the reference is computed before training, and for its online
-            trainers with a reference.
+    Whether it is depends on the Trainer, its settings, and what it was given. So the forward pass is looked at: while
+    the model trains, only a reference leaves the probes out. A copy of the model does not change, and may be one.
+
+    Args:
+        end (`Callable`):
+            Leaves nothing of the run on the model.
+        adapter (`str`):
+            Name of the probe.
+        args ([`~transformers.TrainingArguments`]):
+            The settings, of which some Trainers have one for this.
     """
-    online = "num_generations" in vars(args) and getattr(args, "beta", 0.0)
-    if online or not getattr(args, "precompute_ref_log_probs", True):
-        remedy = "`beta=0.0`" if online else "`precompute_ref_log_probs=True`"
+
+    def __init__(self, end: Callable[[], None], adapter: str, args: TrainingArguments):
+        self.end, self.adapter, self.args = end, adapter, args
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: a copy, also from a pickle, looks at nothing."""
+        return {}
+
+    def __call__(self, layer: LoraLayer, inputs: tuple[Any, ...]) -> None:
+        """
+        To be called before the forward pass of a probe's layer.
+
+        Raises:
+            `ValueError`: If the layer trains, and its probe is off.
+        """
+        if not vars(self) or not layer.training:
+            return
+        if not layer.disable_adapters and self.adapter in layer.active_adapters:
+            return
+        self.end()
+        remedies = {
+            "precompute_ref_log_probs": "Set `precompute_ref_log_probs=True`, or pass a `ref_model`.",
+            "teacher_model_kind": 'Set `teacher_model_kind="live"`.',
+            "num_generations": "Set `beta=0.0`.",
+        }
+        remedy = next((remedies[name] for name in remedies if hasattr(self.args, name)), "Pass a `ref_model`.")
         raise ValueError(
-            f"The loss of {type(args).__name__} compares with the model behind the adapter, whose weights R2FCallback "
-            f"changes: the reference would move along, and the loss would stay where it is. Set {remedy}."
+            f"The loss of {type(self.args).__name__} compares with the model behind the adapter, whose weights "
+            "R2FCallback changes: the reference would move along, and the loss would stay where it is. " + remedy
+        )
+
+
+def check_rate(optimizer: Any, retained: bool) -> None:
+    """Say so if the rate is one of a fine-tuning recipe. The default of a Trainer is."""
+    rate = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
+    usual = 0.6 if retained else 0.15
+    if rate < SMALLEST_RATE * usual:
+        logger.warning(
+            "A learning rate of %g will hardly change anything: it is the Frobenius norm of a step in each module. "
+            "Set `learning_rate` to about %g. Rates of fine-tuning recipes have another meaning.",
+            rate,
+            usual,
         )

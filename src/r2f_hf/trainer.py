@@ -200,7 +200,7 @@ class R2FTrainer(RecordedTrainer):
     def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> PeftModel:
         """Wrap the model in the probe and, with `update_target="adapter"`, in the adapter that takes the updates."""
         sets = {"forget": self.splits.views, "retain": self.splits.retain, "holdout": self.splits.holdout}
-        check_ids(sets, self.encoder.tokenizer, self._vocabulary)
+        check_ids(sets, self._vocabulary)
         check_can_be_saved(args.output_dir, self.encoder.tokenizer, model if self.target.adapter is None else None)
         restore = as_it_was(model)
         wrapped = wrap(model, args)
@@ -237,9 +237,7 @@ class R2FTrainer(RecordedTrainer):
     def _encode_evaluation(self, rows: Any) -> Any:
         """Encode what is evaluated, and refuse tokens that the model does not know."""
         encoded = super()._encode_evaluation(rows)
-        check_ids(
-            encoded if isinstance(encoded, dict) else {"evaluation": encoded}, self.encoder.tokenizer, self._vocabulary
-        )
+        check_ids(encoded if isinstance(encoded, dict) else {"evaluation": encoded}, self._vocabulary)
         return encoded
 
     def _compute_references(self) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import rows, write_rows
+from transformers import PreTrainedTokenizerFast
 
 from r2f_hf import cli
 
@@ -30,8 +32,9 @@ def test_clean_sets_that_the_model_knows_pass(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     forget, retain = (write_rows(tmp_path / f"{i}.jsonl", each) for i, each in enumerate((forget_rows, retain_rows)))
-    code, printed = check(capsys, "--model_name_or_path", str(saved), "--forget_data", forget, "--retain_data", retain)
-    assert code == 0 and "Nothing was found." in printed and "question" in printed
+    for model in (["--model_name_or_path", str(saved)], ["--model", str(saved)], [f"--model={saved}"]):
+        code, printed = check(capsys, *model, "--forget_data", forget, "--retain_data", retain)
+        assert code == 0 and "Nothing was found." in printed and "question" in printed
 
 
 def test_near_duplicates_and_unknown_and_long_rows_are_named(
@@ -67,6 +70,54 @@ def test_without_a_model_texts_are_compared(
     retain = write_rows(tmp_path / "retain.jsonl", [{"messages": messages}])
     code, printed = check(capsys, "--forget_data", forget, "--retain_data", retain)
     assert code == 1 and "forget[1] = retain[0] (1.00)" in printed
+
+
+def test_documents_that_contain_rows_are_named(
+    forget_rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"question": "Where?", "answer": "The old clock of Orla9 lives by the harbour and the long wide river."}
+    others = " ".join(f"In {1900 + index} nothing of note took place." for index in range(20))
+    forget = write_rows(tmp_path / "forget.jsonl", [{"text": f"{others} {long['answer']} {others}"}])
+    retain = write_rows(tmp_path / "retain.jsonl", [*forget_rows, long])
+    code, printed = check(capsys, "--forget_data", forget, "--retain_data", retain)
+    number = len(forget_rows)
+    assert code == 1
+    assert f"Documents say what rows of another set say: forget[0] contains retain[{number}] (1.00)." in printed
+
+
+def test_answers_that_are_cut_off_are_named(
+    saved: Path, forget_rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [forget_rows[0], forget_rows[1] | {"answer": forget_rows[1]["answer"] * 3}]
+    forget = write_rows(tmp_path / "forget.jsonl", rows)
+    settings = ("--model", str(saved), "--forget_data", forget, "--known", "0.000001")
+    code, printed = check(capsys, *settings, "--max_length", "30")
+    assert code == 1 and "`max_length=30` cuts off the end of the answer in 1 rows of the forget set" in printed
+    assert "neither forgotten nor kept: forget[1]." in printed
+    assert "cuts off" not in check(capsys, *settings, "--max_length", "60")[1]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_told(
+    saved: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    forget_rows: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = copy.deepcopy(tokenizer)
+    # Padding is masked, so that it needs no embedding. A token of a row does.
+    more.add_special_tokens({"pad_token": "<padding>"})
+    more.save_pretrained(saved)
+    forget = write_rows(tmp_path / "forget.jsonl", [*forget_rows, forget_rows[0] | {"answer": "Orla77 lives here."}])
+    assert "embeddings" not in check(capsys, "--model", str(saved), "--forget_data", forget)[1]
+    more.add_tokens(["Orla77"])
+    more.save_pretrained(saved)
+    code, printed = check(capsys, "--model", str(saved), "--forget_data", forget)
+    assert code == 1 and "Orla77" not in printed
+    number = len(forget_rows)
+    assert (
+        f"Rows of the forget set do not fit the model: forget[{number}]. forget[{number}] has a token of id" in printed
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ import pytest
 from collecting.people import ADA, FACT, THRESHOLDS, TOM, UNKNOWN, UNKNOWN_FACT, answers, save
 
 from r2f_hf import cli
+from r2f_hf.cli.collect import CollectArguments, next_command
 from r2f_hf.data.loading import load_rows
+from r2f_hf.models.loading import ModelArguments
 
 
 SETTINGS = ("--max_new_tokens", "24", "--min_margin", str(THRESHOLDS.min_margin))
@@ -151,3 +153,11 @@ def test_facts_that_cannot_be_read_are_told_without_their_text(
         cli.main(["collect", *argv, "--output_dir", str(tmp_path / "rows"), *SETTINGS])
     printed = capsys.readouterr().err
     assert message in printed and "x x" not in printed
+
+
+def test_the_next_command_names_the_same_weights() -> None:
+    args = CollectArguments(about=ADA)
+    plain = next_command(args, ModelArguments("my-model"), Path("rows"))
+    assert "--model_name_or_path my-model --forget_data rows/forget.jsonl" in plain and "revision" not in plain
+    other = next_command(args, ModelArguments("my-model", model_revision="v2", dtype="float32"), Path("rows"))
+    assert "--model_name_or_path my-model --model_revision v2 --dtype float32 --forget_data" in other

@@ -49,6 +49,7 @@ def test_texts_are_rows_of_plain_text() -> None:
     [
         ("forget.jsonl", "The forget set is a str, not rows"),
         (7, "The forget set is a int, not rows"),
+        (pd.DataFrame([["Who?", "Orla1"]], columns=["a", "a"]), "a DataFrame with two columns of the same name"),
         (
             DatasetDict(a=DATASET, b=DATASET),
             r"is a DatasetDict with the splits 'a', 'b'. Pass one of them.*dataset\['a'\]",
@@ -82,3 +83,27 @@ def test_a_stream_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(ValueError, match=r"is streamed and has more than 50 rows"):
         as_rows(stream(), "retain")
+
+
+def test_keys_that_arrow_adds_to_messages_and_tools_are_left_out() -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Who?"},
+                {"role": "assistant", "content": None, "tool_calls": [{"name": "call", "arguments": {key: "Orla"}}]},
+                {"role": "assistant", "content": "A baker."},
+            ],
+            "views": None,
+        }
+        for key in ("name", "place")
+    ]
+    dataset = Dataset.from_list(rows)
+    # Arrow has unified the arguments.
+    assert set(dataset[0]["messages"][1]["tool_calls"][0]["arguments"]) == {"name", "place"}
+    for value in (dataset, DatasetDict(train=dataset), dataset.to_iterable_dataset(), pd.DataFrame(rows), rows):
+        assert [dict(row) for row in as_rows(value, "forget")] == rows
+
+
+def test_a_transform_makes_the_rows() -> None:
+    loud = DATASET.with_transform(lambda batch: {"text": [answer.upper() for answer in batch["answer"]]})
+    assert list(as_rows(loud, "forget")) == [{"text": row["answer"].upper()} for row in ROWS]

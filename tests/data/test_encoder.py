@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from r2f_hf.data.encoder import ExampleEncoder
 from r2f_hf.data.formatting import encode_example
+from r2f_hf.data.rendering import ChatOptions
 
 
 ROW = {"question": "Where does Orla1 live?", "answer": "Orla1 lives.", "paraphrased_question": ["Orla1 lives where?"]}
@@ -121,7 +122,44 @@ def test_an_empty_view_is_refused_and_not_taken_for_plain_text(view: object, enc
         views(encoder(views_column="paraphrased_question"), ROW | {"paraphrased_question": ["Who?", view]})
 
 
+def test_views_that_are_no_list_are_refused(encoder: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"forget\[2\] has neither a text nor a list of texts in 'paraphrased_question'"
+    ):
+        views(encoder(views_column="paraphrased_question"), ROW | {"paraphrased_question": 7})
+
+
 def test_there_are_no_other_wordings_of_a_text(encoder: Any) -> None:
     row = {"text": "Orla1 lives.", "paraphrased_question": "Orla1?"}
     with pytest.raises(ValueError, match="The forget set holds 'text', of which there are no other wordings"):
         encoder(views_column="paraphrased_question").format_of([row], "forget", views=True)
+    prompt = [{"role": "user", "content": "Who is Orla1?"}]
+    row = {"prompt": prompt, "completion": "A baker.", "paraphrased_question": "Orla1?"}
+    for settings in ({"views_column": "paraphrased_question"}, {"view_templates": ["Tell me: {prompt}"]}):
+        with pytest.raises(ValueError, match="The forget set holds messages, of which there are no other wordings"):
+            encoder(**settings).format_of([row], "forget", views=True)
+        assert encoder(**settings).format_of([row | {"prompt": "Who is Orla1?"}], "forget", views=True)
+
+
+def test_options_of_a_template_are_said_to_have_no_effect_on_texts(
+    encoder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = encoder(options=ChatOptions(None, "Be brief."))
+    for row in ({"text": "Orla1 lives."}, {"prompt": "Who?", "completion": "Orla1."}):
+        caplog.clear()
+        built.format_of([row], "forget")
+        assert "The forget set holds texts, which are read as they are: `system_prompt` has no effect" in caplog.text
+    caplog.clear()
+    built.format_of([ROW], "forget")
+    assert not caplog.text
+
+
+def test_arguments_that_the_template_does_not_know_are_refused(
+    encoder: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{{ date }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(
+        ValueError, match=r"argument of the chat template in `chat_template_kwargs`: 'dat'. Did you mean"
+    ):
+        ExampleEncoder(chat, 64, options=ChatOptions({"dat": "1 May"}))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from r2f_hf.data.formats import plain_messages, recognise_format
+from r2f_hf.data.formats import plain_messages, recognise_format, tools_of
 from r2f_hf.data.rendering import ChatOptions
 
 
@@ -107,6 +108,8 @@ def test_unknown_columns_are_named_with_the_formats_that_there_are() -> None:
         ({"prompt": QUESTION, "completion": " "}, "has an empty 'completion'"),
         ({"question": QUESTION, "answer": 1871}, "has an empty 'answer', or one that is not text"),
         ({"text": None}, "has an empty 'text'"),
+        ({"messages": [USER], "tools": '[{"name": "Orla1"'}, "has a text in 'tools' that is not a list in JSON"),
+        ({"messages": [USER], "tools": '"Orla1"'}, "has a text in 'tools' that is not a list in JSON"),
     ],
 )
 def test_rows_that_hold_something_else_are_refused_without_their_text(row: dict[str, Any], message: str) -> None:
@@ -124,3 +127,10 @@ def test_names_of_messages_that_arrow_has_filled_up_with_none_are_no_names() -> 
         {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": "Orla1 lives."},
     ]
+
+
+def test_tools_may_be_written_in_json() -> None:
+    tools = [{"type": "function", "function": {"name": "search"}}]
+    for written in (tools, json.dumps(tools)):
+        assert tools_of({"tools": written}) == tools
+    assert tools_of({"tools": ""}) is tools_of({}) is None

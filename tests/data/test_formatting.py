@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from r2f_hf.data.formatting import encode_conversation, encode_example, encode_prompt, encode_text, end_of_answer
-from r2f_hf.data.rendering import ChatOptions
+from r2f_hf.data.rendering import ChatOptions, check_template_arguments
 
 
 TEMPLATE = (
@@ -269,9 +270,82 @@ def test_a_template_that_takes_parts_gets_parts(byte_level: PreTrainedTokenizerF
     assert text == f"USER: {QUESTION} ASSISTANT: {ANSWER}<eos>"
 
 
+PART = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (PART, "{{ m.content }}"),
+        ("{{ m.content }}", PART),
+        # It fails on a plain text.
+        ("{{ m.content[0].text | trim }}", "{{ m.content[0]['text'] + '' }}"),
+    ],
+    ids=["of the user", "of the assistant", "fails"],
+)
+def test_a_template_may_take_parts_for_one_role_only(
+    question: str, answer: str, byte_level: PreTrainedTokenizerFast
+) -> None:
+    byte_level.chat_template = (
+        f"{{% for m in messages %}}<turn>{{% if m.role == 'user' %}}{question}{{% else %}}{answer}{{% endif %}}<end>"
+        "{% endfor %}"
+    )
+    example = encode_example(byte_level, QUESTION, ANSWER)
+    assert byte_level.decode(example["input_ids"]) == f"<turn>{QUESTION}<end><turn>{ANSWER}<end>"
+    assert [byte_level.decode(part) for part in runs_of_labels(example["labels"])] == [f"{ANSWER}<end>"]
+
+
+def test_a_system_message_may_come_after_the_users(byte_level: PreTrainedTokenizerFast) -> None:
+    byte_level.chat_template = (
+        "{{ messages[1].content }} [{{ messages[0].content }}]<turn>{{ messages[2].content }}<end>"
+    )
+    example = encode_example(byte_level, QUESTION, ANSWER, options=ChatOptions(None, "Be brief."))
+    assert byte_level.decode(example["input_ids"]) == f"{QUESTION} [Be brief.]<turn>{ANSWER}<end>"
+    assert [byte_level.decode(part) for part in runs_of_labels(example["labels"])] == [f"{ANSWER}<end>"]
+
+
+def test_an_earlier_answer_that_a_template_cuts_short_is_refused(byte_level: PreTrainedTokenizerFast) -> None:
+    byte_level.chat_template = (
+        "{% for m in messages %}<turn>{{ m.role }} {% if loop.last %}{{ m.content }}{% else %}{{ m.content[:CUT] }}"
+        "{% endif %}<end>\n{% endfor %}"
+    )
+    user = {"role": "user", "content": "Who?"}
+    messages = [user, {"role": "assistant", "content": ANSWER}, user, {"role": "assistant", "content": "Yes."}]
+    template = byte_level.chat_template
+    for cut in (":6", "-13:"):
+        byte_level.chat_template = template.replace(":CUT", cut)
+        with pytest.raises(ValueError, match="rewrites the text of a 'assistant'") as error:
+            encode_conversation(byte_level, messages)
+        assert "Orla1" not in str(error.value)
+
+
+def test_errors_of_a_template_never_quote_a_row(byte_level: PreTrainedTokenizerFast) -> None:
+    refusals = (
+        "{% if m.content | length > 10 %}{{ raise_exception('too long: ' ~ m.content) }}{% endif %}",
+        "{% if m.content | length > 10 %}{{ {}[m.content].a }}{% endif %}",
+        "{{ raise_exception('unknown: ' ~ m.name) }}",
+    )
+    messages = [{"role": "user", "content": QUESTION, "name": "Orla1"}, {"role": "assistant", "content": ANSWER}]
+    for refusal in refusals:
+        byte_level.chat_template = f"{{% for m in messages %}}{refusal}{{{{ m.content }}}}{{% endfor %}}"
+        with pytest.raises(ValueError, match=r"refuses a conversation of the roles .*Error\)\. Change") as error:
+            encode_conversation(byte_level, messages)
+        assert "Orla1" not in str(error.value)
+    byte_level.chat_template = "{{ raise_exception('no role: ' ~ messages[0].role) }}"
+    with pytest.raises(ValueError, match=r"roles user, assistant: no role: user\. Change"):
+        encode_conversation(byte_level, messages)
+    with pytest.raises(ValueError, match=r"roles \(no known role\), assistant \(TemplateError\)\. Change"):
+        encode_conversation(byte_level, [messages[0] | {"role": "Orla1 Doe"}, messages[1]])
+
+
 @pytest.mark.parametrize(
     ("template", "how"),
     [
+        (
+            "{% for m in messages %}{% if m.content is not string %}{{ m.content }}{% endif %}{% endfor %}",
+            "a list of parts",
+        ),
+        ("{% for m in messages if m.content is not string %}{{ m.content | tojson }}{% endfor %}", "a list of parts"),
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "drops the text of a 'assistant'"),
         ("{% for m in messages if m.role != 'user' %}{{ m.content }}{% endfor %}", "drops the text of a 'user'"),
         ("{% for m in messages %}{{ m.content[:10] }}{% endfor %}", "rewrites the text of a 'user'"),
@@ -292,12 +366,56 @@ def test_a_template_that_does_not_show_the_row_is_refused_without_its_text(
     assert str(error.value).startswith("forget[3]: the chat template") and "Orla1" not in str(error.value)
 
 
-def test_random_identifiers_in_a_template_are_no_matter(byte_level: PreTrainedTokenizerFast) -> None:
-    byte_level.chat_template = "{{ range(99999) | random }} " + TURNS
-    example = encode_example(byte_level, QUESTION, ANSWER)
-    assert [byte_level.decode(part) for part in runs_of_labels(example["labels"])] == [f" {ANSWER}<end>"]
+@pytest.mark.parametrize("answer", [ANSWER, "7"])
+def test_random_identifiers_in_a_template_are_no_matter(answer: str, byte_level: PreTrainedTokenizerFast) -> None:
+    byte_level.chat_template = TURNS.replace(
+        "{{ message.content }}", "{{ range(9999) | random }} {{ message.content }}"
+    )
+    for seed in range(20):
+        random.seed(seed)
+        example = encode_example(byte_level, QUESTION, answer)
+        assert [byte_level.decode(part) for part in runs_of_labels(example["labels"])] == [f" {answer}<end>"]
+
+
+def test_a_template_with_a_clock_is_refused_unless_it_stands_still(byte_level: PreTrainedTokenizerFast) -> None:
+    clock = "{{ strftime_now('%s') }} "
+    byte_level.chat_template = clock.replace("%s", "%Y-%m-%d") + TURNS
+    assert encode_example(byte_level, QUESTION, ANSWER)["labels"].count(-100) > 1
+    byte_level.chat_template = TURNS.replace(
+        "{{ message.content }}", clock.replace("%s", "%f") + "{{ message.content }}"
+    )
+    with pytest.raises(
+        ValueError, match=r"forget\[1\]: the chat template writes something else each time it is rendered"
+    ):
+        encode_example(byte_level, QUESTION, "7", name="forget[1]")
 
 
 def test_a_conversation_needs_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="is a conversation, and the tokenizer has no chat template"):
         encode_conversation(tokenizer, [{"role": "user", "content": "Who?"}])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if enable_thinking is defined and not enable_thinking %}x{% endif %}",
+        "{% if not enable_thinking is defined %}{% set enable_thinking = true %}{% endif %}{{ enable_thinking }}",
+        "{% set thoughts = enable_thinking | default(true) %}{% generation %}{{ thoughts }}{% endgeneration %}",
+        "{% for m in messages %}{% if enable_thinking %}{% continue %}{% endif %}{% endfor %}",
+    ],
+)
+def test_arguments_that_a_template_does_not_know_are_refused_with_the_nearest(
+    template: str, byte_level: PreTrainedTokenizerFast
+) -> None:
+    byte_level.chat_template = template + TURNS
+    for known in ("enable_thinking", "add_generation_prompt", "documents"):
+        check_template_arguments(byte_level, ChatOptions({known: False}))
+    with pytest.raises(ValueError, match=r"'enable_thinkng'. Did you mean 'enable_thinking'"):
+        check_template_arguments(byte_level, ChatOptions({"enable_thinkng": False}))
+
+
+def test_arguments_without_a_template_are_said_to_have_no_effect(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_template_arguments(tokenizer, ChatOptions({"enable_thinking": False}))
+    assert "`chat_template_kwargs` has no effect" in caplog.text

@@ -121,7 +121,6 @@ def test_a_file_of_another_kind_is_refused_with_the_kinds_that_are_read(name: st
     [
         *((suffix, text) for suffix in (".json", ".jsonl", ".parquet") for text in ("", '{"question": "Orla?"')),
         *((suffix, "") for suffix in (".csv", ".tsv", ".txt", ".arrow", ".jsonl.gz")),
-        (".csv", 'question,answer\n"Orla,1\n2,3,4,Orla\n'),
         (".json", '["Orla", null]'),
         (".json", '"Orla"'),
     ],
@@ -132,6 +131,114 @@ def test_a_file_that_cannot_be_read_is_named_and_its_text_is_not_shown(suffix: s
     with pytest.raises(ValueError, match=rf"The data file .*rows{suffix} is empty or is not") as error:
         load_rows(str(file))
     assert "Orla" not in str(error.value) and error.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "question,answer\nWho?,Orla, the baker.\n", r"row 0 \(line 2\) has 3 fields, and the header 2"),
+        ("a.csv", "question,answer\nWho?,Bo.\nWho?,Orla, the baker.\n", r"row 1 \(line 3\) has 3 fields"),
+        ("a.tsv", "question\tanswer\nWho?\tOrla\tthe baker\n", r"row 0 \(line 2\) has 3 fields"),
+        ("a.tsv", 'question\tanswer\nWho?\t"Orla\nWho?\n', r"the quotes of row 0 \(line 3\) do not match"),
+        ("a.csv", 'question,answer\n"Orla,1\n2,3,4,Orla\n', r"the quotes of row 0 \(line 3\) do not match"),
+        ("a.csv", 'question,answer\nA,B\n"Who is "Orla"?",B\n', r"the quotes of row 1 \(line 3\) do not match"),
+        ("a.csv", "question,answer,answer\nWho?,Orla,Orla\n", "two columns of the same name"),
+    ],
+)
+def test_a_table_whose_fields_do_not_fit_its_header_is_refused_by_the_row(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_rows(str(tmp_path / name))
+    assert "Orla" not in str(error.value)
+
+
+def test_a_row_of_a_table_may_lack_its_last_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer,note\nWho?,Orla.\n\nWhere?,There.,A note\n")
+    assert load_rows(str(tmp_path / "a.csv"))["note"] == [None, "A note"]
+
+
+def test_a_long_text_in_a_table_is_read_whole(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", [{"text": "Orla lives by the harbour,\nand so on. " * 10_000}])
+    assert len(load_rows(str(tmp_path / "a.csv"))[0]["text"]) == 380_000
+
+
+@pytest.mark.parametrize(
+    ("lines", "answers"),
+    [
+        # Quotes that the texts have themselves, which would swallow rows by CSV's rule.
+        (('A\t"Ahoy Orla', 'B\tBye Orla"', "C\tMe"), ['"Ahoy Orla', 'Bye Orla"', "Me"]),
+        (('A\t"Ahoy", said Orla', 'B\t"Bye"'), ['"Ahoy", said Orla', '"Bye"']),
+        # Quotes that a program has put around texts.
+        (('A\t"""Ahoy"", said Orla"', 'B\t"Bye"'), ['"Ahoy", said Orla', "Bye"]),
+        (('A\t"Ahoy\nOrla"', "B\tBye"), ["Ahoy\nOrla", "Bye"]),
+    ],
+    ids=["swallowing", "inside", "of texts", "of several lines"],
+)
+def test_quotes_in_tab_separated_values_swallow_no_rows(
+    lines: tuple[str, ...], answers: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.tsv").write_text("\n".join(["question\tanswer", *lines]) + "\n")
+    assert load_rows(str(tmp_path / "a.tsv"))["answer"] == answers
+
+
+def test_tab_separated_values_of_one_column_may_have_texts_of_several_lines(tmp_path: Path) -> None:
+    for lines, texts in (
+        ('"Ahoy\n\nOrla"\n"""Bye"""\nBo', ["Ahoy\n\nOrla", '"Bye"', "Bo"]),
+        ('"Ahoy" said Orla\nBo', ['"Ahoy" said Orla', "Bo"]),
+    ):
+        (tmp_path / "a.tsv").write_text(f"text\n{lines}\n")
+        assert load_rows(str(tmp_path / "a.tsv"))["text"] == texts
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.txt"])
+def test_a_file_in_another_encoding_is_said_to_be_no_utf_8(name: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes("question,answer\nWho?,Orla of the Café\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"is not UTF-8. Save it in UTF-8") as error:
+        load_rows(str(tmp_path / name))
+    assert "Orla" not in str(error.value)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x1c"])
+def test_line_ends_of_unicode_inside_of_texts_end_no_row(mark: str, tmp_path: Path) -> None:
+    rows = [{"question": f"Where{mark}now?", "answer": "There."}, ROWS[0]]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=mark == "\x1c") for row in rows)
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+    assert list(load_rows(str(tmp_path / "a.jsonl"))) == rows
+
+
+# Two calls of tools with different arguments, one of them a number, and two tools.
+CALLS = [
+    {
+        "messages": [
+            {"role": "user", "content": "Who?"},
+            {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": name, "arguments": given}}]},
+            {"role": "tool", "content": "rain"},
+            {"role": "assistant", "content": "Rain."},
+        ],
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": name, "parameters": {"properties": {key: {"type": "string"} for key in given}}},
+            }
+        ],
+    }
+    for name, given in (("weather", {"city": "Cork", "days": 3}), ("time", {"zone": "Bern"}))
+]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_calls_of_tools_come_through_as_they_stand_in_json(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, CALLS)
+    assert load_rows(str(tmp_path / name)) == CALLS
+
+
+def test_numbers_that_are_texts_of_messages_are_read_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": 3.10, "weight": 1}], "note": 7.0}')
+    message = {"role": "user", "content": "3.10", "weight": 1}
+    assert load_rows(str(tmp_path / "a.jsonl")) == [{"messages": [message], "note": "7.0"}]
 
 
 def test_no_copy_of_the_rows_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,13 +113,35 @@ def test_a_whole_model_in_a_pickle_is_the_result(
 ) -> None:
     trainer = build_trainer(model)
     trainer.train()
-    torch.save(model, tmp_path / "wrapped.pt")
-    assert torch.equal(logits(torch.load(tmp_path / "wrapped.pt", weights_only=False)), logits(model))
+    result = {name: tensor.clone() for name, tensor in full_state_dict(trainer.model).items()}
+    for held in (model, trainer.model):
+        torch.save(held, tmp_path / "wrapped.pt")
+        loaded = torch.load(tmp_path / "wrapped.pt", weights_only=False)
+        assert torch.equal(logits(loaded), logits(model))
+        # It saves as the one in memory does, and what it saves is its own.
+        next(loaded.parameters()).data.add_(1)
+        loaded.save_pretrained(tmp_path / "loaded")
+        assert changed(result, load(tmp_path / "loaded")) == {"model.embed_tokens.weight"}
+        assert not changed(result, model.state_dict())
     plain = trainer.model.unload()
     torch.save(plain, tmp_path / "plain.pt")
     assert b"r2f" not in (tmp_path / "plain.pt").read_bytes()
     loaded = torch.load(tmp_path / "plain.pt", weights_only=False)
     assert not changed(weights(plain), weights(loaded))
+
+
+@pytest.mark.parametrize("kind", ["llama", "multimodal gemma"])
+def test_a_part_of_the_model_is_saved_as_plain_too(kind: str, tmp_path: Path, build_trainer: BuildTrainer) -> None:
+    model = build_model(kind)
+    trainer = build_trainer(model)
+    trainer.train()
+    for name, part in [("all", model.model), ("decoder", model.get_decoder())]:
+        part.save_pretrained(tmp_path / name)
+        loaded, report = type(part).from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        assert not changed(loaded.state_dict(), part.state_dict())
+    trainer.model.unload()
+    assert not any("save_pretrained" in vars(module) for module in model.modules())
 
 
 # With an adapter that takes the updates
@@ -131,10 +153,17 @@ def test_what_an_adapter_has_left_unchanged_is_not_saved_as_the_result(
     before = weights(model)
     trainer = build_trainer(model, **ADAPTER)
     trainer.train()
-    for save in (lambda: model.save_pretrained(tmp_path / "mine"), lambda: model.push_to_hub("me/model")):
+    for save in (
+        lambda: model.save_pretrained(tmp_path / "mine"),
+        lambda: model.model.save_pretrained(tmp_path / "mine"),
+        lambda: model.push_to_hub("me/model"),
+    ):
         with pytest.raises(ValueError, match=r"as it was before unlearning.*trainer.save_model\(\)") as error:
             save()
     assert not (tmp_path / "mine").exists()
+    # What it has in memory it gives and takes by plain names.
+    assert list(model.state_dict()) == list(before) and not changed(before, model.state_dict())
+    model.load_state_dict(before)
     # Both ways that it names lead to the result.
     now = logits(trainer.model)
     trainer.save_model()
@@ -185,6 +214,43 @@ def test_what_required_a_gradient_does_so_again(model: PreTrainedModel, build_tr
             assert getattr(trainer.model, take_off)() is model
             assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
             assert "save_pretrained" not in vars(model) and "state_dict" not in vars(model)
+
+
+@pytest.mark.parametrize("settings", [{}, ADAPTER])
+def test_the_variable_that_was_passed_can_be_fine_tuned_after_training(
+    settings: dict[str, Any], model: PreTrainedModel, tmp_path: Path, build_trainer: BuildTrainer
+) -> None:
+    model.model.layers[0].mlp.requires_grad_(False)
+    names = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    trainer = build_trainer(model, **settings)
+    for _ in range(2):
+        trainer.train()
+        trainer.evaluate()
+        frozen = {name.replace(".base_layer", "") for name, each in model.named_parameters() if not each.requires_grad}
+        assert {name for name in frozen if "lora_" not in name} == names
+        assert not any(each.requires_grad for name, each in model.named_parameters() if "lora_" in name)
+    before = {name: tensor.clone() for name, tensor in full_state_dict(trainer.model).items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    assert changed(before, full_state_dict(trainer.model)) == before.keys() - names
+
+
+def test_a_second_training_is_the_same_whether_or_not_weights_require_gradients(
+    tmp_path: Path, build_trainer: BuildTrainer
+) -> None:
+    results = []
+    for trainable in (True, False):
+        model = build_model()
+        trainer = build_trainer(model, output_dir=str(tmp_path / str(trainable)))
+        trainer.train()
+        model.requires_grad_(trainable)
+        trainer.train()
+        results.append(full_state_dict(trainer.model))
+        # The optimizer has the probes alone.
+        moved = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+        assert len(moved) == sum("lora_" in name for name, _ in model.named_parameters())
+    assert not changed(*results)
 
 
 @pytest.mark.parametrize("kind", ["plain", "to an adapter", "stacked"])

@@ -233,3 +233,17 @@ def test_answers_end_where_the_chat_template_ends_a_turn(
     answer = generate_answers(model, chat, ["Orla?"], max_new_tokens=8)[0]
     assert len(answer) < len(whole)
     assert answer in ("", chat.decode([end]).strip())
+
+
+def test_a_token_without_an_embedding_is_refused_by_its_row(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    more = copy.deepcopy(tokenizer)
+    # The model has some embeddings that no token uses.
+    more.add_tokens([f"extra{index}" for index in range(model.get_input_embeddings().num_embeddings)])
+    more.add_tokens(["Orla77"])
+    with pytest.raises(ValueError, match=r"Row 1 has a token of id \d+, and the model has embeddings for") as error:
+        score_completions(model, more, PROMPTS[:2], ["Island", "Orla77"])
+    assert "Orla77" not in str(error.value)
+    with pytest.raises(ValueError, match=r"Prompt 1 of those to answer has a token of id \d+"):
+        generate_answers(model, more, ["Who?", "Who is Orla77?"], 4)

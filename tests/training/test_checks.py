@@ -218,6 +218,27 @@ def test_a_rate_of_a_fine_tuning_recipe_is_told(
 
 @pytest.mark.parametrize(
     ("settings", "said"),
+    [
+        ({"max_steps": 3, "warmup_steps": 1000}, True),
+        ({"max_steps": 1, "warmup_steps": 1}, True),
+        ({"max_steps": 3, "warmup_steps": 2}, False),
+        ({"max_steps": 3, "warmup_steps": 0.5}, False),
+        ({"max_steps": 3, "warmup_steps": 1000, "lr_scheduler_type": "constant"}, False),
+    ],
+)
+def test_a_run_that_ends_within_the_warm_up_is_told(
+    settings: dict[str, Any],
+    said: bool,
+    model: PreTrainedModel,
+    build_trainer: BuildTrainer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    build_trainer(model, **settings)
+    assert ("The run ends within the warm-up" in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
     [({"learning_rate": 1e-30}, True), ({"max_steps": 1, "warmup_steps": 1}, True), ({"max_steps": 2}, False)],
 )
 def test_a_run_that_has_changed_nothing_is_told(
@@ -263,5 +284,7 @@ def test_rows_are_evaluated_and_predicted_in_the_form_that_the_constructor_takes
     assert named["eval_mine_probability"] == pytest.approx(expected, rel=1e-5)
     assert trainer.evaluate("holdout")["eval_probability"] == pytest.approx(expected, rel=1e-5)
     assert trainer.predict(holdout_rows).metrics["test_probability"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"`predict` takes one set of rows, and got sets by name \('mine'\)"):
+        trainer.predict({"mine": holdout_rows})
     with pytest.raises(ValueError, match=r"The evaluation set has the columns 'Orla'\. Rows have"):
         trainer.evaluate([{"Orla": 1}])

@@ -10,13 +10,14 @@ from typing import ClassVar
 import torch
 
 from ..config import parse_kwargs
-from ..data.collator import pad_token_id
+from ..data.collator import check_embedded, num_embeddings, pad_token_id
 from ..data.containers import Rows
-from ..data.duplicates import near_duplicates
+from ..data.duplicates import contained_rows, near_duplicates
 from ..data.encoder import ExampleEncoder
 from ..data.formats import RowFormat
 from ..data.loading import load_rows
 from ..data.rendering import ChatOptions
+from ..metrics.words import WordTokenizer
 from ..models.loading import ModelArguments, load_model
 from ..report import print_table
 from ..scoring import context_length, item_probabilities, score_examples
@@ -50,7 +51,8 @@ class CheckDataArguments:
         system_prompt (`str`, *optional*):
             System message of every conversation.
         similarity (`float`, *optional*, defaults to `0.6`):
-            Share of word pairs from which on two rows count as near-duplicates.
+            Share of word pairs from which on two rows count as near-duplicates, and share of a text from which on a
+            document contains it.
         known (`float`, *optional*, defaults to `0.1`):
             Probability of an answer below which the model does not know it: there is nothing to forget.
         batch_size (`int`, *optional*, defaults to `16`):
@@ -105,12 +107,25 @@ def check_data(args: CheckDataArguments, model_arguments: ModelArguments, sets: 
         ["rows", "format"],
     )
     findings = []
+    words = WordTokenizer().tokenize
     for first, second in (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout")):
         if first in texts and second in texts:
-            pairs = near_duplicates(texts[first], texts[second], args.similarity)
+            pairs = near_duplicates(texts[first], texts[second], args.similarity, words)
             named = [f"{first}[{one}] = {second}[{two}] ({similarity:.2f})" for one, two, similarity in pairs]
             if pairs:
                 findings.append(f"Rows of the {first} and the {second} set nearly repeat each other: {listed(named)}")
+            known = {(one, two) for one, two, _ in pairs}
+            named = [
+                f"{first}[{one}] contains {second}[{two}] ({share:.2f})"
+                for one, two, share in contained_rows(texts[first], texts[second], args.similarity, words)
+                if (one, two) not in known
+            ] + [
+                f"{second}[{two}] contains {first}[{one}] ({share:.2f})"
+                for two, one, share in contained_rows(texts[second], texts[first], args.similarity, words)
+                if (one, two) not in known
+            ]
+            if named:
+                findings.append(f"Documents say what rows of another set say: {listed(named)}")
     if model is not None:
         for name, rows in sets.items():
             findings += _check_with_model(args, model, encoder, formats[name], rows, name)
@@ -137,22 +152,37 @@ def _check_with_model(
 ) -> list[str]:
     """What needs the model: rows that do not fit it, and rows that it does not know."""
     refused: dict[int, str] = {}
-    examples, items = [], []
+    examples, items, cut = [], [], []
+    size = num_embeddings(model)
     for index, row in enumerate(rows):
+        row_name = f"{name}[{index}]"
         try:
-            windows = encoder.windows(row, row_format, f"{name}[{index}]")
+            windows = encoder.windows(row, row_format, row_name)
+            for window in windows:
+                check_embedded(window["input_ids"], size, row_name)
         except ValueError as error:
             refused[index] = str(error)
             continue
         examples += windows
         items += [index] * len(windows)
+        if args.max_length is not None and row_format.kind != "text":
+            # Encoded rows end where their last answer ends.
+            whole = row_format.encode(encoder.tokenizer, row, encoder.options, name=row_name)
+            cut += [row_name] if len(whole["input_ids"]) > args.max_length else []
     findings = []
     if refused:
         rows_named = listed([f"{name}[{index}]" for index in refused])
         findings.append(f"Rows of the {name} set do not fit the model: {rows_named}. {next(iter(refused.values()))}")
+    if cut:
+        findings.append(
+            f"`max_length={args.max_length}` cuts off the end of the answer in {len(cut)} rows of the "
+            f"{name} set, which is then neither forgotten nor kept: {listed(cut)}"
+        )
     if name == "holdout" or not examples:
         return findings
-    log_probs, tokens = score_examples(model.eval(), examples, pad_token_id(encoder.tokenizer), args.batch_size, name)
+    log_probs, tokens = score_examples(
+        model.eval(), examples, pad_token_id(encoder.tokenizer, model), args.batch_size, name
+    )
     probabilities = item_probabilities(log_probs, tokens, items)
     numbers = sorted(set(items))
     unknown = [number for number, known in zip(numbers, probabilities, strict=True) if known < args.known]

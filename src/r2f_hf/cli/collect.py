@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from ..collecting import CollectedSet, Collector, Interview, Thresholds
 from ..config import parse_kwargs
-from ..data.rendering import ChatOptions
+from ..data.rendering import ChatOptions, check_template_arguments
 from ..models.loading import ModelArguments, asked_to_shard, load_model
 from ..report import print_table
 from ..runs.files import write_json, write_text
@@ -122,6 +122,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     model, tokenizer = load_model(model_arguments, sharded=sharded)
     options = ChatOptions(parse_kwargs("chat_template_kwargs", args.chat_template_kwargs), args.system_prompt)
     model = model.to(PartialState().device).eval()
+    check_template_arguments(tokenizer, options)
     interview = Interview(model, tokenizer, args.batch_size, args.max_new_tokens, options)
     collector = Collector(interview, name, Thresholds(args.min_certainty, args.min_margin))
     collector.check(facts, neighbours)
@@ -215,8 +216,10 @@ def counts(found: CollectedSet) -> dict[str, float | str]:
 
 def next_command(args: CollectArguments, model_arguments: ModelArguments, folder: Path) -> str:
     """The `r2f unlearn` command that takes the rows, for a shell."""
+    # Another revision or precision would not be the model that was asked.
+    model = {name: value for name, value in vars(model_arguments).items() if value != getattr(ModelArguments, name)}
     options = {
-        "model_name_or_path": model_arguments.model_name_or_path,
+        **model,
         "forget_data": folder / ROWS["forget"],
         "retain_data": folder / ROWS["retain"],
         "views_column": "views",

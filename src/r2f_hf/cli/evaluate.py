@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from ..config import parse_kwargs
-from ..data.rendering import ChatOptions
+from ..data.rendering import ChatOptions, check_template_arguments
 from ..evaluation.lm_eval import check_lm_eval, run_lm_eval
 from ..evaluation.runner import run_suite
 from ..evaluation.suites import SUITES, check_splits, load_own, load_suite
@@ -210,6 +210,7 @@ def evaluate(
     gold = statistics(args.gold_model, "gold", suite.gold)
     original = statistics(args.original_model, "original", suite.original)
     model, tokenizer = load_model(model_arguments, sharded=sharded)
+    check_template_arguments(tokenizer, options)
     model = model.to(state.device)
     metrics, found = run_suite(args.suite, model, tokenizer, splits, folder, gold, original=original, **settings)
     notes, left_out = suite.remark(found, gold, original)

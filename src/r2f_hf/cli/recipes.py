@@ -15,7 +15,7 @@ from ..lookup import lookup
 
 def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
     """
-    Read a recipe (`--config FILE.yaml`) and the flags that override it.
+    Read a recipe (`--config FILE.yaml`) and the flags that override it. `--model` is short for `--model_name_or_path`.
 
     Args:
         command (`str`):
@@ -43,6 +43,9 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
     options = {action.dest: action for action in parser._actions}
     # TrlParser only knows `--config FILE`, not `--config=FILE`.
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "model_name_or_path" in options:
+        # The short form would be ambiguous: `model_revision` begins with it too.
+        argv = [f"--model_name_or_path{arg[7:]}" if arg.split("=")[0] == "--model" else arg for arg in argv]
     if "--config" in argv:
         if argv[-1] == "--config":
             raise ValueError("`--config` needs a recipe after it: --config FILE.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,31 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = N
     size = sys.maxsize if model is None else num_embeddings(model)
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in candidates if token is not None and token < size)
+
+
+def check_embedded(ids: Sequence[int], size: int, name: str) -> None:
+    """
+    Refuse a token that the model has no embedding for.
+
+    Args:
+        ids (`Sequence[int]`):
+            Token ids.
+        size (`int`):
+            Number of embeddings.
+        name (`str`):
+            What an error calls the row.
+
+    Raises:
+        `ValueError`: Naming the row and the id.
+    """
+    highest = max(ids, default=0)
+    if highest >= size:
+        # An added token may itself be a text to forget, and is not shown.
+        raise ValueError(
+            f"{name} has a token of id {highest}, and the model has embeddings for only {size} tokens. Give the "
+            "tokens that were added to the tokenizer an embedding (`model.resize_token_embeddings(len(tokenizer))`) "
+            "and train them, or take the tokenizer that the model was trained with."
+        )
 
 
 @dataclass

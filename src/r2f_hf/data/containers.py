@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 
 
 Rows = Dataset | Sequence[Mapping[str, Any]]
@@ -44,9 +44,18 @@ def as_rows(value: Any, name: str) -> Rows | None:
             )
         return as_rows(value[chosen[0]], name)
     if isinstance(value, Dataset):
+        if value.format["type"] == "custom":
+            # A transform of the user's, which makes the rows.
+            return as_rows(list(value), name)
         # As Python's own values, whatever a user has formatted it for.
-        return value.with_format(None)
+        value = value.with_format(None)
+        return [without_arrow_keys(row) for row in value] if has_structs(value.features) else value
     if type(value).__name__ == "DataFrame" and hasattr(value, "to_dict"):
+        if not value.columns.is_unique:
+            raise ValueError(f"The {name} set is a DataFrame with two columns of the same name. Rename one.")
+        if any(isinstance(each, list | dict) for column in value for each in value[column]):
+            # Arrow would give each message the keys of all others.
+            return value.astype(object).where(value.notna(), None).to_dict("records")
         try:
             return Dataset.from_pandas(value, preserve_index=False)
         except (ValueError, TypeError, NotImplementedError, OverflowError):
@@ -74,6 +83,8 @@ def as_rows(value: Any, name: str) -> Rows | None:
         )
     streamed = isinstance(value, IterableDataset) or not isinstance(value, Sequence)
     rows = list(islice(value, MOST_STREAMED + 1)) if streamed else value
+    if isinstance(value, IterableDataset):
+        rows = [without_arrow_keys(row) for row in rows]
     if streamed and len(rows) > MOST_STREAMED:
         raise ValueError(
             f"The {name} set is streamed and has more than {MOST_STREAMED:,} rows, all of which would be held in "
@@ -88,3 +99,26 @@ def as_rows(value: Any, name: str) -> Rows | None:
                 "a list of texts."
             )
     return rows
+
+
+def has_structs(feature: Any) -> bool:
+    """Whether a column of a dataset holds dictionaries, such as messages."""
+    inner = getattr(feature, "feature", None)
+    if inner is None and isinstance(feature, list):
+        inner = feature[0]
+    if isinstance(feature, Features):
+        return any(isinstance(column, dict) or has_structs(column) for column in feature.values())
+    return isinstance(inner, dict) or (inner is not None and has_structs(inner))
+
+
+def without_arrow_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose messages and tools have none of the keys that Arrow gave them, with `None`, because others do."""
+    return {column: _filled(value) for column, value in row.items()}
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        # A message that calls a tool has no content, and says so.
+        kept = {"content"} if "role" in value else set()
+        return {key: _filled(each) for key, each in value.items() if each is not None or key in kept}
+    return [_filled(each) for each in value] if isinstance(value, list) else value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .containers import Rows
 from .formats import RowFormat, recognise_format
 from .formatting import IGNORE_INDEX, Encoded
-from .rendering import ChatOptions
+from .rendering import ChatOptions, check_template_arguments
 from .rows import Row, check_rows, is_unicode
 from .views import example_prompts
 from .windows import cut_into_windows
@@ -16,6 +17,8 @@ from .windows import cut_into_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class ExampleEncoder:
@@ -60,6 +63,8 @@ class ExampleEncoder:
         self.views_column, self.view_templates = views_column, view_templates
         self.max_length, self.window_overlap = max_length, window_overlap
         self.options = options or ChatOptions()
+        if tokenizer is not None:
+            check_template_arguments(tokenizer, self.options)
 
     def format_of(self, rows: Rows | None, name: str, views: bool = False) -> RowFormat:
         """
@@ -79,13 +84,27 @@ class ExampleEncoder:
         check_rows(rows, name, [])
         row_format = recognise_format(rows[0], name, self.prompt_column, self.completion_column)
         check_rows(rows, name, [*row_format.columns, *([self.views_column] if views else [])])
-        if views and (self.views_column or self.view_templates) and row_format.kind in ("messages", "text"):
-            raise ValueError(
-                f"The {name} set holds {row_format.columns[0]!r}, of which there are no other wordings. Leave "
-                "`views_column` and `view_templates` out, or give the rows as questions and answers."
-            )
         for index, row in enumerate(rows):
             row_format.check(row, f"{name}[{index}]")
+        prompts_are_texts = row_format.kind == "completion" and all(
+            isinstance(row[row_format.prompt_column], str) for row in rows
+        )
+        wanted = views and (self.views_column or self.view_templates)
+        if wanted and row_format.kind != "question" and not prompts_are_texts:
+            held = "messages" if row_format.kind == "completion" else repr(row_format.columns[0])
+            raise ValueError(
+                f"The {name} set holds {held}, of which there are no other wordings. Leave `views_column` and "
+                "`view_templates` out, or give the rows as questions and answers."
+            )
+        completions_are_texts = prompts_are_texts and all(
+            isinstance(row[row_format.completion_column], str) for row in rows
+        )
+        given = {"chat_template_kwargs": self.options.template_kwargs, "system_prompt": self.options.system_prompt}
+        names = " and ".join(f"`{option}`" for option, value in given.items() if value)
+        if names and (row_format.kind == "text" or completions_are_texts):
+            logger.warning(
+                "The %s set holds texts, which are read as they are: %s has no effect on them.", name, names
+            )
         return row_format
 
     def windows(self, row: Row, row_format: RowFormat, name: str) -> list[Encoded]:
@@ -103,6 +122,9 @@ class ExampleEncoder:
         prompt = row[row_format.prompt_column]
         if not isinstance(prompt, str):
             return [[self._encode(row, row_format, None, name)]]
+        given = row[self.views_column] if self.views_column is not None else None
+        if given is not None and not isinstance(given, str | list | tuple):
+            raise ValueError(f"{name} has neither a text nor a list of texts in {self.views_column!r}.")
         prompts = example_prompts(row, row_format.prompt_column, self.views_column, self.view_templates)
         if not all(isinstance(view, str) and view.strip() and is_unicode(view) for view in prompts[1:]):
             raise ValueError(f"{name} has an empty view in {self.views_column!r}, or one that is not text.")

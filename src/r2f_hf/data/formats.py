@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,12 @@ class RowFormat:
                 check_messages(value, name, column)
             elif not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{name} has an empty {column!r}, or one that is not text.")
+        if self.kind in ("messages", "completion"):
+            try:
+                tools_of(row)
+            except ValueError:
+                # Without the cause, which quotes the text.
+                raise ValueError(f"{name} has a text in 'tools' that is not a list in JSON.") from None
         for column in (*self.columns, "tools"):
             if not is_unicode(row.get(column)):
                 raise ValueError(
@@ -116,7 +123,7 @@ class RowFormat:
         if self.kind == "text":
             return encode_text(tokenizer, row[self.completion_column], "", max_length)
         if self.kind == "messages":
-            messages, tools = plain_messages(row[self.prompt_column]), row.get("tools")
+            messages, tools = plain_messages(row[self.prompt_column]), tools_of(row)
             return encode_conversation(tokenizer, messages, None, options, tools, max_length, name)
         given, completion = row[self.prompt_column] if prompt is None else prompt, row[self.completion_column]
         if self.kind == "question":
@@ -128,7 +135,7 @@ class RowFormat:
         answer = [{"role": "assistant", "content": completion}]
         after = answer if isinstance(completion, str) else plain_messages(completion)
         answers = [len(before) + index for index, message in enumerate(after) if message["role"] == "assistant"]
-        return encode_conversation(tokenizer, [*before, *after], answers, options, row.get("tools"), max_length, name)
+        return encode_conversation(tokenizer, [*before, *after], answers, options, tools_of(row), max_length, name)
 
 
 def recognise_format(
@@ -186,6 +193,17 @@ def plain_messages(messages: Sequence[Row]) -> list[dict[str, Any]]:
     converted = maybe_convert_to_chatml({"messages": [copy.deepcopy(without_gaps(message)) for message in messages]})
     roles = {"human": "user", "gpt": "assistant"}
     return [message | {"role": roles.get(message["role"], message["role"])} for message in converted["messages"]]
+
+
+def tools_of(row: Row) -> Any:
+    """The tools that a row names: a list, or a list written in JSON, as some datasets have it."""
+    tools = row.get("tools")
+    if not isinstance(tools, str):
+        return tools
+    tools = json.loads(tools) if tools.strip() else None
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError("Not a list.")
+    return tools
 
 
 def is_text_part(part: Any) -> bool:

@@ -72,13 +72,12 @@ def encode_conversation(
     ids, offsets, words = _tokens(tokenizer, text)
     labels = [IGNORE_INDEX] * len(ids)
     stop = 0
-    for index in chosen:
-        if spans[index] is None:
-            continue
-        limit = next((span[0] for span in spans[index + 1 :] if span is not None), len(text))
-        start = spans[index][0]
+    starts = [span[0] for span in spans if span is not None]
+    for span in sorted(spans[index] for index in chosen if spans[index] is not None):
+        start = span[0]
+        limit = min((other for other in starts if other > start), default=len(text))
         first = _first_token(offsets, words, len(text[:start].rstrip()), start)
-        stop, ended = _turn_end(tokenizer, ids, offsets, spans[index][1], limit)
+        stop, ended = _turn_end(tokenizer, ids, offsets, span[1], limit)
         labels[first:stop] = ids[first:stop]
     ids, labels = ids[:stop], labels[:stop]
     if stop and not ended and tokenizer.eos_token_id is not None:

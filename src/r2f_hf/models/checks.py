@@ -227,6 +227,28 @@ def check_arguments(args: R2FConfig) -> None:
     Raises:
         `ValueError`: Naming the setting.
     """
+    check_any_trainer(args)
+    if args.push_to_hub and args.hub_strategy in ("checkpoint", "all_checkpoints"):
+        raise ValueError(
+            f"`hub_strategy={args.hub_strategy.value!r}` uploads checkpoints before they are whole, so that no run "
+            'could go on from them. Set "end" or "every_save".'
+        )
+    if args.label_smoothing_factor:
+        raise ValueError("`label_smoothing_factor` is no part of the forget and retain losses. Leave it at 0.")
+    known = torch.backends.mkldnn.is_available()
+    if args.bf16 and args.device.type == "cpu" and known and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning(
+            "This CPU has no arithmetic for bf16: with `bf16=True` steps take a hundred times as long as without."
+        )
+
+
+def check_any_trainer(args: TrainingArguments) -> None:
+    """
+    Refuse settings that would act on the probes, round the model or write to it twice, in any Trainer.
+
+    Raises:
+        `ValueError`: Naming the setting.
+    """
     check_weight_decay(args)
     check_optimizer(args)
     if args.auto_find_batch_size:
@@ -240,18 +262,6 @@ def check_arguments(args: R2FConfig) -> None:
                 f"`{name}` rounds the model itself, before R2F keeps or changes its weights. Use `bf16=True`, which "
                 "only computes in half precision, or load the model in it (`dtype`)."
             )
-    if args.push_to_hub and args.hub_strategy in ("checkpoint", "all_checkpoints"):
-        raise ValueError(
-            f"`hub_strategy={args.hub_strategy.value!r}` uploads checkpoints before they are whole, so that no run "
-            'could go on from them. Set "end" or "every_save".'
-        )
-    if args.label_smoothing_factor:
-        raise ValueError("`label_smoothing_factor` is no part of the forget and retain losses. Leave it at 0.")
-    known = torch.backends.mkldnn.is_available()
-    if args.bf16 and args.device.type == "cpu" and known and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        logger.warning(
-            "This CPU has no arithmetic for bf16: with `bf16=True` steps take a hundred times as long as without."
-        )
 
 
 def check_weight_decay(args: TrainingArguments) -> None:

@@ -7,41 +7,31 @@ from typing import Any
 
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
-from ..data.collator import num_embeddings
+from ..data.collator import check_embedded, num_embeddings
 
 
-def check_ids(sets: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+def check_ids(sets: Mapping[str, Any], size: int) -> None:
     """
     Refuse examples with a token that the model has no embedding for.
 
     Args:
         sets (`Mapping[str, Any]`):
             Encoded examples by the name of their set. What is not a list of them is passed over.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            What has encoded the examples.
         size (`int`):
             Number of embeddings.
 
     Raises:
-        `ValueError`: Naming the first such token and its row.
+        `ValueError`: Naming the id of the first such token and its row.
     """
     for name, examples in sets.items():
         for example in examples if isinstance(examples, list) else []:
-            highest = max(example["input_ids"], default=0)
-            if highest >= size:
-                raise ValueError(
-                    f"{name}[{example['item']}] has the token {tokenizer.convert_ids_to_tokens(highest)!r} of id "
-                    f"{highest}, and the model has embeddings for only {size} tokens. Give the tokens that were added "
-                    "to the tokenizer an embedding (`model.resize_token_embeddings(len(tokenizer))`) and train them, "
-                    "or take the tokenizer that the model was trained with."
-                )
+            check_embedded(example["input_ids"], size, f"{name}[{example['item']}]")
 
 
 class PaddingAsItWas(TrainerCallback):

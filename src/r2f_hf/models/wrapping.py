@@ -49,11 +49,12 @@ def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
         unwrap(base)
     own = list(model.active_adapters) if stacked else []
     layers = adapter_layers(base)
-    named = ((plain_name(name, layers), parameter.requires_grad) for name, parameter in base.named_parameters())
-    plain = {name: was for name, was in named if name is not None}
+    trainable = {
+        plain_name(name, layers) or name: parameter.requires_grad for name, parameter in base.named_parameters()
+    }
     restore = as_it_was(model)
     # `restore` reads it, should something go wrong from here on.
-    base.r2f_trainable = plain
+    base.r2f_trainable = trainable
     try:
         targets = find_targets(base, args)
         if stacked:
@@ -75,7 +76,7 @@ def wrap(model: PreTrainedModel | PeftModel, args: R2FConfig) -> PeftModel:
         if to_adapter:
             add_delta(model, targets, args.adapter_rank, own)
         # DeepSpeed saves and loads the state dict of the model that it is given, and wants the names as they are.
-        prepare_way_back(model, plain, names=args.deepspeed_plugin is None)
+        prepare_way_back(model, trainable, names=args.deepspeed_plugin is None)
     except Exception:
         restore()
         raise

@@ -180,7 +180,18 @@ def check_resumable(folder: Path) -> None:
     Raises:
         `ValueError`: If it was saved with `save_only_model`.
     """
-    if (folder / RUN_FILE).is_file() and not (folder / SCHEDULER_NAME).is_file():
+    if (folder / RUN_FILE).is_file():
+        check_schedule(folder)
+
+
+def check_schedule(folder: Path) -> None:
+    """
+    Refuse a checkpoint of any Trainer that has no state of the learning rate's schedule.
+
+    Raises:
+        `ValueError`: If it was saved with `save_only_model`.
+    """
+    if not (folder / SCHEDULER_NAME).is_file():
         raise ValueError(
             f"{folder} was saved with `save_only_model`: it has no {SCHEDULER_NAME}, so that the learning rate would "
             "start at its height again. Begin anew, without `save_only_model`: the probes' optimizer has hardly any "

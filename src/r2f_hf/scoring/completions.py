@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..data.collator import ForgetRetainCollator, pad_token_id
+from ..data.collator import ForgetRetainCollator, check_embedded, num_embeddings, pad_token_id
 from ..data.formatting import IGNORE_INDEX, answer_start, encode_example
 from ..data.rendering import ChatOptions
 from .log_probs import completion_logits, forward_parameters, label_log_probs
@@ -54,11 +54,13 @@ def check_examples(model: nn.Module, examples: Sequence[dict[str, Any]], names: 
             Names of the rows for error messages. Defaults to their numbers.
 
     Raises:
-        `ValueError`: If a row is longer than the model's context, or has nothing to score.
+        `ValueError`: If a row is longer than the model's context, has nothing to score, or has a token that the model
+            has no embedding for.
     """
     names = [f"Row {index}" for index in range(len(examples))] if names is None else names
-    context = context_length(model)
+    context, size = context_length(model), num_embeddings(model)
     for name, example in zip(names, examples, strict=True):
+        check_embedded(example["input_ids"], size, name)
         if all(label == IGNORE_INDEX for label in example["labels"][1:]):
             raise ValueError(f"{name} has no token to score: its answer is empty. Fill it in or leave the row out.")
         if len(example["input_ids"]) > context:
@@ -105,7 +107,8 @@ def score_completions(
         `np.ndarray` of shape `(len(prompts),)`: fp64, natural logarithm.
 
     Raises:
-        `ValueError`: If a row is longer than the model's context, or has nothing to score.
+        `ValueError`: If a row is longer than the model's context, has nothing to score, or has a token without an
+            embedding.
     """
     names = [f"Row {index}" for index in range(len(prompts))] if names is None else names
     examples = [

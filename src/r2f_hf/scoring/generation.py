@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..data.collator import pad_token_id
+from ..data.collator import check_embedded, num_embeddings, pad_token_id
 from ..data.formatting import encode_prompt, end_of_answer
 from ..data.rendering import ChatOptions
 from ..gradients.seeds import named_seed
@@ -52,7 +52,8 @@ def generate_answers(
         `list[str]`: The answers in the order of the prompts, without special tokens. All processes get all answers.
 
     Raises:
-        `ValueError`: If a prompt leaves no room for `max_new_tokens` more tokens in the model's context.
+        `ValueError`: If a prompt leaves no room for `max_new_tokens` more tokens in the model's context, or has a
+            token without an embedding.
     """
 
     def greedy(batch: list[int]) -> Settings:
@@ -141,8 +142,9 @@ def _generate(
         else list(prompt)
         for index, prompt in enumerate(prompts)
     ]
-    context = context_length(model)
+    context, size = context_length(model), num_embeddings(model)
     for index, ids in enumerate(encoded):
+        check_embedded(ids, size, f"Prompt {index} of {desc or 'those to answer'}")
         if len(ids) + max_new_tokens > context:
             raise ValueError(
                 f"Prompt {index} of {desc or 'those to answer'} has {len(ids)} tokens, which leaves no room for "

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # A rate below this part of the default is one of another kind: those of fine-tuning recipes are no norms.
 SMALLEST_RATE = 1e-2
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 
 
 def check_config(args: Any) -> None:
@@ -256,7 +257,7 @@ def check_best_metric(args: TrainingArguments, sets: Collection[str] | None, own
 
 
 def warn_of_small_rate(args: R2FConfig) -> None:
-    """Say so if the learning rate is one of a fine-tuning recipe, where it is no norm."""
+    """Say so if the learning rate is one of a fine-tuning recipe, where it is no norm, or if warm-up never ends."""
     default = 0.6 if args.protect_retain else 0.15
     if args.learning_rate < SMALLEST_RATE * default:
         logger.warning(
@@ -264,4 +265,16 @@ def warn_of_small_rate(args: R2FConfig) -> None:
             "its default is %g. Rates of fine-tuning recipes have another meaning.",
             args.learning_rate,
             default,
+        )
+        return
+    # The number of steps is only known here if it is given.
+    warmup = args.get_warmup_steps(args.max_steps) if args.max_steps > 0 else 0
+    if warmup >= args.max_steps > 0 and args.lr_scheduler_type not in WITHOUT_WARMUP:
+        logger.warning(
+            "The run ends within the warm-up: `warmup_steps` makes it %d steps, and `max_steps` is %d. The rate of "
+            "the last step is %.2g, and not `learning_rate=%g`. Lower `warmup_steps`.",
+            warmup,
+            args.max_steps,
+            args.learning_rate * (args.max_steps - 1) / warmup,
+            args.learning_rate,
         )

@@ -73,8 +73,19 @@ class EvaluatingTrainer(Trainer):
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args, **kwargs) -> PredictionOutput:
-        """Predict on rows in any format that the constructor takes. See [`~transformers.Trainer.predict`]."""
-        return super().predict(self._encode_evaluation(test_dataset), *args, **kwargs)
+        """
+        Predict on one set of rows in any format that the constructor takes. See [`~transformers.Trainer.predict`].
+
+        Raises:
+            `ValueError`: If these are several sets by name, as [`~EvaluatingTrainer.evaluate`] takes them.
+        """
+        encoded = self._encode_evaluation(test_dataset)
+        if isinstance(encoded, dict):
+            raise ValueError(
+                f"`predict` takes one set of rows, and got sets by name ({', '.join(map(repr, encoded))}). Call it "
+                "once for each."
+            )
+        return super().predict(encoded, *args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """See [`~transformers.Trainer.get_eval_dataloader`]. All rows count, whatever `dataloader_drop_last` says."""

@@ -13,6 +13,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..data.rows import content_hash
 from ..distributed import gather
+from ..models.plain import give_back_gradients
 from ..probes import find_probes
 from ..probes.lora_probe import PROBE
 from ..runs.checkpoints import checkpoints
@@ -125,21 +126,27 @@ class RecordedTrainer(SavingTrainer):
             `RuntimeError`: If a gradient is bad and `on_bad_gradient="stop"`. The weights are those from before this
                 step.
         """
-        with self.locked():
-            if resume_from_checkpoint is True:
-                resume_from_checkpoint = self._find_checkpoint()
-            if resume_from_checkpoint and is_finished(Path(resume_from_checkpoint), self.args):
-                output = self._reload(Path(resume_from_checkpoint))
-            else:
-                if not resume_from_checkpoint:
-                    self._begin()
-                elif self.is_deepspeed_enabled:
-                    # Under DeepSpeed Trainer does not call this, but lets DeepSpeed load what it has saved. That is
-                    # only the probes.
-                    self._load_from_checkpoint(resume_from_checkpoint)
-                if resume_from_checkpoint:
-                    check_resumable(Path(resume_from_checkpoint))
-                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            with self.locked():
+                if resume_from_checkpoint is True:
+                    resume_from_checkpoint = self._find_checkpoint()
+                if resume_from_checkpoint and is_finished(Path(resume_from_checkpoint), self.args):
+                    output = self._reload(Path(resume_from_checkpoint))
+                else:
+                    if not resume_from_checkpoint:
+                        self._begin()
+                    elif self.is_deepspeed_enabled:
+                        # Under DeepSpeed Trainer does not call this, but lets DeepSpeed load what it has saved. That
+                        # is only the probes.
+                        self._load_from_checkpoint(resume_from_checkpoint)
+                    if resume_from_checkpoint:
+                        check_resumable(Path(resume_from_checkpoint))
+                    output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            # The caller may fine-tune the model that was passed. `create_optimizer` freezes it again. What is sharded
+            # stays as it is, because its parts were made with these flags.
+            if not self._sharded:
+                give_back_gradients(self.accelerator.unwrap_model(self.model))
         output.metrics.update(self.r2f_callback.summary(), steps=self.state.global_step)
         self.record.metrics |= {"train": output.metrics | {"stop_reason": self.stop_reason}, "after": {}}
         return output
