@@ -58,7 +58,7 @@ def test_all_attacks_and_their_report(
     output = capsys.readouterr().out
     written = output + "".join(file.read_text() for file in Path(options["output_dir"]).rglob("*.json"))
     assert not any(row["answer"] in written for row in forget_rows)
-    assert "Most came back by" in output
+    assert "The highest comeback is" in output and "Without the attack it is 1.00." in output
 
 
 def test_without_gold_and_original_some_are_left_out(
@@ -68,7 +68,7 @@ def test_without_gold_and_original_some_are_left_out(
     report = json.loads((Path(options["output_dir"]) / "report.json").read_text())
     assert report["left_out"].keys() == {"reversed_guidance", "merging"}
     assert report["attacks"]["pruning"]["results"]["no attack"].keys() == {"unlearned"}
-    assert "Without `gold_model` these numbers do not tell what came back" in capsys.readouterr().out
+    assert "Without `gold_model` compare each line with `no attack`" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

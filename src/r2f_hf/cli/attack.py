@@ -81,9 +81,11 @@ class AttackArguments:
 
     _argument_group_name: ClassVar[str] = "What is attacked"
 
-    forget_data: str | None = field(default=None, metadata={"help": "The rows that were forgotten."})
+    forget_data: str | None = field(default=None, metadata={"help": "The rows that were forgotten. Must be given."})
     retain_data: str | None = field(default=None, metadata={"help": "Rows that the model may know."})
-    attacks: list[str] = field(default_factory=lambda: ["all"], metadata={"help": "Names of attacks, or all."})
+    attacks: list[str] = field(
+        default_factory=lambda: ["all"], metadata={"help": f"Names of attacks, or all: {', '.join(ATTACKS)}."}
+    )
     original_model: str | None = field(default=None, metadata={"help": "The model from before unlearning."})
     gold_model: str | None = field(default=None, metadata={"help": "A model that never saw the forget set."})
     output_dir: str = field(default="attacks", metadata={"help": "Folder for report.json and the values of each row."})
@@ -246,9 +248,12 @@ def print_report(lines: dict[str, dict[str, dict[str, float]]], left_out: dict[s
     ]
     if worst:
         comeback, name, variant = max(worst)
-        print(f"Most came back by {name.replace('_', ' ')} ({variant}): {comeback:.2f} of what had been forgotten.")
+        _, colon, rows = variant.partition(": ")
+        without = lines[name][f"{UNATTACKED}{colon}{rows}"].get("comeback")
+        beside = "" if without is None else f" Without the attack it is {without:.2f}."
+        print(f"The highest comeback is {comeback:.2f}, of {name.replace('_', ' ')} ({variant}).{beside}")
     if not has_gold:
         print(
-            "Without `gold_model` these numbers do not tell what came back: a model that never saw the rows may get "
-            "the same."
+            "Without `gold_model` compare each line with `no attack`. What fine-tuning and examples in the prompt add "
+            "may be no memory: a model that never saw the rows learns too."
         )

@@ -69,7 +69,7 @@ class CollectArguments:
 
     _argument_group_name: ClassVar[str] = "Whom the model is asked about"
 
-    about: str | None = field(default=None, metadata={"help": "Name of the person to be forgotten."})
+    about: str | None = field(default=None, metadata={"help": "Name of the person to be forgotten. Must be given."})
     facts: str | None = field(default=None, metadata={"help": "A text file with one fact about the person per line."})
     neighbours: list[str] | None = field(default=None, metadata={"help": "Names of people to keep."})
     output_dir: str = field(default="collected", metadata={"help": "Folder for the rows and report.json."})
@@ -218,12 +218,15 @@ def next_command(args: CollectArguments, model_arguments: ModelArguments, folder
     """The `r2f unlearn` command that takes the rows, for a shell."""
     # Another revision or precision would not be the model that was asked.
     model = {name: value for name, value in vars(model_arguments).items() if value != getattr(ModelArguments, name)}
+    retain = folder / ROWS["retain"]
     options = {
         **model,
         "forget_data": folder / ROWS["forget"],
-        "retain_data": folder / ROWS["retain"],
+        # Without a row to keep the user has to bring some.
+        "retain_data": retain if retain.exists() else "ROWS_TO_KEEP.jsonl",
         "views_column": "views",
         "num_views": 2,
+        "max_steps": 20,
         "output_dir": "unlearned",
         "chat_template_kwargs": args.chat_template_kwargs,
         "system_prompt": args.system_prompt,
