@@ -17,7 +17,6 @@ from .config import R2FConfig
 from .data.collator import num_embeddings
 from .data.rows import Row
 from .distributed.deepspeed import check_precision, check_zero
-from .evaluation.in_training import TrainingSuite
 from .models import from_pretrained
 from .models.checks import check_arguments, check_fsdp, check_model, weights_size
 from .models.vocabulary import PaddingAsItWas, check_ids
@@ -131,7 +130,12 @@ class R2FTrainer(RecordedTrainer):
         check_model(model, args)
         check_arguments(args)
         warn_of_small_rate(args)
-        self._suite = None if args.eval_suite is None else TrainingSuite.load(args)
+        self._suite = None
+        if args.eval_suite is not None:
+            # Here, as it imports the metrics' libraries, which few runs need.
+            from .evaluation.in_training import TrainingSuite
+
+            self._suite = TrainingSuite.load(args)
         self.target = TARGETS[args.update_target]()
         writes_weights = self.target.adapter is None
         # The result is as large as the model. The weights that `keep_original` keeps for `r2f undo` can take as much

@@ -28,7 +28,7 @@ def launch(config: str, *argv: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def inputs(
     memorised: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    trained_tokenizer: PreTrainedTokenizerBase,
     forget_rows: list[dict[str, Any]],
     retain_rows: list[dict[str, Any]],
     tmp_path_factory: pytest.TempPathFactory,
@@ -36,7 +36,7 @@ def inputs(
     """A folder with a model that knows the rows, the rows, and a suite of them."""
     folder = tmp_path_factory.mktemp("inputs")
     memorised.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    trained_tokenizer.save_pretrained(folder / "model")
     for name, split, rows in (
         ("forget", "forget01_perturbed", forget_rows),
         ("retain", "retain_perturbed", retain_rows),
