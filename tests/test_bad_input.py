@@ -159,6 +159,15 @@ def test_refuses_a_folder_that_cannot_be_written(
     assert not changed(before, weights(model))
 
 
+@pytest.mark.parametrize("name", ["out\0put", "x" * 300])
+def test_an_output_folder_that_no_disk_takes_is_named(
+    name: str, model: PreTrainedModel, build_trainer: BuildTrainer, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"Nothing can be written to the output folder .*Choose another `output_dir`"):
+        build_trainer(model, output_dir=str(tmp_path / name))
+    assert not any("r2f_probe" in parameter for parameter, _ in model.named_parameters())
+
+
 def test_refuses_a_disk_without_room_for_the_result(tmp_path: Path) -> None:
     check_output_folder(tmp_path / "output", 1)
     with pytest.raises(ValueError, match=r"has [\d.]+ GB left and the model takes 1000000000.00 GB"):

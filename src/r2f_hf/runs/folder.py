@@ -38,8 +38,11 @@ def check_output_folder(folder: str | os.PathLike, needed: int) -> None:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"Nothing can be written to the output folder {os.fspath(folder)}: {error}.") from error
+    except (OSError, ValueError) as error:
+        # A name with a character that no path may have is a ValueError. `repr` shows the character.
+        raise ValueError(
+            f"Nothing can be written to the output folder {os.fspath(folder)!r}: {error}. Choose another `output_dir`."
+        ) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
