@@ -123,3 +123,7 @@ def test_the_choices_of_the_command_line_are_those_of_the_tables() -> None:
     assert choices["forget_objective"] == list(FORGET_OBJECTIVES)
     assert choices["retain_objective"] == [*RETAIN_OBJECTIVES, "none"]
     assert choices["update_target"] == list(TARGETS)
+
+
+def test_no_tracker_can_be_asked_for_by_none() -> None:
+    assert R2FConfig("unused", use_cpu=True, report_to=None).report_to == []

@@ -308,6 +308,8 @@ class R2FConfig(TrainingArguments):
             self.learning_rate = 0.6 if self.protect_retain else 0.15
         if self.retain_per_forget is None:
             self.retain_per_forget = 1 if self.protect_retain else 3
+        # What a config file without a tracker often has. TrainingArguments would look for a tracker of that name.
+        self.report_to = "none" if self.report_to is None else self.report_to
         super().__post_init__()
         if self.target_modules == ["all-linear"]:
             # PEFT takes its shorthand only as a string; from a command line everything comes as a list.
