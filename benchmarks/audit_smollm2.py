@@ -139,6 +139,7 @@ def unlearn(
     if run in ("r2f", "lora"):
         model = model.unload() if run == "r2f" else model.merge_and_unload()
     model.save_pretrained(folders[run])
+    tokenizer.save_pretrained(folders[run])
     (folders[run] / "steps.json").write_text(json.dumps({"steps": trainer.state.global_step}))
 
 

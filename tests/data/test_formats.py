@@ -134,3 +134,12 @@ def test_tools_may_be_written_in_json() -> None:
     for written in (tools, json.dumps(tools)):
         assert tools_of({"tools": written}) == tools
     assert tools_of({"tools": ""}) is tools_of({}) is None
+
+
+def test_a_message_with_two_texts_is_refused() -> None:
+    """ShareGPT's name of a text next to the usual one: which of them is trained on would be a guess."""
+    row = {
+        "conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": float("nan"), "content": ""}]
+    }
+    with pytest.raises(ValueError, match=r"forget\[0\]: message 1 .* has both `content` and `value`"):
+        recognise_format(row, "forget").check(row, "forget[0]")

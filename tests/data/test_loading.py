@@ -248,3 +248,9 @@ def test_no_copy_of_the_rows_is_left_behind(tmp_path: Path, monkeypatch: pytest.
         write(tmp_path / name, [{"question": "Who is Orla?", "answer": "A secret."}])
         assert load_rows(str(tmp_path / name))[0]["answer"] == "A secret."
     assert not any(b"secret" in path.read_bytes() for path in cache.rglob("*") if path.is_file())
+
+
+def test_a_saved_set_without_rows_is_named(tmp_path: Path) -> None:
+    Dataset.from_list([]).save_to_disk(tmp_path / "empty")
+    with pytest.raises(ValueError, match="empty holds a set without rows"):
+        load_rows(str(tmp_path / "empty"))

@@ -230,6 +230,8 @@ def check_messages(value: Any, name: str, column: str) -> None:
         )
     for number, message in enumerate(map(without_gaps, value)):
         role, content = message.get("role", message.get("from")), message.get("content")
+        if content is not None and message.get("value") is not None:
+            raise ValueError(f"{name}: message {number} of {column!r} has both `content` and `value`. Leave one out.")
         content = message.get("value") if content is None else content
         if not isinstance(role, str):
             raise ValueError(f"{name}: message {number} of {column!r} has no `role`.")

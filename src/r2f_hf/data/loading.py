@@ -71,6 +71,9 @@ def load_rows(source: str, name: str = "data") -> Rows:
             raise ValueError(
                 f"The folder {source} was not written by `Dataset.save_to_disk`. Name one file of {_kinds()}."
             ) from error
+        except IndexError as error:
+            # `datasets` writes a set without rows, and cannot read it.
+            raise ValueError(f"The folder {source} holds a set without rows.") from error
         return as_rows(saved, name)
     if path.is_file():
         raise ValueError(f"The data file {source} is of a kind that is not read. Files are {_kinds()}.")
