@@ -40,6 +40,7 @@ def test_no_rows_are_no_score(name: str) -> None:
     empty = {
         "probability": {},
         "rouge": {"references": []},
+        "rouge_l_recall": {"references": []},
         "verbatim_memorisation": {"references": []},
         "knowledge_memorisation": {"references": []},
         "rwku_recall": {"references": [], "levels": []},

@@ -308,3 +308,16 @@ STATES = {name: [[0.0, 1.0]] * 5 for name in ("predictions", "true", "false", "u
 def test_inputs_that_make_no_sense_are_refused(name: str, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.load(name).compute(**inputs)
+
+
+def test_the_number_that_tofu_reports_is_one_of_rouge() -> None:
+    texts = {"predictions": ["Орла живёт у гавани.", "by the sea", ""], "references": ["Орла живёт у гавани."] * 3}
+    found = metrics.load("rouge_l_recall").compute(**texts)
+    assert found["rows"] == metrics.load("rouge").compute(**texts)["rows"]["rougeL_recall"] == [1.0, 0.0, 0.0]
+    assert found["rouge_l_recall"] == pytest.approx(1 / 3)
+
+
+def test_truth_ratios_have_the_names_of_what_tofu_takes_them_for() -> None:
+    found = metrics.load("truth_ratio").compute(predictions=[-1.0, -2.0], wrong=[[-3.0], [-1.5]])
+    assert (found["forget"], found["keep"]) == (found["closer_to_1_better"], found["true_better"])
+    assert found["forget"] != found["keep"]

@@ -40,8 +40,8 @@ Args:
     wrong (`list[list[float]]`): mean log-probability per token of each row's wrong answers.
     definition (`str`, *optional*, defaults to `"paper"`): `"paper"`, `"tofu"` or `"open-unlearning"`.
 Returns:
-    `dict`: `closer_to_1_better`, `true_better` and `prob_mean` (`float`), the aggregates, and `rows` (`list[float]`),
-        the R of each row.
+    `dict`: `closer_to_1_better`, `true_better` and `prob_mean` (`float`), the aggregates; `forget` and `keep`, the
+        first two by what TOFU takes them for; and `rows` (`list[float]`), the R of each row.
 """
 
 
@@ -76,9 +76,13 @@ class TruthRatio(evaluate.Metric):
         rows = np.exp(np.minimum(log_ratios, LARGEST_LOG))
         nearness = np.exp(np.minimum(log_ratios, -np.logaddexp(log_ratios, epsilon)))
         shares = np.exp(true - np.logaddexp(np.logaddexp(true, log_wrong), epsilon))
+        # TOFU takes the first for the set to forget, and the second for sets to keep.
+        forget, keep = float(nearness.mean()), float(np.maximum(0, 1 - rows).mean())
         return {
-            "closer_to_1_better": float(nearness.mean()),
-            "true_better": float(np.maximum(0, 1 - rows).mean()),
+            "closer_to_1_better": forget,
+            "true_better": keep,
             "prob_mean": float(shares.mean()),
+            "forget": forget,
+            "keep": keep,
             "rows": rows.tolist(),
         }
