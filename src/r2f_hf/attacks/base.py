@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,6 @@ class Target:
         model = self.model if model is None else model
         log_probs, tokens = score_examples(model, examples, self.padding, self.batch_size, disable=True)
         return item_probabilities(log_probs, tokens, items_of(examples)).tolist()
-
-    def with_forget(self, examples: Sequence[Encoded]) -> Target:
-        """The same target with other forget rows."""
-        return replace(self, forget=examples)
 
 
 @dataclass(frozen=True)

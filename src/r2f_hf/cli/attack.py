@@ -19,6 +19,7 @@ from ..data.encoder import ExampleEncoder
 from ..data.formatting import Encoded
 from ..data.loading import load_rows
 from ..data.rendering import ChatOptions
+from ..data.splits import encode_set
 from ..models.loading import ModelArguments, asked_to_shard, load_model
 from ..report import print_table
 from ..runs.files import write_json
@@ -170,7 +171,7 @@ def attack(
                 "original": args.original_model,
                 "gold": args.gold_model,
             },
-            "rows": {"forget": len(results_rows(target.forget)), "retain": len(results_rows(target.retain))},
+            "rows": {"forget": len(rows_of(target.forget)), "retain": len(rows_of(target.retain))},
             "seed": args.seed,
             "attacks": {
                 name: {"meaning": ATTACKS[name].meaning, "quantity": ATTACKS[name].quantity, "results": lines[name]}
@@ -189,7 +190,7 @@ def place(model: PreTrainedModel) -> PreTrainedModel:
     return model.to(PartialState().device).eval()
 
 
-def results_rows(examples: Sequence[Encoded]) -> set[int]:
+def rows_of(examples: Sequence[Encoded]) -> set[int]:
     """The rows of examples."""
     return {example["item"] for example in examples}
 
@@ -208,12 +209,8 @@ def encode(
     encoded: dict[str, list[Encoded]] = {}
     questions: dict[str, list[dict[str, Any]]] = {}
     for name, rows in sets.items():
+        encoded[name] = encode_set(encoder, rows, name)
         row_format = encoder.format_of(rows, name)
-        encoded[name] = [
-            window | {"item": index}
-            for index, row in enumerate(rows)
-            for window in encoder.windows(row, row_format, f"{name}[{index}]")
-        ]
         if row_format.kind == "question":
             questions[name] = [
                 {"question": row[row_format.prompt_column], "answer": row[row_format.completion_column]}
