@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -159,6 +160,25 @@ def copy_(weight: Tensor, source: Tensor) -> None:
     if is_partitioned(weight):
         # Otherwise a gathered copy that is still there would go on being used.
         weight.partition()
+
+
+@contextmanager
+def whole_(weight: Tensor) -> Iterator[Tensor]:
+    """
+    The whole of a weight, sharded or not, to be changed in place. Afterwards each process keeps its own part of it.
+
+    Where the weight is sharded, all processes have to enter this, and to make the same changes. FSDP2 would not see a
+    change of a module that it has gathered for a forward pass: call `model.state_dict()` before, which shards it again.
+
+    Args:
+        weight (`torch.Tensor`):
+            The weight.
+    """
+    whole = gathered(weight)
+    with torch.no_grad():
+        yield whole
+    if whole is not weight:
+        copy_(weight, whole)
 
 
 @torch.no_grad()
