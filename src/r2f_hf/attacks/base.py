@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.collator import pad_token_id
 from ..data.formatting import Encoded
 from ..data.rendering import ChatOptions
-from ..distributed import is_partitioned
+from ..distributed import doubled, is_partitioned
 from ..scoring import item_probabilities, score_examples
 
 
@@ -127,6 +127,18 @@ def needs_changeable_weights(target: Target) -> str | None:
         return "the model is quantised, and this attack changes weights: give the model in full precision"
     if any(map(is_partitioned, target.model.parameters())):
         return "ZeRO-3 holds the weights in pieces and trains them only through its engine: use FSDP2"
+    return None
+
+
+def needs_all_weights(target: Target) -> str | None:
+    """Why an attack that changes tied weights too cannot be made on a target, or `None`."""
+    if reason := needs_changeable_weights(target):
+        return reason
+    if names := doubled(target.model.state_dict(keep_vars=True)):
+        return (
+            f"{' and '.join(names)} are one weight, whose rows cannot be shared out evenly. FSDP2 then keeps two "
+            "copies, and would change one: launch another number of processes, or without FSDP"
+        )
     return None
 
 

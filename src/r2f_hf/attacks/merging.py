@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..distributed import gathered, whole_
-from .base import UNATTACKED, Attack, Target, Values, needs_original, needs_changeable_weights, restored
+from .base import UNATTACKED, Attack, Target, Values, needs_original, needs_all_weights, restored
 
 
 # Part of the way from the model to the original. More than 1 goes beyond it: task arithmetic with the difference.
@@ -30,7 +30,7 @@ def merge(target: Target) -> Values:
 
 def does_not_fit(target: Target) -> str | None:
     """Why the two models cannot be merged, or `None`."""
-    reason = needs_original(target) or needs_changeable_weights(target)
+    reason = needs_original(target) or needs_all_weights(target)
     if reason or target.original is None:
         return reason
     shapes, others = (

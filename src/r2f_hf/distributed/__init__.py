@@ -2,6 +2,7 @@
 
 from .sharding import (
     copy_,
+    doubled,
     gather,
     gathered,
     is_partitioned,
@@ -15,6 +16,7 @@ from .sharding import (
 
 __all__ = [
     "copy_",
+    "doubled",
     "gather",
     "gathered",
     "is_partitioned",

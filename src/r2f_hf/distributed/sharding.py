@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -136,6 +138,29 @@ def gather(state_dict: Mapping[str, Tensor], keep: bool = True) -> dict[str, Ten
             weight = gathered(tensor).cpu() if is_sharded(tensor) else tensor
             whole[id(tensor)] = weight if keep else None
     return {name: whole[id(tensor)] for name, tensor in state_dict.items()} if keep else {}
+
+
+def doubled(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """
+    Names of tied weights that FSDP2 holds twice in a process: those whose rows it cannot share out evenly.
+
+    FSDP2 pads its part of such a weight once per name. A change of the weight then reaches one of the copies only, and
+    forward passes go on using the other (torch 2.13).
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`):
+            The weights by name. Tied weights are the same object.
+    """
+    counts = Counter(map(id, state_dict.values()))
+    return [name for name, tensor in state_dict.items() if counts[id(tensor)] > 1 and not _is_even(tensor)]
+
+
+def _is_even(tensor: Tensor) -> bool:
+    """Whether all processes hold equally many rows of a tensor."""
+    if not isinstance(tensor, DTensor):
+        return True
+    sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return tensor.shape[0] % prod(size for size, placement in sizes if placement.is_shard(0)) == 0
 
 
 def is_sharded(tensor: Tensor) -> bool:
