@@ -18,7 +18,7 @@ from r2f_hf.distributed import is_sharded
 from r2f_hf.runs.weights import weights_hash
 
 
-def attack(model: PreTrainedModel, original: PreTrainedModel) -> dict[str, Any]:
+def attack(model: PreTrainedModel, original: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """The values of each row, and whether the weights are in the end what they were."""
     tokenizer, sets = build_tokenizer(), {"forget": rows("Orla", 7), "retain": rows("Bram", 5)}
     encoded = {
@@ -32,8 +32,11 @@ def attack(model: PreTrainedModel, original: PreTrainedModel) -> dict[str, Any]:
     target = Target(model, tokenizer, encoded["forget"], encoded["retain"], sets, **settings)
     before = weights_hash(model.state_dict())
     # Fine-tuning comes last: what generating leaves behind must not disturb it.
-    values = run_attacks(list(reversed(ATTACKS)), target)
-    return {"values": values, "restored": weights_hash(model.state_dict()) == before}
+    names = list(reversed(ATTACKS))
+    values = run_attacks(names, target, folder)
+    # Only the first process has the files.
+    again = run_attacks(names, target, folder)
+    return {"values": values, "again": again, "restored": weights_hash(model.state_dict()) == before}
 
 
 if __name__ == "__main__":
@@ -44,6 +47,6 @@ if __name__ == "__main__":
     uneven = load("", folder / "uneven", True, 0, state.num_processes)
     target = Target(uneven, build_tokenizer(), [], original=uneven)
     reasons = {name: each.does_not_fit(target) for name, each in ATTACKS.items()}
-    results = attack(*models) | {"reasons": reasons}
+    results = attack(*models, folder / f"files{state.process_index}") | {"reasons": reasons}
     (folder / f"process{state.process_index}.json").write_text(json.dumps(results))
     state.destroy_process_group()

@@ -30,7 +30,7 @@ def test_sharded_weights_give_what_whole_ones_give(config: PreTrainedConfig, pro
     for name, model in zip(("one", "other"), models, strict=True):
         model.save_pretrained(tmp_path / name / "base")
     build_model(UNEVEN).save_pretrained(tmp_path / "uneven" / "base")
-    expected = attack(*models)
+    expected = attack(*models, tmp_path / "files")
     assert expected["restored"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*torchrun, str(SCRIPT), str(tmp_path)]
@@ -38,7 +38,7 @@ def test_sharded_weights_give_what_whole_ones_give(config: PreTrainedConfig, pro
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(processes):
         found = json.loads((tmp_path / f"process{rank}.json").read_text())
-        assert found["restored"]
+        assert found["restored"] and found["again"] == found["values"]
         reasons = {name: reason for name, reason in found["reasons"].items() if reason and "cannot be shared" in reason}
         assert reasons.keys() == {"relearning", "merging"}
         for name, variants in expected["values"].items():
