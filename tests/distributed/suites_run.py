@@ -40,5 +40,6 @@ def metrics_of_all(sharded: bool = False) -> dict[str, dict[str, float]]:
 
 if __name__ == "__main__":
     state = PartialState(cpu=True)
-    Path(sys.argv[1], f"process{state.process_index}.json").write_text(json.dumps(metrics_of_all("--sharded" in sys.argv)))
+    metrics = metrics_of_all("--sharded" in sys.argv)
+    Path(sys.argv[1], f"process{state.process_index}.json").write_text(json.dumps(metrics))
     state.destroy_process_group()

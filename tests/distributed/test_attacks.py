@@ -39,8 +39,8 @@ def test_sharded_weights_give_what_whole_ones_give(config: PreTrainedConfig, pro
     for rank in range(processes):
         found = json.loads((tmp_path / f"process{rank}.json").read_text())
         assert found["restored"] and found["again"] == found["values"]
-        reasons = {name: reason for name, reason in found["reasons"].items() if reason and "cannot be shared" in reason}
-        assert reasons.keys() == {"relearning", "merging"}
+        refused = {name for name, reason in found["reasons"].items() if "cannot be shared out" in str(reason)}
+        assert refused == {"relearning", "merging"}
         for name, variants in expected["values"].items():
             assert found["values"][name].keys() == variants.keys()
             for variant, values in variants.items():

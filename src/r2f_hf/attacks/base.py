@@ -173,7 +173,7 @@ def restored(model: nn.Module) -> Iterator[None]:
     """
     Give a model its weights, its mode and its parameters' `requires_grad` back, bit for bit.
 
-    Of sharded weights each process keeps and restores its own part. Within this they are sharded until a forward pass.
+    Each process keeps and restores its own part of sharded weights. FSDP2 has none of them gathered when this begins.
     """
     kept = {name: tensor.detach().clone() for name, tensor in model.state_dict(keep_vars=True).items()}
     modes = {module: module.training for module in model.modules()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..distributed import gathered, whole_
-from .base import UNATTACKED, Attack, Target, Values, needs_original, needs_all_weights, restored
+from .base import UNATTACKED, Attack, Target, Values, needs_all_weights, needs_original, restored
 
 
 # Part of the way from the model to the original. More than 1 goes beyond it: task arithmetic with the difference.

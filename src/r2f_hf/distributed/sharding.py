@@ -192,8 +192,8 @@ def whole_(weight: Tensor) -> Iterator[Tensor]:
     """
     The whole of a weight, sharded or not, to be changed in place. Afterwards each process keeps its own part of it.
 
-    Where the weight is sharded, all processes have to enter this, and to make the same changes. FSDP2 would not see a
-    change of a module that it has gathered for a forward pass: call `model.state_dict()` before, which shards it again.
+    Where the weight is sharded, all processes have to enter this, and to make the same changes. Call
+    `model.state_dict()` before: it shards what FSDP2 still has gathered from a forward pass. A change would be lost.
 
     Args:
         weight (`torch.Tensor`):
