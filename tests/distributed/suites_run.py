@@ -10,13 +10,21 @@ from accelerate import PartialState
 from evaluation.suites.conftest import DATA, MODELS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from r2f_hf.distributed import is_sharded
 from r2f_hf.evaluation import SUITES, load_own, load_suite, run_suite
 
 
-def metrics_of_all() -> dict[str, dict[str, float]]:
+def metrics_of_all(sharded: bool = False) -> dict[str, dict[str, float]]:
     """The metrics of each suite, with gold and the original model, in batches of three."""
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "model_a")
-    model, gold_model = (AutoModelForCausalLM.from_pretrained(MODELS / name) for name in ("model_c", "model_b"))
+    loading = {}
+    if sharded:
+        from transformers.distributed import DistributedConfig
+
+        loading["distributed_config"] = DistributedConfig(fsdp_size=PartialState().num_processes)
+    models = [AutoModelForCausalLM.from_pretrained(MODELS / name, **loading) for name in ("model_c", "model_b")]
+    assert all(is_sharded(parameter) == sharded for each in models for parameter in each.parameters())
+    model, gold_model = models
     found = {}
     for name, suite in SUITES.items():
         files = [str(DATA / "own" / f"{file}.jsonl") for file in ("forget", "questions", "holdout")]
@@ -32,5 +40,6 @@ def metrics_of_all() -> dict[str, dict[str, float]]:
 
 if __name__ == "__main__":
     state = PartialState(cpu=True)
-    Path(sys.argv[1], f"process{state.process_index}.json").write_text(json.dumps(metrics_of_all()))
+    metrics = metrics_of_all("--sharded" in sys.argv)
+    Path(sys.argv[1], f"process{state.process_index}.json").write_text(json.dumps(metrics))
     state.destroy_process_group()
