@@ -117,6 +117,9 @@ def forget_retain_loss(
             )
         )
         parts["retain_loss"] = losses.sum() / number_of["retain_tokens"]
+    if states:
+        # A loss on a layer's outputs does not reach the layers above. Their gradient is then zero, and not missing.
+        parts["forget_loss"] = parts["forget_loss"] + 0 * logits[:, -1, 0].sum()
     return parts, logits
 
 
