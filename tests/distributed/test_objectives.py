@@ -32,7 +32,5 @@ def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
         moved = distance(weights(build_model()), one["weights"])
         assert distance(one["weights"], two["weights"]) < 1e-3 * moved, name
         for logs, other in zip(one["logs"], two["logs"], strict=True):
-            losses = ("loss", "forget_loss", "retain_loss")
-            assert [other[each] for each in losses] == pytest.approx(
-                [logs[each] for each in losses], rel=1e-3, abs=1e-5
-            )
+            for loss in ("loss", "forget_loss", "retain_loss"):
+                assert other[loss] == pytest.approx(logs[loss], rel=1e-3, abs=1e-5), name

@@ -250,7 +250,7 @@ def test_refusals_are_dealt_by_the_seed(build_trainer: BuildTrainer, data: dict[
         (
             {"forget_objective": "jensun", "forget_objective_kwargs": {"target": "東京"}},
             {},
-            "which the tokenizer does not know",
+            "tokenizer does not know",
         ),
         (
             {

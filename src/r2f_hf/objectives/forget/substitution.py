@@ -112,8 +112,8 @@ class JensUn(ForgetObjective):
         self.token_ids = tokenizer(f" {self.target.strip()}", add_special_tokens=False)["input_ids"]
         if not self.token_ids or tokenizer.unk_token_id in self.token_ids:
             raise ValueError(
-                f"`target` of the objective JensUn is {self.target!r}, which the tokenizer does not know. Choose a text "
-                "of the model's language."
+                f"`target` of the objective JensUn is {self.target!r}, which the tokenizer does not know. Choose a "
+                "text of the model's language."
             )
 
     def __call__(self, inputs: ForgetInputs) -> Tensor:
