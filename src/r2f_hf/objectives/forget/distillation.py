@@ -16,7 +16,7 @@ from ..divergences import class_log_probs, kl_divergence
 @dataclass
 class UNDIAL(ForgetObjective):
     r"""
-    Self-distillation with adjusted logits (UNDIAL, arXiv 2402.10052, equation 2): cross-entropy to what the model said
+    Self-distillation with adjusted logits (UNDIAL, arXiv 2402.10052): cross-entropy to what the model said
     before, where the logit of the answer's token is lowered by `β`, mean over tokens.
 
     The teacher's distribution is kept as in [`KL`][r2f_hf.objectives.retain.KL]: `k=None` takes 4 bytes per forget

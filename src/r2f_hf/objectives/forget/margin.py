@@ -14,7 +14,7 @@ from ..base import ForgetInputs, ForgetObjective, check_number
 @dataclass
 class InvertedHinge(ForgetObjective):
     r"""
-    Inverted hinge loss (LoKU, arXiv 2408.06621, equation 3), mean over tokens:
+    Inverted hinge loss (LoKU, arXiv 2408.06621), mean over tokens:
 
         L = 1 + π(yₜ) - max over v ≠ yₜ of π(v)
 

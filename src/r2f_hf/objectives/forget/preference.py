@@ -136,7 +136,7 @@ class DPO(SecondAnswers):
 @dataclass
 class AltPO(DPO):
     r"""
-    Alternate Preference Optimization (AltPO, arXiv 2409.13474, equation 4): [`DPO`] times `2/β`, where the chosen
+    Alternate Preference Optimization (AltPO, arXiv 2409.13474): [`DPO`] times `2/β`, where the chosen
     answers are believable alternatives that the model itself writes before the first step.
 
     The alternatives are kept in `second_answers.jsonl` in the output folder, and a resumed run reads them from its

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass
 class RMU(ForgetObjective):
     r"""
-    Representation misdirection (RMU, arXiv 2403.03218, equation 1): the outputs of a layer at the answer's tokens are
+    Representation misdirection (RMU, arXiv 2403.03218): the outputs of a layer at the answer's tokens are
     drawn to a random direction, mean over tokens and hidden units:
 
         L = ‖h(x) - c · u‖²
@@ -65,7 +65,7 @@ class RMU(ForgetObjective):
 @dataclass
 class AdaptiveRMU(RMU):
     r"""
-    Adaptive RMU (arXiv 2408.06223, equation 10): [`RMU`] whose direction is as long as `coefficient` times the norm of
+    Adaptive RMU (arXiv 2408.06223): [`RMU`] whose direction is as long as `coefficient` times the norm of
     the token's own output before unlearning. One coefficient then fits all layers.
 
     Args:

@@ -39,7 +39,7 @@ class IDK(SecondAnswers):
 @dataclass
 class FLAT(SecondAnswers):
     r"""
-    Forget-data-only loss adjustment (FLAT, arXiv 2410.11143, equations 5 and 6), for each row:
+    Forget-data-only loss adjustment (FLAT, arXiv 2410.11143), for each row:
 
         L = -g(P(y')) + f*(g(P(y))),    P(y) = (1/|y|) · Σₜ π(yₜ|x, y₁..yₜ₋₁)
 
