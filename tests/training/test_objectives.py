@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BuildTrainer, build_model, changed, weights
+from conftest import OBJECTIVE_OPTIONS, BuildTrainer, build_model, changed, weights
 from transformers import PreTrainedModel
 
 from r2f_hf.data.refusals import REFUSALS
@@ -19,24 +19,12 @@ from r2f_hf.objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
 from r2f_hf.training.forget_retain_trainer import ForgetRetainTrainer
 
 
-# Options without which a tiny model or a run without a holdout set cannot do.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "margin": {"anchor": -2.0},
-    "dpo": {"answers": "refusal"},
-    "idk": {"answers": "refusal"},
-    "flat": {"answers": "refusal"},
-    "duet": {"answers": "refusal", "teacher_prompt": "Cleo? {prompt}"},
-    "altpo": {"num_answers": 2, "max_new_tokens": 8, "instruction": "{prompt}"},
-    "bs_s": {"num_answers": 2, "max_new_tokens": 8},
-}
 CHECKPOINTS: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1}
 
 
 @pytest.fixture
-def data(forget_rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The forget set with second answers in a column: two to the first row, and one to each other row."""
-    refusals = [["Cleo.", "Bram lives."], *["Cleo lives."] * (len(forget_rows) - 1)]
-    return {"forget_dataset": [row | {"refusal": each} for row, each in zip(forget_rows, refusals, strict=True)]}
+def data(refused_rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"forget_dataset": refused_rows}
 
 
 def losses(trainer: ForgetRetainTrainer, name: str = "forget_loss") -> list[float]:
@@ -49,7 +37,7 @@ def test_every_forget_objective_trains_by_its_name(
 ) -> None:
     before = weights(model)
     # As a command line gives them.
-    options = json.dumps(OPTIONS.get(name, {}))
+    options = json.dumps(OBJECTIVE_OPTIONS.get(name, {}))
     trainer = build_trainer(
         model, data=data, forget_objective=name, forget_objective_kwargs=options, learning_rate=1e-2, max_steps=3
     )
@@ -79,7 +67,7 @@ def test_every_retain_objective_trains_by_its_name(
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     name: str, tmp_path: Path, build_trainer: BuildTrainer, data: dict[str, Any]
 ) -> None:
-    settings = CHECKPOINTS | {"forget_objective": name, "forget_objective_kwargs": OPTIONS.get(name)}
+    settings = CHECKPOINTS | {"forget_objective": name, "forget_objective_kwargs": OBJECTIVE_OPTIONS.get(name)}
     if name == "adaptive_rmu":
         settings["retain_objective"] = "hidden_states"
     whole, resumed = build_model(), build_model()
@@ -98,7 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 def test_micro_batches_give_what_one_batch_gives(
     name: str, build_trainer: BuildTrainer, data: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = {"forget_objective": name, "forget_objective_kwargs": OPTIONS.get(name), "max_steps": 3}
+    settings = {"forget_objective": name, "forget_objective_kwargs": OBJECTIVE_OPTIONS.get(name), "max_steps": 3}
     found = []
     for size, accumulation in ((4, 1), (1, 4)):
         trainer = build_trainer(
@@ -155,7 +143,7 @@ def test_what_the_model_writes_is_kept_next_to_the_result(
 def test_each_wording_has_second_answers_of_its_own_which_take_turns(
     model: PreTrainedModel, build_trainer: BuildTrainer, data: dict[str, Any]
 ) -> None:
-    options = {"forget_objective": "dpo", "forget_objective_kwargs": OPTIONS["dpo"]}
+    options = {"forget_objective": "dpo", "forget_objective_kwargs": OBJECTIVE_OPTIONS["dpo"]}
     trainer = build_trainer(model, data=data, num_views=2, views_column="paraphrased_question", **options)
     dataset, seen = trainer.train_dataset, set()
     for epoch in range(2):
@@ -180,7 +168,9 @@ def test_the_teacher_of_duet_reads_the_instruction(
     model: PreTrainedModel, build_trainer: BuildTrainer, data: dict[str, Any]
 ) -> None:
     original = copy.deepcopy(model).eval()
-    trainer = build_trainer(model, data=data, forget_objective="duet", forget_objective_kwargs=OPTIONS["duet"])
+    trainer = build_trainer(
+        model, data=data, forget_objective="duet", forget_objective_kwargs=OBJECTIVE_OPTIONS["duet"]
+    )
     trainer.train()
     for second in trainer.splits.second:
         prompt, taught = ([id for id in each["labels"] if id != -100] for each in (second, second["teacher"]))
