@@ -4,7 +4,7 @@ from .completions import check_examples, context_length, item_probabilities, sco
 from .generation import generate_answers
 from .gradient_norms import gradient_norms
 from .hidden_states import hidden_states
-from .log_probs import completion_logits, label_log_probs, row_sums, token_log_probs
+from .log_probs import completion_logits, completion_outputs, label_log_probs, row_sums, token_log_probs
 from .multiple_choice import score_choices
 from .patching import key_words, patching_falls
 from .token_statistics import TokenStatistics, token_statistics
@@ -14,6 +14,7 @@ __all__ = [
     "TokenStatistics",
     "check_examples",
     "completion_logits",
+    "completion_outputs",
     "context_length",
     "generate_answers",
     "gradient_norms",
