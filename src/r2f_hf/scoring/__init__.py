@@ -1,6 +1,13 @@
 """What a model says: log-probabilities of given answers, answers that it generates, and what goes on inside it."""
 
-from .completions import check_examples, context_length, item_probabilities, score_completions, score_examples
+from .completions import (
+    check_examples,
+    context_length,
+    item_probabilities,
+    score_completions,
+    score_examples,
+    seconds_by_part,
+)
 from .generation import generate_answers
 from .gradient_norms import gradient_norms
 from .hidden_states import hidden_states
@@ -26,6 +33,7 @@ __all__ = [
     "score_choices",
     "score_completions",
     "score_examples",
+    "seconds_by_part",
     "token_log_probs",
     "token_statistics",
 ]

@@ -15,8 +15,8 @@ from ...data.formatting import IGNORE_INDEX, Encoded, encode_opening
 from ...data.windows import cut_into_windows
 from ...metrics.membership import attack, lowest
 from ...metrics.privacy.mia_min_k_plus_plus import standardised
-from ...scoring import TokenStatistics, context_length, gradient_norms, token_statistics
-from .base import Remarks, Settings, Statistics
+from ...scoring import TokenStatistics, context_length, gradient_norms, key_words, token_statistics
+from .base import Remarks, Rows, Settings, Statistics, is_text, no_text
 
 
 # The attacks that need one forward pass. Each is a score per row, higher for rows that look less like seen ones.
@@ -106,6 +106,26 @@ def labelled_text(tokenizer: PreTrainedTokenizerBase, windows: Sequence[Encoded]
     """The text of a row's labelled tokens."""
     ids = [label for window in windows for label in window["labels"] if label != IGNORE_INDEX]
     return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def at_key_words(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Encoded], rows: Rows) -> list[Encoded]:
+    """Examples with labels only at the `key_words` of their rows, or at all of the answer where a row names none."""
+    return [
+        key_words(tokenizer, example, row["key_words"], f"forget[{index}]") if row.get("key_words") else example
+        for index, (example, row) in enumerate(zip(examples, rows, strict=True))
+    ]
+
+
+def check_key_words(rows: Rows, split: str) -> None:
+    """
+    Refuse key words that are no text.
+
+    Raises:
+        `ValueError`: For the first such row.
+    """
+    for index, row in enumerate(rows):
+        if row.get("key_words") not in (None, "") and not is_text(row["key_words"]):
+            raise no_text(split, index, "key_words")
 
 
 def probability(of_rows: Statistics) -> float:

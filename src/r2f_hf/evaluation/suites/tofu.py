@@ -8,10 +8,19 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import metrics
-from ...data.formatting import encode_example
+from ...data.formatting import Encoded, encode_example
 from ...scoring import generate_answers, score_completions
-from .audit import answer_statistics, joined, mean, membership, memorisation, remark_on_membership
-from .base import Remarks, Rows, Settings, Statistics, Suite, is_text, no_text
+from .audit import (
+    answer_statistics,
+    at_key_words,
+    check_key_words,
+    joined,
+    mean,
+    membership,
+    memorisation,
+    remark_on_membership,
+)
+from .base import Remarks, Rows, Settings, Statements, Statistics, Suite, is_text, no_text
 
 
 # Model utility is taken over these splits, as far as they are there.
@@ -49,6 +58,7 @@ def check(rows: Rows, split: str) -> None:
             values = row[column] if several else [row[column]]
             if not values or not all(map(is_text, values)):
                 raise no_text(split, index, column)
+    check_key_words(rows, split)
 
 
 def split_statistics(
@@ -139,11 +149,47 @@ def split_statistics(
 def _audit(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, rows: Rows, settings: Settings
 ) -> Statistics:
-    examples = [
-        [encode_example(tokenizer, row["question"], row["answer"], None, settings.options, f"{split}[{index}]")]
+    examples = [[example] for example in _encoded(tokenizer, rows, split, settings)]
+    return answer_statistics(model, tokenizer, examples, split, settings)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, rows: Rows, split: str, settings: Settings) -> list[Encoded]:
+    return [
+        encode_example(tokenizer, row["question"], row["answer"], None, settings.options, f"{split}[{index}]")
         for index, row in enumerate(rows)
     ]
-    return answer_statistics(model, tokenizer, examples, split, settings)
+
+
+def statements(
+    tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Rows], context: int, settings: Settings
+) -> Statements:
+    """
+    Encode the statements by which [`run_depth`] looks into a model.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        splits (`Mapping[str, Sequence[Mapping]]`):
+            The rows of each split. True and false statements are the answers and the first wrong answers of `"retain"`,
+            and unfamiliar ones the answers of `"holdout"`.
+        context (`int`):
+            Not used.
+        settings ([`Settings`]):
+            How the model is asked.
+
+    Returns:
+        `dict[str, list[dict]]`: The encoded statements of each kind.
+    """
+    forget, retain, holdout = (splits.get(name, ()) for name in ("forget", "retain", "holdout"))
+    wrong = [row | {"answer": texts(row["perturbed_answer"])[0]} for row in retain]
+    forgotten = _encoded(tokenizer, forget, "forget", settings)
+    return {
+        "forget": forgotten,
+        "key_words": at_key_words(tokenizer, forgotten, forget),
+        "true": _encoded(tokenizer, retain, "retain", settings),
+        "false": _encoded(tokenizer, wrong, "retain", settings),
+        "unfamiliar": _encoded(tokenizer, holdout, "holdout", settings),
+    }
 
 
 def summarise(
@@ -288,6 +334,7 @@ TOFU = Suite(
     | {"holdout": ("question", "answer")},
     check=check,
     statistics=split_statistics,
+    statements=statements,
     summarise=summarise,
     remark=remark,
     headline=(
