@@ -3,6 +3,7 @@
 from .depth import run_depth
 from .runner import run_suite
 from .suites import SUITES, Remarks, Settings, Suite, check_splits, load_own, load_suite
+from .writing import write_answers
 
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "load_suite",
     "run_depth",
     "run_suite",
+    "write_answers",
 ]

@@ -27,6 +27,7 @@ DEPTH = 1
 THRESHOLD = 0.05
 # A probe that judges known statements worse than this tells nothing about others.
 LEAST_ACCURACY = 0.7
+FEW_STATEMENTS = 24
 KINDS = ("forget", "true", "false", "unfamiliar")
 # From the names of the probe's figures to those of the suite's metrics.
 PROBE = {
@@ -94,7 +95,7 @@ def run_depth(
     Returns:
         `dict`: It contains no text. `falls` (`list[list[float]]`) has what [`patching_falls`] gives, if `knows` is
         given. `probe` (`dict[str, float]`) has the figures of the metric `truth_stability`, if there are at least five
-        statements of each kind.
+        statements of each kind; `statements` (`dict[str, int]`) says how many there are.
 
     Raises:
         `ValueError`: If the suite has no statements, or if the two models have other shapes.
@@ -121,6 +122,7 @@ def _look(
         found["falls"] = patching_falls(knows.eval(), model, examples, padding, batch_size, desc="depth: layers")
     if all(len(statements[kind]) >= FOLDS for kind in KINDS):
         states = {}
+        found["statements"] = {kind: len(statements[kind]) for kind in KINDS}
         for kind in KINDS:
             of_kind = hidden_states(model, statements[kind], padding, None, batch_size, f"depth: {kind} statements")
             states["predictions" if kind == "forget" else kind] = of_kind.tolist()
@@ -201,9 +203,14 @@ def remark_on_depth(
     if "probe" not in found:
         left_out["truth_stability"] = (
             f"It needs at least {FOLDS} rows of the forget and the holdout set, and {FOLDS} retain rows with wrong "
-            "answers."
+            "answers, all in one format."
         )
-    elif found["probe"]["probe_accuracy"] < LEAST_ACCURACY:
+    elif min(found["statements"].values()) < FEW_STATEMENTS:
+        notes.append(
+            f"truth_stability: the probe has {min(found['statements'].values())} statements of a kind. Its figures "
+            "are uncertain with so few."
+        )
+    if "probe" in found and found["probe"]["probe_accuracy"] < LEAST_ACCURACY:
         notes.append(
             f"truth_stability: the probe judges {found['probe']['probe_accuracy']:.2f} of the known statements right. "
             "The model's states hardly tell true from not true, and these figures mean little."

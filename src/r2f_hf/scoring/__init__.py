@@ -8,7 +8,7 @@ from .completions import (
     score_examples,
     seconds_by_part,
 )
-from .generation import generate_answers
+from .generation import generate_answers, sample_answers, whole_answer
 from .gradient_norms import gradient_norms
 from .hidden_states import hidden_states
 from .log_probs import completion_logits, label_log_probs, row_sums, token_log_probs
@@ -30,10 +30,12 @@ __all__ = [
     "label_log_probs",
     "patching_falls",
     "row_sums",
+    "sample_answers",
     "score_choices",
     "score_completions",
     "score_examples",
     "seconds_by_part",
     "token_log_probs",
     "token_statistics",
+    "whole_answer",
 ]

@@ -27,6 +27,9 @@ K = 0.4
 # An area under the curve is called uncertain if it may be this far from the truth.
 UNCERTAIN = 0.1
 
+# With fewer rows, the Kolmogorov-Smirnov test sees only differences of more than 0.4 between the distributions.
+FEW_ROWS = 24
+
 Splits = Mapping[str, Statistics]
 
 
@@ -137,6 +140,39 @@ def probability(of_rows: Statistics) -> float:
 def memorisation(split: str, of_rows: Statistics) -> dict[str, float]:
     """Exact memorisation and extraction strength of a split."""
     return {f"{split}_{name}": mean(of_rows[name]) for name in ("exact_memorisation", "extraction_strength")}
+
+
+def truth_ratio(of_rows: Statistics) -> dict[str, Any]:
+    """The truth ratios of a split's rows, from the log-probabilities of paraphrases and wrong answers."""
+    return metrics.load("truth_ratio").compute(predictions=of_rows["paraphrase"], wrong=of_rows["wrong"])
+
+
+def forget_quality(forget: Statistics, gold: Statistics) -> dict[str, float]:
+    """Forget quality, unless there is only one row, which says nothing about a distribution."""
+    rows, reference = truth_ratio(forget)["rows"], truth_ratio(gold)["rows"]
+    if min(len(rows), len(reference)) < 2:
+        return {}
+    quality = metrics.load("forget_quality").compute(predictions=rows, gold=reference)
+    return {"forget_quality": quality["forget_quality"]}
+
+
+def few_for_quality(rows: int) -> list[str]:
+    """A note if the test of forget quality has few rows."""
+    if rows >= FEW_ROWS:
+        return []
+    # The critical value of the test for two sets of this size, at 5%.
+    distance = min(1.36 * np.sqrt(2 / rows), 1)
+    return [
+        f"forget_quality: with {rows} rows, the test sees only differences of more than {distance:.2f} between "
+        "the two distributions. A high value then says little."
+    ]
+
+
+def memorisation_score(summary: Mapping[str, float], forget: Statistics) -> dict[str, float]:
+    """The score of the meta-evaluation. The truth has a share of the probability of all answers."""
+    remembered = [summary[f"forget_{name}"] for name in ("extraction_strength", "exact_memorisation")]
+    remembered += [mean(np.exp(forget["paraphrase"])), truth_ratio(forget)["prob_mean"]]
+    return metrics.load("memorisation_score").compute(predictions=remembered)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -149,6 +149,11 @@ def check_texts(rows: Rows, split: str, columns: Sequence[str]) -> None:
                 raise no_text(split, index, column)
 
 
+def texts(value: str | Sequence[str]) -> list[str]:
+    """The texts in a column that may hold one text or a list of them."""
+    return [value] if isinstance(value, str) else list(value)
+
+
 def is_text(value: Any) -> bool:
     """Whether a value is a text that is not empty."""
     return isinstance(value, str) and bool(value.strip())

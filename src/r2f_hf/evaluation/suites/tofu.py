@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,26 +14,22 @@ from .audit import (
     answer_statistics,
     at_key_words,
     check_key_words,
+    few_for_quality,
+    forget_quality,
     joined,
     mean,
     membership,
     memorisation,
+    memorisation_score,
     remark_on_membership,
+    truth_ratio,
 )
-from .base import Remarks, Rows, Settings, Statements, Statistics, Suite, is_text, no_text
+from .base import Remarks, Rows, Settings, Statements, Statistics, Suite, is_text, no_text, texts
 
 
 # Model utility is taken over these splits, as far as they are there.
 UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 ROUGE = {"rouge1_recall": "rouge_1_recall", "rougeL_recall": "rouge_l_recall", "rougeL_f1": "rouge_l_f1"}
-
-# With fewer rows, the Kolmogorov-Smirnov test sees only differences of more than 0.4 between the distributions.
-FEW_ROWS = 24
-
-
-def texts(value: str | Sequence[str]) -> list[str]:
-    """The texts in a column that may hold one text or a list of them."""
-    return [value] if isinstance(value, str) else list(value)
 
 
 def check(rows: Rows, split: str) -> None:
@@ -170,8 +166,8 @@ def statements(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer.
         splits (`Mapping[str, Sequence[Mapping]]`):
-            The rows of each split. True and false statements are the answers and the first wrong answers of `"retain"`,
-            and unfamiliar ones the answers of `"holdout"`.
+            The rows of each split. True and false statements are the answers and the first wrong answers of
+            `"retain"`, and unfamiliar ones the answers of `"holdout"`.
         context (`int`):
             Not used.
         settings ([`Settings`]):
@@ -223,8 +219,7 @@ def summarise(
         - with a holdout split, the metrics of [`membership`];
         - `overall_score`, with a holdout split, `gold` and `original`.
     """
-    used = ("probability", "truth_ratio", "forget_quality", "model_utility")
-    load = {name: metrics.load(name) for name in used}
+    load = {name: metrics.load(name) for name in ("probability", "model_utility")}
     summary: dict[str, float] = {}
     ratios = {}
     for split, of_rows in statistics.items():
@@ -233,7 +228,7 @@ def summarise(
         # TOFU treats its real-authors and world-facts rows as multiple choice.
         wrong = of_rows["wrong"] if split in ("real_authors", "world_facts") else None
         probability = load["probability"].compute(predictions=of_rows["answer"], wrong=wrong)
-        ratios[split] = load["truth_ratio"].compute(predictions=of_rows["paraphrase"], wrong=of_rows["wrong"])
+        ratios[split] = truth_ratio(of_rows)
         summary[f"{split}_probability"] = probability["probability"]
         summary[f"{split}_rouge_l_recall"] = mean(of_rows["rouge_l_recall"])
         if split != "forget":
@@ -244,16 +239,10 @@ def summarise(
     if "forget" in statistics:
         summary["truth_ratio"] = ratios["forget"]["closer_to_1_better"]
         if gold is not None:
-            reference = load["truth_ratio"].compute(
-                predictions=gold["forget"]["paraphrase"], wrong=gold["forget"]["wrong"]
-            )
-            # One row says nothing about a distribution.
-            if min(len(ratios["forget"]["rows"]), len(reference["rows"])) > 1:
-                quality = load["forget_quality"].compute(predictions=ratios["forget"]["rows"], gold=reference["rows"])
-                summary["forget_quality"] = quality["forget_quality"]
+            summary |= forget_quality(statistics["forget"], gold["forget"])
     # Statistics of older versions lack what the audit needs.
     if "exact_memorisation" in statistics.get("forget", {}):
-        summary |= _memorisation(statistics["forget"], ratios["forget"]["prob_mean"])
+        summary |= _memorisation(statistics["forget"])
     summary |= membership(statistics, gold)
     kept = [split for split in UTILITY_SPLITS if split in statistics]
     if kept:
@@ -269,13 +258,11 @@ def summarise(
     return summary
 
 
-def _memorisation(forget: Statistics, true_share: float) -> dict[str, float]:
-    """What the audit says about the forget rows alone. The truth has a share of the probability of all answers."""
+def _memorisation(forget: Statistics) -> dict[str, float]:
+    """What the audit says about the forget rows alone."""
     found = {f"forget_{name}": mean(forget[name]) for name in ("rouge_1_recall", "rouge_l_f1")}
     found |= memorisation("forget", forget)
-    remembered = [found[f"forget_{name}"] for name in ("extraction_strength", "exact_memorisation")]
-    remembered += [mean(np.exp(forget["paraphrase"])), true_share]
-    return found | metrics.load("memorisation_score").compute(predictions=remembered)
+    return found | memorisation_score(found, forget)
 
 
 def remark(
@@ -301,13 +288,8 @@ def remark(
     rows = len(statistics["forget"]["answer"]) if "forget" in statistics else 0
     if gold is None or rows < 2:
         left_out["forget_quality"] = "It needs a gold model, and at least two forget rows."
-    elif rows < FEW_ROWS:
-        # The critical value of the test for two sets of this size, at 5%.
-        distance = min(1.36 * np.sqrt(2 / rows), 1)
-        notes.append(
-            f"forget_quality: with {rows} rows, the test sees only differences of more than {distance:.2f} between "
-            "the two distributions. A high value then says little."
-        )
+    else:
+        notes += few_for_quality(rows)
     missing = [split for split in UTILITY_SPLITS if split not in statistics]
     if missing:
         notes.append(f"model_utility: the splits {' and '.join(missing)} are not there, and are left out of it.")
