@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,14 @@ from ..lookup import lookup
 from ..models.loading import ModelArguments, asked_to_shard, load_model
 from ..report import print_table
 from ..runs.files import write_json
+from ..scoring import seconds_by_part
 from .recipes import parse_recipe
 
 
 # Of `report.json`. It rises when a field goes or means something else, and stays when one is added.
 SCHEMA = "r2f-evaluate/1"
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 @dataclass
@@ -236,74 +239,61 @@ def evaluate(
     common = {"batch_size": args.batch_size, "options": options, "max_length": args.max_length}
     settings = common | {"max_new_tokens": args.max_new_tokens, "gradnorm": args.gradnorm}
     seconds: dict[str, dict[str, float]] = {}
+    writes = args.write_wrong_answers > 0 or args.write_paraphrases
+    # Which other models are read: only those that something is compared with.
+    compares = {
+        "original": args.original_model is not None and bool(suite.original or args.depth or writes),
+        "gold": args.gold_model is not None and bool(suite.gold or args.depth),
+    }
 
-    def load(name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(name: str | None = None) -> Loaded:
         model, tokenizer = load_model(model_arguments, name, sharded=sharded)
         check_template_arguments(tokenizer, options)
         return model.to(state.device), tokenizer
 
-    def statistics(
-        role: str, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase], needed: Sequence[str]
-    ) -> dict[str, Statistics] | None:
+    def statistics(role: str, loaded: Loaded) -> dict[str, Statistics] | None:
         """Statistics of a model that the unlearned one is compared with."""
+        needed = {"gold": suite.gold, "original": suite.original}[role]
         chosen = {split: rows for split, rows in splits.items() if split in needed}
-        if not chosen:
-            return None
-        found = run_suite(args.suite, *loaded, chosen, folder / role, **settings)[1]
-        seconds[role] = parts(found.values())
-        return found
+        return run_suite(args.suite, *loaded, chosen, folder / role, **settings)[1] if chosen else None
 
-    def depth(
-        role: str, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase], knows: PreTrainedModel | None
-    ) -> Statistics | None:
+    def depth(role: str, loaded: Loaded, knows: PreTrainedModel | None) -> Statistics | None:
         """What is left inside a model."""
-        if not args.depth:
-            return None
-        found = run_depth(args.suite, *loaded, splits, folder / role, knows, **common)
-        seconds[role] = seconds.get(role, {}) | parts([found])
-        return found
+        return run_depth(args.suite, *loaded, splits, folder / role, knows, **common) if args.depth else None
 
-    writes = bool(args.write_wrong_answers or args.write_paraphrases)
     original = original_depth = knows = gold = gold_depth = None
     notes: list[str] = []
-    if writes or (args.original_model is not None and (suite.original or args.depth)):
-        # The original model stays in memory only where the hidden states of others are put into it.
+    if compares["original"] or writes:
         loaded = load(args.original_model)
         if writes:
-            amount = (args.write_wrong_answers, args.write_paraphrases)
-            tokens = args.max_new_tokens or 64
-            splits = write_answers(
-                *loaded, splits, *amount, output_dir=folder, seed=args.seed, max_new_tokens=tokens, **common
-            )
-            check_splits(args.suite, splits)
+            amount = {"wrong_answers": args.write_wrong_answers, "paraphrases": args.write_paraphrases}
+            amount |= {"seed": args.seed, "max_new_tokens": args.max_new_tokens or 64}
+            with seconds_by_part() as seconds["writing"]:
+                splits = write_answers(*loaded, splits, output_dir=folder, **amount, **common)
             notes.append(who_wrote(args, folder))
-        if args.original_model is not None:
-            original = statistics("original", loaded, suite.original)
-            original_depth = depth("original", loaded, None)
-            knows = loaded[0] if args.depth and args.gold_model is not None else None
+        if compares["original"]:
+            original, original_depth = statistics("original", loaded), depth("original", loaded, None)
+            seconds["original"] = parts(original, original_depth)
+        # It stays in memory only where the hidden states of others are put into it.
+        knows = loaded[0] if compares["original"] and compares["gold"] and args.depth else None
         del loaded
-    if args.gold_model is not None and (suite.gold or args.depth):
+    if compares["gold"]:
         loaded = load(args.gold_model)
-        gold = statistics("gold", loaded, suite.gold)
-        gold_depth = depth("gold", loaded, knows)
+        gold, gold_depth = statistics("gold", loaded), depth("gold", loaded, knows)
+        seconds["gold"] = parts(gold, gold_depth)
         del loaded
     model, tokenizer = load()
     metrics, found = run_suite(args.suite, model, tokenizer, splits, folder, gold, original=original, **settings)
-    seconds["model"] = parts(found.values())
+    own_depth = depth("", (model, tokenizer), knows)
+    seconds["model"] = parts(found, own_depth)
     remarks = suite.remark(found, gold, original)
     if suite.statements is not None:
-        inside = depth("", (model, tokenizer), knows)
-        if inside is not None:
-            metrics |= summarise_depth(inside, gold_depth, original_depth)
-            seconds["model"] |= seconds.pop("", {})
-        remarks = joined(remarks, remark_on_depth(inside, gold_depth, original_depth))
+        metrics |= {} if own_depth is None else summarise_depth(own_depth, gold_depth, original_depth)
+        remarks = joined(remarks, remark_on_depth(own_depth, gold_depth, original_depth))
     notes += remarks.notes
-    for role, name, read in (
-        ("gold_model", args.gold_model, suite.gold or args.depth),
-        ("original_model", args.original_model, suite.original or args.depth or writes),
-    ):
-        if name is not None and not read:
-            notes.append(f"{role}: the {args.suite} suite compares with no such model. It was not read.")
+    for role, name in (("gold", args.gold_model), ("original", args.original_model)):
+        if name is not None and not compares[role]:
+            notes.append(f"{role}_model: the {args.suite} suite compares with no such model. It was not read.")
     report = {
         "schema": SCHEMA,
         "model": model_arguments.model_name_or_path,
@@ -315,7 +305,7 @@ def evaluate(
         "metrics": metrics,
         "notes": notes,
         "left_out": remarks.left_out,
-        "seconds": seconds,
+        "seconds": {role: of_role for role, of_role in seconds.items() if of_role},
     }
     if args.lm_eval_tasks:
         report["lm_eval"] = run_lm_eval(
@@ -328,9 +318,10 @@ def evaluate(
     state.destroy_process_group()
 
 
-def parts(found: Iterable[Statistics]) -> dict[str, float]:
-    """Seconds of all parts, to a hundredth."""
-    return {part: round(seconds, 2) for each in found for part, seconds in each.get("seconds", {}).items()}
+def parts(found: Mapping[str, Statistics] | None, depth: Statistics | None) -> dict[str, float]:
+    """Seconds of each part, when it was computed."""
+    every = [*(found or {}).values(), depth or {}]
+    return {part: seconds for each in every for part, seconds in each.get("seconds", {}).items()}
 
 
 def who_wrote(args: EvaluateArguments, folder: Path) -> str:
