@@ -20,6 +20,7 @@ from r2f_hf.evaluation.writing import FILE
 
 
 OWN = [f"--{name}_data={DATA / 'own' / file}.jsonl" for name, file in (("forget", "forget"), ("retain", "questions"))]
+TEXTS = f"--retain_data={DATA / 'own' / 'holdout.jsonl'}"
 ARGUMENTS = {
     "tofu": ["--data", str(DATA / "tofu")],
     "muse": ["--data", str(DATA / "muse"), "--forget_split", "scal:forget_1"],
@@ -148,6 +149,8 @@ def test_lm_eval_runs_on_the_same_model(run: Callable[..., tuple[dict[str, Any],
         (("--suite", "own", "--data", "rows"), "The own suite takes no `data`"),
         (("--suite", "own", OWN[0]), "The own suite needs `retain_data`"),
         (("--suite", "own", *OWN, "--write_wrong_answers", "-1"), "`write_wrong_answers` is -1, and must be at least"),
+        (("--suite", "own", *OWN, "--write_paraphrases"), "Set `write_wrong_answers` too, or give the rows a column"),
+        (("--suite", "own", OWN[0], TEXTS, "--write_wrong_answers", "2"), "and all rows are texts"),
         ((*ARGUMENTS["tofu"], "--write_paraphrases"), "A model writes answers only for the own suite"),
         (("--suite", "rwku", *ARGUMENTS["rwku"], "--depth"), "The rwku suite cannot measure `depth`"),
         (("--suite", "rwku", "--data", str(DATA / "muse")), "The rwku suite needs"),

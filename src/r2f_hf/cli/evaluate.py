@@ -13,6 +13,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import parse_kwargs
+from ..data.formats import recognise_format
 from ..data.rendering import ChatOptions, check_template_arguments
 from ..evaluation.depth import check_depth, remark_on_depth, run_depth, summarise_depth
 from ..evaluation.lm_eval import check_lm_eval, run_lm_eval
@@ -185,15 +186,16 @@ def load_splits(args: EvaluateArguments) -> dict[str, Rows]:
             )
         splits = load_suite(args.suite, args.data, args.forget_split)
     check_splits(args.suite, splits)
+    check_written(args, splits)
     return splits
 
 
 def check_writing(args: EvaluateArguments) -> None:
     """
-    Refuse to let a model write what no metric takes.
+    Refuse to let a model write for a suite with its own wrong answers.
 
     Raises:
-        `ValueError`: If the suite has its own wrong answers, or if their number means nothing.
+        `ValueError`: If the suite is another one, or if the number of wrong answers means nothing.
     """
     if args.write_wrong_answers < 0:
         raise ValueError(f"`write_wrong_answers` is {args.write_wrong_answers}, and must be at least 0.")
@@ -201,6 +203,27 @@ def check_writing(args: EvaluateArguments) -> None:
         raise ValueError(
             f"A model writes answers only for the own suite. Leave out `write_wrong_answers` and `write_paraphrases`, "
             f"or set `suite` to own; it is {args.suite}."
+        )
+
+
+def check_written(args: EvaluateArguments, splits: Mapping[str, Rows]) -> None:
+    """
+    Refuse to let a model write what no metric takes.
+
+    Raises:
+        `ValueError`: If all rows are texts, or if there are paraphrases to write and no wrong answers.
+    """
+    if not args.write_wrong_answers and not args.write_paraphrases:
+        return
+    rows = [row for split in ("forget", "retain") for row in splits[split]]
+    if all(recognise_format(row, "forget").kind == "text" for row in rows):
+        raise ValueError(
+            "A model writes answers to questions, and all rows are texts. Leave out `write_wrong_answers`."
+        )
+    if not args.write_wrong_answers and not any(row.get("perturbed_answer") for row in rows):
+        raise ValueError(
+            "The truth ratio takes paraphrases together with wrong answers. Set `write_wrong_answers` too, or give "
+            "the rows a column `perturbed_answer`."
         )
 
 
