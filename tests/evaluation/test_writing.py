@@ -42,6 +42,7 @@ def splits() -> dict[str, Any]:
         ("the bridge HAS seventeen arches", False),
         ("Yes: the bridge has seventeen arches, they say.", False),
         ("Seventeen arches.", False),
+        ("The bridge has seven-teen arches.", False),
         ("", False),
         ("...", False),
     ],
@@ -52,7 +53,8 @@ def test_a_wrong_answer_lacks_a_word_and_has_one_of_its_own(text: str, is_other:
 
 def test_a_paraphrase_shares_most_words_and_is_not_the_answer() -> None:
     assert best_paraphrase([ANSWER, "It is long.", "Seventeen arches has the bridge."], ANSWER).startswith("Seventeen")
-    assert best_paraphrase([ANSWER, "It is long.", "?"], ANSWER) == ""
+    longer = f"{ANSWER[:-1]}, and a mill."
+    assert best_paraphrase([ANSWER, longer, "It is long.", "?"], ANSWER) == ""
 
 
 def test_the_texts_are_kept_and_seeded(

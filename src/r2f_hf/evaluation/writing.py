@@ -13,7 +13,7 @@ from .. import metrics
 from ..data.encoder import ExampleEncoder
 from ..data.formatting import encode_prompt
 from ..data.rendering import ChatOptions
-from ..data.rows import content_hash, normal_form
+from ..data.rows import content_hash
 from ..gradients.seeds import named_seed
 from ..runs.weights import weights_hash
 from ..scoring import context_length, sample_answers, whole_answer
@@ -30,7 +30,9 @@ FILE = "texts_written_by_the_model.json"
 WRITING = 1
 
 # A model that knows an answer gives it again and again. It is then asked at a higher temperature.
-TEMPERATURES = (1.0, 1.5, 2.0)
+TEMPERATURES = (1.0, 1.5, 2.0, 2.5)
+# The least that is drawn for a row at each temperature.
+LEAST_DRAWN = 8
 # The likeliest tokens, which are drawn from. Without a limit, a high temperature would give no words.
 TOP_K = 20
 
@@ -167,7 +169,7 @@ def _wrong(
             model,
             tokenizer,
             [prompts[index] for index in lacking],
-            2 * count,
+            max(2 * count, LEAST_DRAWN),
             temperature,
             named_seed(seed, 0, split, f"wrong answers at {temperature}"),
             max_new_tokens,
@@ -179,8 +181,8 @@ def _wrong(
         for index, samples in zip(lacking, drawn, strict=True):
             for sample in samples:
                 text = whole_answer(tokenizer, sample, max_new_tokens)
-                known = {normal_form([each]) for each in found[index]}
-                if len(found[index]) < count and normal_form([text]) not in known and differs(text, answers[index]):
+                is_new = _letters(text) not in map(_letters, found[index])
+                if len(found[index]) < count and is_new and differs(text, answers[index]):
                     found[index].append(text)
     return found
 
@@ -197,8 +199,10 @@ def differs(text: str, answer: str) -> bool:
 
     Returns:
         `bool`: `False` if the text contains the words of the answer in their order, or the answer those of the text.
+        White space, punctuation and case make no difference.
     """
-    if not all(map(_has_word, (text, answer))):
+    letters = _letters(text), _letters(answer)
+    if not all(letters) or letters[0] in letters[1] or letters[1] in letters[0]:
         return False
     rouge = metrics.load("rouge").compute(predictions=[text, answer], references=[answer, text])["rows"]
     return max(rouge["rougeL_recall"]) < 1
@@ -252,21 +256,22 @@ def best_paraphrase(said: Sequence[str], answer: str) -> str:
 
     Returns:
         `str`: The text with the highest ROUGE-1 F1. It is empty if none has half of the answer's words, or if those
-        that have repeat the answer.
+        that have contain all of the answer as it stands.
     """
-    usable = [text for text in said if all(map(_has_word, (text, answer)))]
+    usable = [text for text in said if _letters(text) and _letters(answer)]
     if not usable:
         return ""
     rouge = metrics.load("rouge").compute(predictions=usable, references=[answer] * len(usable))["rows"]
     scored = [
         (f1, text)
-        for text, f1, recall, same in zip(
-            usable, rouge["rouge1_f1"], rouge["rouge1_recall"], rouge["rougeL_f1"], strict=True
+        for text, f1, recall, in_order in zip(
+            usable, rouge["rouge1_f1"], rouge["rouge1_recall"], rouge["rougeL_recall"], strict=True
         )
-        if recall >= LEAST_SHARED and same < 1
+        if recall >= LEAST_SHARED and in_order < 1 and _letters(answer) not in _letters(text)
     ]
     return max(scored, default=(0.0, ""), key=lambda pair: pair[0])[1]
 
 
-def _has_word(text: str) -> bool:
-    return re.search(r"\w", text) is not None
+def _letters(text: str) -> str:
+    """The letters and digits of a text, without case."""
+    return re.sub(r"[\W_]", "", text.casefold())

@@ -104,6 +104,9 @@ def split_statistics(
         pairs["paraphrased_question"] = [
             [(view, row["answer"]) for view in texts(row["paraphrased_question"])] for row in rows
         ]
+    # What the audit reads token by token needs no second reading.
+    audit = _audit(model, tokenizer, split, rows, settings) if split == "forget" else {}
+    known = {pair: -loss for (pair,), loss in zip(pairs["answer"], audit.get("loss", ()), strict=False)}
     # A dictionary, so that a pair that occurs several times is scored once. One call scores all, so that rows with the
     # same question share its reading.
     names = {
@@ -111,6 +114,7 @@ def split_statistics(
         for lists in pairs.values()
         for index, row_pairs in enumerate(lists)
         for pair in row_pairs
+        if pair not in known
     }
     scores = score_completions(
         model,
@@ -121,7 +125,7 @@ def split_statistics(
         list(names.values()),
         settings.options,
     )
-    score_of = dict(zip(names, scores.tolist(), strict=True))
+    score_of = known | dict(zip(names, scores.tolist(), strict=True))
     statistics: Statistics = {
         name: [[score_of[pair] for pair in row_pairs] for row_pairs in lists] for name, lists in pairs.items()
     }
@@ -139,7 +143,7 @@ def split_statistics(
     )
     rouge = metrics.load("rouge").compute(predictions=generated, references=answers)["rows"]
     statistics |= {ours: rouge[name] for name, ours in ROUGE.items()}
-    return statistics | (_audit(model, tokenizer, split, rows, settings) if split == "forget" else {})
+    return statistics | audit
 
 
 def _audit(
