@@ -9,12 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import metrics
 from ..data.encoder import ExampleEncoder
 from ..data.formatting import encode_prompt
 from ..data.rendering import ChatOptions
 from ..data.rows import content_hash
 from ..gradients.seeds import named_seed
+from ..metrics.rouge_rows import rouge_rows
 from ..runs.weights import weights_hash
 from ..scoring import context_length, sample_answers, whole_answer
 from .kept import kept
@@ -204,7 +204,7 @@ def differs(text: str, answer: str) -> bool:
     letters = _letters(text), _letters(answer)
     if not all(letters) or letters[0] in letters[1] or letters[1] in letters[0]:
         return False
-    rouge = metrics.load("rouge").compute(predictions=[text, answer], references=[answer, text])["rows"]
+    rouge = rouge_rows([text, answer], [answer, text], "paper")
     return max(rouge["rougeL_recall"]) < 1
 
 
@@ -261,7 +261,7 @@ def best_paraphrase(said: Sequence[str], answer: str) -> str:
     usable = [text for text in said if _letters(text) and _letters(answer)]
     if not usable:
         return ""
-    rouge = metrics.load("rouge").compute(predictions=usable, references=[answer] * len(usable))["rows"]
+    rouge = rouge_rows(usable, [answer] * len(usable), "paper")
     scored = [
         (f1, text)
         for text, f1, recall, in_order in zip(

@@ -359,6 +359,7 @@ def over_processes(
     for batch in tqdm(own_batches, desc=desc, disable=disable or not state.is_main_process, leave=False):
         pairs += zip(batch, function(batch), strict=True)
     results = dict(gather_object(pairs))
+    seconds, part = time.perf_counter() - start, desc or "rows"
     for clock in _CLOCKS:
-        clock[desc or "rows"] = clock.get(desc or "rows", 0.0) + time.perf_counter() - start
+        clock[part] = clock.get(part, 0.0) + seconds
     return [results[index] for index in range(len(order))]
