@@ -15,6 +15,7 @@ from r2f_hf.evaluation.suites.own import OWN, summarise
 from r2f_hf.evaluation.writing import FILE, best_paraphrase, differs
 
 
+QUESTION = "How many arches has the bridge?"
 ANSWER = "The bridge has seventeen arches."
 
 
@@ -37,7 +38,9 @@ def splits() -> dict[str, Any]:
     ("text", "is_other"),
     [
         ("The bridge has nine arches.", True),
-        ("It has seventeen.", True),
+        ("Nine, of stone.", True),
+        ("It has seventeen.", False),
+        ("There are seventeen of them.", False),
         (ANSWER, False),
         ("the bridge HAS seventeen arches", False),
         ("Yes: the bridge has seventeen arches, they say.", False),
@@ -47,8 +50,12 @@ def splits() -> dict[str, Any]:
         ("...", False),
     ],
 )
-def test_a_wrong_answer_lacks_a_word_and_has_one_of_its_own(text: str, is_other: bool) -> None:
-    assert differs(text, ANSWER) == is_other
+def test_a_wrong_answer_lacks_what_the_true_one_tells(text: str, is_other: bool) -> None:
+    assert differs(text, ANSWER, QUESTION) == is_other
+
+
+def test_an_answer_that_only_repeats_the_question_is_compared_as_a_whole() -> None:
+    assert differs("No, it is a mill.", ANSWER, ANSWER) and not differs("Has the bridge seventeen?", ANSWER, ANSWER)
 
 
 def test_a_paraphrase_shares_most_words_and_is_not_the_answer() -> None:
@@ -65,7 +72,8 @@ def test_the_texts_are_kept_and_seeded(
     check_splits("own", written)
     for row, before in zip(written["forget"], splits["forget"], strict=True):
         assert {name: row[name] for name in before} == before
-        assert all(differs(text, row["completion"]) for text in row.get("perturbed_answer", []))
+        given = row["prompt"], row.get("perturbed_answer", [])
+        assert all(differs(text, row["completion"], given[0]) for text in given[1])
     assert max(len(row.get("perturbed_answer", [])) for row in written["forget"]) == 2
     file = tmp_path / FILE
     content = json.loads(file.read_text())

@@ -15,6 +15,7 @@ from ..data.rendering import ChatOptions
 from ..data.rows import content_hash
 from ..gradients.seeds import named_seed
 from ..metrics.rouge_rows import rouge_rows
+from ..metrics.words import WordTokenizer
 from ..runs.weights import weights_hash
 from ..scoring import context_length, sample_answers, whole_answer
 from .kept import kept
@@ -38,6 +39,7 @@ TOP_K = 20
 
 PARAPHRASE_PROMPT = "Say this in other words: {answer}"
 PARAPHRASE_TEMPERATURE = 0.7
+WORDS = WordTokenizer()
 # How many paraphrases are drawn for a row. The one with most of the answer's words is taken.
 PARAPHRASES = 4
 # A paraphrase with fewer of the answer's words says something else.
@@ -60,8 +62,8 @@ def write_answers(
     """
     Let a model write what the rows of the own suite lack: wrong answers to their questions, and paraphrases.
 
-    A wrong answer is one that the model gives to the question itself. It lacks some word of the true answer and has
-    some word of its own. Nobody checks that it is wrong. On several processes, all of them have to call this, and all
+    A wrong answer is one that the model gives to the question itself. It lacks half of the words that the true answer
+    adds to the question. Nobody checks that it is wrong. On several processes, all of them have to call this, and all
     get the same texts.
 
     Args:
@@ -182,12 +184,13 @@ def _wrong(
             for sample in samples:
                 text = whole_answer(tokenizer, sample, max_new_tokens)
                 is_new = _letters(text) not in map(_letters, found[index])
-                if len(found[index]) < count and is_new and differs(text, answers[index]):
+                question = tokenizer.decode(prompts[index], skip_special_tokens=True)
+                if len(found[index]) < count and is_new and differs(text, answers[index], question):
                     found[index].append(text)
     return found
 
 
-def differs(text: str, answer: str) -> bool:
+def differs(text: str, answer: str, question: str = "") -> bool:
     """
     Whether a text says something else than an answer, as far as its words tell.
 
@@ -196,16 +199,19 @@ def differs(text: str, answer: str) -> bool:
             A text.
         answer (`str`):
             The true answer.
+        question (`str`, *optional*):
+            The question. What the answer repeats of it tells nothing.
 
     Returns:
-        `bool`: `False` if the text contains the words of the answer in their order, or the answer those of the text.
-        White space, punctuation and case make no difference.
+        `bool`: `False` if the text has more than half of the words that the answer adds to the question, or if one of
+        the two contains the other. White space, punctuation and case make no difference.
     """
     letters = _letters(text), _letters(answer)
     if not all(letters) or letters[0] in letters[1] or letters[1] in letters[0]:
         return False
-    rouge = rouge_rows([text, answer], [answer, text], "paper")
-    return max(rouge["rougeL_recall"]) < 1
+    said, true, asked = (set(WORDS.tokenize(each)) for each in (text, answer, question))
+    told = true - asked or true
+    return 2 * len(told & said) <= len(told) and not said <= true
 
 
 def _paraphrased(
