@@ -146,7 +146,12 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         )
         data_seed = args.seed if args.data_seed is None else args.data_seed
         train_dataset = ForgetRetainDataset(
-            self.splits.forget, self.splits.retain, args.num_views, args.retain_per_forget, data_seed
+            self.splits.forget,
+            self.splits.retain,
+            args.num_views,
+            args.retain_per_forget,
+            data_seed,
+            self.forget_objective.needs_answers,
         )
 
         super().__init__(
@@ -351,7 +356,8 @@ class ForgetRetainTrainer(EvaluatingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """
-        Log metrics. Training logs also get the parts of the loss, each as the mean over the steps since the last log.
+        Log metrics. Training logs also get the parts of the loss, each as the mean over the steps since the last log,
+        and what the forget objective keeps from step to step.
 
         Args:
             logs (`dict[str, float]`):
@@ -363,6 +369,8 @@ class ForgetRetainTrainer(EvaluatingTrainer):
             parts = self.accelerator.reduce(torch.stack(list(self._loss_parts.values())), "sum") / self._loss_steps
             logs |= dict(zip(self._loss_parts, parts.tolist(), strict=True))
             self._loss_parts, self._loss_steps = {}, 0
+            state = self.forget_objective.state()
+            logs |= {name: value.item() for name, value in state.items() if value.numel() == 1}
         super().log(logs, start_time)
 
     def reference_probabilities(self, name: str) -> np.ndarray:
