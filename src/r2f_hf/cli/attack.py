@@ -22,13 +22,14 @@ from ..data.rendering import ChatOptions
 from ..data.splits import encode_set
 from ..models.loading import ModelArguments, asked_to_shard, load_model
 from ..report import print_table
+from ..report.run import ATTACK_SCHEMA
 from ..runs.files import write_json
+from ..runs.ledger import last_weights
 from ..scoring import context_length
 from .recipes import parse_recipe
 
 
-# Of `report.json`. It rises when a field changes its name or its meaning.
-SCHEMA = "r2f-attack/1"
+SCHEMA = ATTACK_SCHEMA
 ROLES = ("unlearned", "original", "gold")
 
 
@@ -171,6 +172,7 @@ def attack(
                 "original": args.original_model,
                 "gold": args.gold_model,
             },
+            "weights": last_weights(model_arguments.model_name_or_path),
             "rows": {"forget": len(rows_of(target.forget)), "retain": len(rows_of(target.retain))},
             "seed": args.seed,
             "attacks": {

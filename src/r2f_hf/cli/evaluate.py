@@ -21,12 +21,13 @@ from ..evaluation.suites.base import Rows, Statistics
 from ..lookup import lookup
 from ..models.loading import ModelArguments, asked_to_shard, load_model
 from ..report import print_table
+from ..report.run import EVALUATION_SCHEMA
 from ..runs.files import write_json
+from ..runs.ledger import last_weights
 from .recipes import parse_recipe
 
 
-# Of `report.json`. It rises when a field goes or means something else, and stays when one is added.
-SCHEMA = "r2f-evaluate/1"
+SCHEMA = EVALUATION_SCHEMA
 
 
 @dataclass
@@ -34,8 +35,8 @@ class EvaluateArguments:
     r"""
     What `r2f evaluate` measures, and where it writes the results.
 
-    The command runs a suite of metrics on a saved model, prints them as a table, and writes them to `report.json`. The
-    model is chosen by the options of [`ModelArguments`].
+    The command runs a suite of metrics on a saved model and on those that it is compared with, prints them as a table,
+    and writes them to `report.json`. The model is chosen by the options of [`ModelArguments`].
 
     ```bash
     r2f evaluate --model_name_or_path unlearned --gold_model retrained --data tofu-folder --output_dir evaluation
@@ -199,36 +200,36 @@ def evaluate(
         "gradnorm": args.gradnorm,
     }
 
-    def statistics(name: str | None, role: str, needed: Sequence[str]) -> dict[str, Statistics] | None:
-        """Statistics of a model that the unlearned one is compared with."""
-        chosen = {split: rows for split, rows in splits.items() if split in needed}
-        if name is None or not chosen:
+    def statistics(name: str | None, role: str) -> dict[str, Statistics] | None:
+        """Statistics of a model that the unlearned one is compared with: on all splits, to show both side by side."""
+        if name is None:
             return None
         model, tokenizer = load_model(model_arguments, name, sharded=sharded)
-        return run_suite(args.suite, model.to(state.device), tokenizer, chosen, folder / role, **settings)[1]
+        return run_suite(args.suite, model.to(state.device), tokenizer, splits, folder / role, **settings)[1]
 
-    gold = statistics(args.gold_model, "gold", suite.gold)
-    original = statistics(args.original_model, "original", suite.original)
+    gold = statistics(args.gold_model, "gold")
+    original = statistics(args.original_model, "original")
+    compared = {
+        role: suite.summarise(of_role, gold)
+        for role, of_role in (("original", original), ("gold", gold))
+        if of_role is not None
+    }
     model, tokenizer = load_model(model_arguments, sharded=sharded)
     check_template_arguments(tokenizer, options)
     model = model.to(state.device)
     metrics, found = run_suite(args.suite, model, tokenizer, splits, folder, gold, original=original, **settings)
     notes, left_out = suite.remark(found, gold, original)
-    for role, name, needed in (
-        ("gold_model", args.gold_model, suite.gold),
-        ("original_model", args.original_model, suite.original),
-    ):
-        if name is not None and not needed:
-            notes.append(f"{role}: the {args.suite} suite compares with no such model. It was not read.")
     report = {
         "schema": SCHEMA,
         "model": model_arguments.model_name_or_path,
         "gold_model": args.gold_model,
         "original_model": args.original_model,
+        "weights": last_weights(model_arguments.model_name_or_path),
         "suite": args.suite,
         "forget_split": args.forget_split or suite.forget,
         "rows": {split: len(rows) for split, rows in splits.items()},
         "metrics": metrics,
+        "compared": compared,
         "notes": notes,
         "left_out": left_out,
     }
@@ -246,7 +247,12 @@ def evaluate(
 def print_report(report: dict[str, Any]) -> None:
     """Print the metrics as tables, and below them what a reader has to know."""
     title = " ".join(filter(None, (report["suite"], report["forget_split"])))
-    print_table(title, {name: {"value": value} for name, value in report["metrics"].items()}, ["value"])
+    columns = {**report["compared"], "model": report["metrics"]}
+    rows = {
+        name: {column: values[name] for column, values in columns.items() if name in values}
+        for name in columns["model"]
+    }
+    print_table(title, rows, list(columns))
     for task, values in report.get("lm_eval", {}).items():
         print_table(f"lm-eval {task}", {name: {"value": value} for name, value in values.items()}, ["value"])
     for note in report["notes"]:

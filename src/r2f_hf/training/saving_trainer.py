@@ -108,6 +108,10 @@ class SavingTrainer(ForgetRetainTrainer):
                     # The ledger is written before the weights. If the process is killed in between, the entry of this
                     # run is there already. The run is then recognised when it is repeated, and gets no second entry.
                     self.record.write(folder, weights, {"steps": self.state.global_step})
+                    details = self.record.details
+                    details.modules = list(self.r2f_callback.module_fidelity)
+                    details.fidelity = self.r2f_callback.module_fidelities
+                    details.write(folder)
             self._save_model(output_dir, _internal_call)
 
     def _save_model(self, output_dir: str | None, _internal_call: bool) -> None:
@@ -188,6 +192,8 @@ class SavingTrainer(ForgetRetainTrainer):
                 skipped_steps=self.r2f_callback.skipped_steps,
                 fidelities=self.r2f_callback.fidelities,
                 before=self.record.metrics.get("before", {}),
+                module_fidelities=self.r2f_callback.module_fidelities,
+                rows_before=self.record.details.rows.get("before", {}),
             ).write(folder)
             # Last of all: a file that changes after this counts as damaged.
             seal(folder)
@@ -233,6 +239,8 @@ class SavingTrainer(ForgetRetainTrainer):
         # A finished run keeps the reason for its end, and a run that continues keeps counting.
         self.stop_reason = progress.stop_reason
         self.r2f_callback.skipped_steps, self.r2f_callback.fidelities = progress.skipped_steps, progress.fidelities
+        self.r2f_callback.module_fidelities = progress.module_fidelities
+        self.record.details.rows = {"before": progress.rows_before}
         # The references are of the model before the run, so they are loaded and not computed.
         self._set_references(load_references(folder))
         self.target.load_(self.model, folder)
