@@ -344,7 +344,7 @@ def lasting(run: Run) -> Answer:
                 if variant.startswith(UNATTACKED):
                     reason = "Without an attack, to compare with."
                 elif comeback is not None:
-                    good, reason = comeback <= MOST_LEFT, f"comeback {comeback:.2f}"
+                    good, reason = comeback <= MOST_LEFT, f"comeback {round(comeback, 2) + 0:.2f}"
                 words = f"{attack.replace('_', ' ')}: {variant}"
                 values = (line.get("original"), line["unlearned"], line.get("gold"))
                 figures.append(Figure(f"{attack}/{variant}", words, *values, good, reason, 1))

@@ -7,6 +7,7 @@ import math
 import shutil
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import TrainOutput
@@ -267,7 +268,9 @@ class RecordedTrainer(SavingTrainer):
         losses = [logs["loss"] for logs in self.state.log_history if "loss" in logs]
         return TrainOutput(self.state.global_step, fmean(losses) if losses else math.nan, {"train_runtime": 0.0})
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """
         Evaluate, and keep the metrics for the ledger unless training goes on. See [`~transformers.Trainer.evaluate`].
 
@@ -278,11 +281,11 @@ class RecordedTrainer(SavingTrainer):
             length-normalised probability, such as `eval_forget_probability`, and Trainer's own metrics.
         """
         self._rows = None
-        metrics = super().evaluate(*args, **kwargs)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if not self.is_in_train:
             self.record.add_evaluation(metrics)
             if self._rows is not None:
                 # Each set comes here on its own, with its name at the end of the prefix.
-                self.record.add_rows(kwargs.get("metric_key_prefix", "eval").removeprefix("eval_"), self._rows)
+                self.record.add_rows(metric_key_prefix.removeprefix("eval_"), self._rows)
                 self._rows = None
         return metrics
