@@ -27,7 +27,7 @@ class Column:
         words (`str`):
             Its heading.
         best (`str`):
-            What is best: `"high"`, `"low"`, or `"gold"`, which is as near to gold as can be.
+            What is best: `"high"`, `"low"`, `"zero"`, or `"gold"`, which is as near to gold as can be.
     """
 
     name: str
@@ -44,7 +44,7 @@ COLUMNS = (
     Column("mia_loss_auc", "AUC of the loss attack", "gold"),
     Column("retain_probability", "P(retain)", "high"),
     Column("model_utility", "model utility", "high"),
-    Column("comeback", "highest comeback", "low"),
+    Column("comeback", "highest comeback", "zero"),
     Column("steps", "steps", "low"),
     Column("seconds", "seconds", "low"),
 )
@@ -133,6 +133,9 @@ def distance(column: Column, gold: float | None) -> Callable[[float], float]:
     """How far a value is from the best."""
     if column.best == "gold" and gold is not None:
         return lambda value: abs(value - gold)
+    if column.best == "zero":
+        # Below 0 the model knows less than gold, which tells too.
+        return abs
     if column.name == "mia_loss_auc":
         return lambda value: abs(value - 0.5)
     # Without gold a low probability is taken for the better one. The report says that it means little.

@@ -26,7 +26,10 @@ MOST_ROWS = 1000
 
 
 def write_report(
-    folders: Sequence[str | os.PathLike], out: str | os.PathLike, texts: Sequence[Sequence[str]] | None = None
+    folders: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    texts: Sequence[Sequence[str]] | None = None,
+    public: bool = False,
 ) -> Path:
     """
     Write the report of a run, or of several side by side.
@@ -38,6 +41,8 @@ def write_report(
             The file to write.
         texts (`Sequence[Sequence[str]]`, *optional*):
             The texts of the forget rows, to be shown next to their numbers. By default the report has no text.
+        public (`bool`, *optional*, defaults to `False`):
+            Whether to leave out names of local files and folders. The name of a file may tell who was forgotten.
 
     Returns:
         `Path`: The file.
@@ -46,16 +51,21 @@ def write_report(
         `FileNotFoundError`: If no run has written to one of the folders.
         `ValueError`: If a file of a run is damaged.
     """
-    return write_runs([read_run(folder) for folder in folders], out, texts)
+    return write_runs([read_run(folder) for folder in folders], out, texts, public)
 
 
-def write_runs(runs: Sequence[Run], out: str | os.PathLike, texts: Sequence[Sequence[str]] | None = None) -> Path:
+def write_runs(
+    runs: Sequence[Run],
+    out: str | os.PathLike,
+    texts: Sequence[Sequence[str]] | None = None,
+    public: bool = False,
+) -> Path:
     """[`write_report`] of runs that were read already."""
-    write_text(out, render(runs, texts))
+    write_text(out, render(runs, texts, public))
     return Path(out)
 
 
-def render(runs: Sequence[Run], texts: Sequence[Sequence[str]] | None = None) -> str:
+def render(runs: Sequence[Run], texts: Sequence[Sequence[str]] | None = None, public: bool = False) -> str:
     """
     The report as HTML.
 
@@ -64,6 +74,8 @@ def render(runs: Sequence[Run], texts: Sequence[Sequence[str]] | None = None) ->
             The runs, at least one.
         texts (`Sequence[Sequence[str]]`, *optional*):
             The texts of the forget rows of the only run.
+        public (`bool`, *optional*, defaults to `False`):
+            Whether to leave out names of local files and folders.
     """
     environment = Environment(
         loader=PackageLoader("r2f_hf.report"),
@@ -88,6 +100,7 @@ def render(runs: Sequence[Run], texts: Sequence[Sequence[str]] | None = None) ->
         sections=sections,
         columns=columns,
         lines=lines,
+        public=public,
         style=Markup(environment.get_template("style.css").render()),
         written=datetime.now(timezone.utc).isoformat(timespec="minutes"),
         version=version("r2f-hf"),

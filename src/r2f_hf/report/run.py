@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from ..runs.details import Details
 from ..runs.ledger import LEDGER_FILE, Entry, read_ledger, standing_requests
 from ..runs.undo import UNDO_FOLDER
 
+
+logger = logging.getLogger(__name__)
 
 # Of the `report.json` of `r2f evaluate` and of `r2f attack`. They rise when a field goes or means something else, and
 # stay when one is added.
@@ -110,7 +113,7 @@ def read_run(folder: str | os.PathLike) -> Run:
     for file, report in reports(dict.fromkeys((asked, model, model.parent, Path()))):
         if report.get("weights") != weights:
             if named(report) is not None and Path(named(report)).resolve() == model.resolve():
-                outdated.append(str(file))
+                outdated.append(f"{file.parent.name}/{file.name}")
         elif report["schema"] == EVALUATION_SCHEMA:
             evaluations.append(report)
             rows = rows or read_rows(file.parent)
@@ -154,8 +157,12 @@ def reports(places: Mapping[Path, None]) -> Iterator[tuple[Path, dict[str, Any]]
             if not file.is_file() or file.resolve() in seen:
                 continue
             seen.add(file.resolve())
-            report = read_json(file)
-            # Other files have this name too.
+            try:
+                report = read_json(file)
+            except ValueError as error:
+                # Other files have this name too, and need not be JSON.
+                logger.warning("Left out: %s", error)
+                continue
             if isinstance(report, dict) and report.get("schema") in (EVALUATION_SCHEMA, ATTACK_SCHEMA):
                 yield file, report
 

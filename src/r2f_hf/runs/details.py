@@ -13,7 +13,8 @@ from typing import Any
 from .files import write_text
 
 
-DETAILS_FILE = "r2f_details.json"
+# It names files of the user's. Trainer does not push names that begin with an underscore.
+DETAILS_FILE = "_r2f_details.json"
 # It rises when a field goes or means something else, and stays when one is added.
 SCHEMA = "r2f-details/1"
 
@@ -24,11 +25,13 @@ Rows = dict[str, dict[str, list[float | None]]]
 @dataclass
 class Details:
     """
-    What is written next to a run's result, in `r2f_details.json`. It has no text of the rows.
+    What is written next to a run's result, in `_r2f_details.json`. It has no text of the rows.
 
     Args:
         command (`str`, *optional*):
             The command line, if the run was started from one.
+        model (`str`, *optional*):
+            Name or folder of the model that the run began with.
         data (`dict[str, str]`):
             By set the file or the dataset that its rows come from, as far as it is known.
         set_sizes (`dict[str, int]`):
@@ -46,6 +49,7 @@ class Details:
     """
 
     command: str | None = None
+    model: str | None = None
     data: dict[str, str] = field(default_factory=dict)
     set_sizes: dict[str, int] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)

@@ -83,7 +83,10 @@ class RecordedTrainer(SavingTrainer):
             | {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
             # A model continues the ledger of the model that it comes from. An adapter begins a ledger of its own.
             earlier=read_ledger_of(self.source if writes_weights else None),
-            details=Details(set_sizes={name: len(own) for name, own in self.splits.texts.items() if name != "views"}),
+            details=Details(
+                model=name or None,
+                set_sizes={name: len(own) for name, own in self.splits.texts.items() if name != "views"},
+            ),
         )
         self._lock = run_folder_lock(args.output_dir)
         self._saving_checkpoint = False
@@ -167,7 +170,7 @@ class RecordedTrainer(SavingTrainer):
         - the model (or, with `update_target="adapter"`, the adapter) and its tokenizer;
         - `ledger.jsonl`, which says what the model was asked to forget (see `r2f ledger`);
         - the metrics, in `before_results.json`, `train_results.json` and `after_results.json`;
-        - what `r2f report` reads in addition, in `r2f_details.json`;
+        - what `r2f report` reads in addition, in `_r2f_details.json`;
         - Trainer's state, with all logs, in `trainer_state.json`.
 
         It locks the folder from the first evaluation to the last file, so that no other run can write in between.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from ..report.model_card import write_model_card
 from ..runs.checkpoints import find_damage, seal
 from ..runs.files import write_json
 from ..runs.folder import RUN_FILE, held, read_run, run_folder_lock
@@ -30,6 +31,9 @@ from .forget_retain_trainer import ForgetRetainTrainer
 
 
 logger = logging.getLogger(__name__)
+
+# What a caller may say about the model card.
+METADATA = ("language", "license", "tags", "base_model", "datasets")
 
 
 class SavingTrainer(ForgetRetainTrainer):
@@ -82,7 +86,8 @@ class SavingTrainer(ForgetRetainTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
-        Save the plain model (or the adapter that took the updates), the tokenizer and, after training, the ledger.
+        Save the plain model (or the adapter that took the updates), the tokenizer and, after training, the ledger and
+        the model card.
 
         The ledger is that of the model that training began with, and one more entry for this run.
 
@@ -113,6 +118,34 @@ class SavingTrainer(ForgetRetainTrainer):
                     details.fidelity = self.r2f_callback.module_fidelities
                     details.write(folder)
             self._save_model(output_dir, _internal_call)
+            if self.record.hash_before is not None and self.args.should_save:
+                # PEFT writes a card of an adapter, which this one replaces.
+                write_model_card(folder)
+
+    def create_model_card(self, model_name: str | None = None, **kwargs) -> None:
+        """
+        Write the model card and the report of the output folder, as `push_to_hub` does before it uploads them. Both
+        have the reports of `r2f evaluate` and `r2f attack` on these weights, and neither names local files.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model.
+            kwargs (*optional*):
+                As in [`~transformers.Trainer.create_model_card`]: metadata of the card, such as `license`.
+        """
+        if not self.is_world_process_zero():
+            return
+        if self.record.hash_before is None:
+            super().create_model_card(model_name=model_name, **kwargs)
+            return
+        # Here, as it imports matplotlib.
+        from ..report.html import write_report
+
+        folder = Path(self.args.output_dir)
+        names = {"finetuned_from": "base_model", "dataset": "datasets"}
+        known = {names.get(key, key): value for key, value in kwargs.items() if names.get(key, key) in METADATA}
+        write_model_card(folder, model_name, known)
+        write_report([folder], folder / "report.html", public=True)
 
     def _save_model(self, output_dir: str | None, _internal_call: bool) -> None:
         """Trainer's own `save_model`, which calls `_save`, also under DeepSpeed."""
