@@ -24,7 +24,7 @@ def pushed(folder: Path) -> set[str]:
     """What Trainer would upload, by huggingface_hub's own filter."""
     # The patterns are Trainer's, which does not name them.
     assert 'ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]' in inspect.getsource(Trainer.push_to_hub)
-    assert IGNORE_PATTERNS == ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
+    assert ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"] == IGNORE_PATTERNS
     return {path.relative_to(folder).as_posix() for path in uploaded(folder)}
 
 
