@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -132,7 +133,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         check_lm_eval(args.lm_eval_tasks, args.lm_eval_include_path)
     if args.gold_model is not None and model_arguments.model_name_or_path is not None:
         check_tokenizers(model_arguments.model_name_or_path, args.gold_model)
-    return partial(evaluate, args, model_arguments, splits, sharded)
+    return partial(evaluate, args, model_arguments, splits, sharded, shlex.join(("r2f", "evaluate", *argv)))
 
 
 def load_splits(args: EvaluateArguments) -> dict[str, Rows]:
@@ -186,7 +187,11 @@ def check_tokenizers(name: str, gold: str) -> None:
 
 
 def evaluate(
-    args: EvaluateArguments, model_arguments: ModelArguments, splits: dict[str, Rows], sharded: bool = False
+    args: EvaluateArguments,
+    model_arguments: ModelArguments,
+    splits: dict[str, Rows],
+    sharded: bool = False,
+    command: str | None = None,
 ) -> None:
     """Evaluate the model (those that it is compared with first), print the metrics, and write `report.json`."""
     folder = Path(args.output_dir)
@@ -221,6 +226,7 @@ def evaluate(
     notes, left_out = suite.remark(found, gold, original)
     report = {
         "schema": SCHEMA,
+        "command": command,
         "model": model_arguments.model_name_or_path,
         "gold_model": args.gold_model,
         "original_model": args.original_model,

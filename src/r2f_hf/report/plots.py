@@ -51,8 +51,9 @@ STYLE = {
     "legend.fontsize": 9,
 }
 WIDTH = 4.8
-# More columns than this would be narrower than a pixel.
+# More columns than this would be narrower than a pixel, and more dots would make the page slow.
 MOST_COLUMNS = 300
+MOST_DOTS = 800
 
 
 def as_svg(name: str, title: str, description: str, size: tuple[float, float], draw: Callable[[Axes], Any]) -> str:
@@ -158,15 +159,20 @@ def dots(name: str, title: str, rows: Mapping[str, Sequence[float | None]], quan
     present = {model: rows[model] for model in MARKERS if rows.get(model)}
     if not present:
         return ""
+    count = max(map(len, present.values()))
+    every = -(-count // MOST_DOTS)
 
     def draw(axes: Axes) -> None:
         # Many rows are close to each other.
-        size = 14 if max(map(len, present.values())) <= 80 else 5
+        size = 14 if count <= 80 else 5
         for model, values in present.items():
-            pairs = [(number, value) for number, value in enumerate(values) if value is not None]
+            pairs = [
+                (number, value) for number, value in enumerate(values) if value is not None and not number % every
+            ]
             if pairs:
                 mark(axes, *zip(*pairs, strict=True), model, size)
-        axes.set(xlabel="row number", ylabel=quantity, ylim=(-0.04, 1.04))
+        label = "row number" if every == 1 else f"row number (one row of {every} is shown)"
+        axes.set(xlabel=label, ylabel=quantity, ylim=(-0.04, 1.04))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y")
         legend(axes, len(present))
