@@ -253,7 +253,9 @@ def evaluate(
 def print_report(report: dict[str, Any]) -> None:
     """Print the metrics as tables, and below them what a reader has to know."""
     title = " ".join(filter(None, (report["suite"], report["forget_split"])))
-    columns = {**report["compared"], "model": report["metrics"]}
+    compared = report["compared"]
+    columns = {"original": compared.get("original"), "model": report["metrics"], "gold": compared.get("gold")}
+    columns = {name: metrics for name, metrics in columns.items() if metrics is not None}
     rows = {
         name: {column: values[name] for column, values in columns.items() if name in values}
         for name in columns["model"]

@@ -17,7 +17,7 @@ from ..runs.files import write_text
 from ..runs.undo import UNDO_FOLDER
 from . import plots
 from .comparison import compare_runs
-from .questions import GONE, KEPT, LASTS, TOLD, Answer, answers, not_measured, verdict
+from .questions import GONE, KEPT, LASTS, OTHER, TOLD, Answer, answers, measured, not_measured, verdict
 from .run import Run, read_run
 
 
@@ -125,6 +125,7 @@ def section(
         "rows": table_of_rows(rows.get("forget", {}), texts),
         "shown_rows": MOST_ROWS,
         "not_measured": not_measured(run, found),
+        "others": [figure for question, figure in measured(run) if question == OTHER],
         "notes": [note for report in run.evaluations for note in report["notes"]],
         "meanings": {
             attack: content["meaning"] for report in run.attacks for attack, content in report["attacks"].items()

@@ -24,6 +24,8 @@ LEAST_DIFFERENCE = 0.05
 UNATTACKED = "no attack"
 
 GONE, TOLD, KEPT, LASTS = "gone", "told", "kept", "lasts"
+# What belongs to no question alone, such as a score over all of them.
+OTHER = "other"
 
 QUESTIONS = {
     GONE: "Is it gone?",
@@ -182,7 +184,8 @@ def answers(run: Run) -> dict[str, Answer]:
     """
     figures: dict[str, list[Figure]] = {GONE: [], TOLD: [], KEPT: []}
     for question, figure in measured(run):
-        figures[question].append(figure)
+        if question != OTHER:
+            figures[question].append(figure)
     return {key: judged(key, found) for key, found in figures.items()} | {LASTS: lasting(run)}
 
 
@@ -251,7 +254,7 @@ def measured(run: Run) -> list[tuple[str, Figure]]:
 def figure_of(
     name: str, suite: str, before: float | None, after: float, gold: float | None, rows: Mapping[str, int]
 ) -> list[tuple[str, Figure]]:
-    """A metric as a figure, if it belongs to a question."""
+    """A metric as a figure, with its question."""
     for pattern, question, words, span in METRICS:
         match = re.fullmatch(pattern, name)
         if match:
@@ -262,7 +265,7 @@ def figure_of(
             if span is not None:
                 good, reason = JUDGES[question](name, span, before, after, gold, rows)
             return [(question, Figure(name, shown.replace("_", " ") + suite, before, after, gold, good, reason, span))]
-    return []
+    return [(OTHER, Figure(name, name.replace("_", " ") + suite, before, after, gold, None, ""))]
 
 
 def judge_gone(
