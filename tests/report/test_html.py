@@ -112,7 +112,7 @@ def test_several_runs_side_by_side(world: Path, finished: Path, tmp_path: Path) 
     page = check_page(html)
     assert "3 runs side by side" in page.text
     assert "learning_rate 0.3" in page.text and "learning_rate 0.2" in page.text
-    rows = html[html.index("<tbody>") : html.index("</tbody>")]
+    rows = html[html.index("<tbody") : html.index("</tbody>")]
     assert rows.count("<tr ") == 2 and "★" in rows
     # The two seeds of one setting are a range. Seeds may come in any order.
     assert "seeds 42, 1" in rows and " to <data" in rows
