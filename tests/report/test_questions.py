@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from r2f_hf.attacks import ATTACKS, UNATTACKED
+from r2f_hf.evaluation import SUITES
 from r2f_hf.report import questions
 from r2f_hf.report.questions import GONE, KEPT, LASTS, TOLD, answers, not_measured, verdict
 from r2f_hf.report.run import Run
@@ -142,5 +143,16 @@ def test_an_undone_run_claims_nothing() -> None:
     assert verdict(answers(run(GOOD, LASTING)), undone=True)[0] == "Undone"
 
 
-def test_the_attacks_are_those_that_there_are() -> None:
+def test_the_names_are_those_that_there_are() -> None:
     assert tuple(ATTACKS) == questions.ATTACK_NAMES and UNATTACKED == questions.UNATTACKED
+    assert tuple(SUITES) == questions.SUITE_NAMES
+
+
+def test_a_suite_that_the_run_has_evaluated_itself_is_shown_too() -> None:
+    after = {"eval_retain_probability": 0.9, "eval_tofu_model_utility": 0.4, "eval_forget_runtime": 3.0}
+    found = answers(run(None, before=after | {"eval_tofu_model_utility": 0.5}, after=after))
+    assert [(figure.words, figure.good) for figure in found[KEPT].figures] == [
+        ("P(answer)", True),
+        ("model utility (tofu)", False),
+    ]
+    assert not found[GONE].figures

@@ -22,6 +22,8 @@ LEAST_AREA = 0.05
 # Before and gold have to differ by this part of a figure's range. Otherwise it says nothing about forgetting.
 LEAST_DIFFERENCE = 0.05
 UNATTACKED = "no attack"
+# `r2f_hf.evaluation.SUITES` is above this layer, as are the attacks below; a test compares them.
+SUITE_NAMES = ("tofu", "muse", "wmdp", "rwku", "knowundo", "own")
 
 GONE, TOLD, KEPT, LASTS = "gone", "told", "kept", "lasts"
 # What belongs to no question alone, such as a score over all of them.
@@ -246,8 +248,11 @@ def measured(run: Run) -> list[tuple[str, Figure]]:
     # Without `r2f evaluate` there is what the run itself has measured.
     before, after = (run.entry["metrics"].get(when, {}) for when in ("before", "after"))
     for name, value in after.items():
-        if name.endswith("_probability") and isinstance(value, float):
-            found += figure_of(name.removeprefix("eval_"), "", before.get(name), value, None, {})
+        # With `eval_suite` there are the metrics of a suite too, after its name.
+        suite, metric = re.fullmatch(rf"(?:eval_)?(?:({'|'.join(SUITE_NAMES)})_)?(.*)", name).groups()
+        if isinstance(value, float):
+            figures = figure_of(metric, f" ({suite})" if suite else "", before.get(name), value, None, {})
+            found += [(question, figure) for question, figure in figures if question != OTHER]
     return found
 
 
