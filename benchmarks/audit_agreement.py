@@ -1,4 +1,4 @@
-"""Compares our metrics with the values that other projects' own code gives on the same inputs.
+"""Compares our metrics and training losses with the values that other projects' own code gives on the same inputs.
 
 Usage: python benchmarks/audit_agreement.py tests/reference
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from shared.agreement import Reference, counted_leaves, difference, rounding, why_not
+from shared.loss_agreement import LossReference, is_loss, why_no_loss
 
 
 def main() -> int:
@@ -28,6 +29,7 @@ def main() -> int:
         parser.error(f"{arguments.folder} has no expected.json. Give the folder of the reference values.")
     torch.set_num_threads(1)
     reference = Reference(arguments.folder)
+    losses = LossReference(reference)
     left_out: Counter[str] = Counter()
     verdicts: Counter[str] = Counter()
     numbers = 0
@@ -35,12 +37,13 @@ def main() -> int:
     for name, each in reference.entries.items():
         if arguments.only not in name:
             continue
-        reason = why_not(name)
+        loss = is_loss(name)
+        reason = why_no_loss(name) if loss else why_not(name)
         if reason is not None:
             left_out[reason] += 1
             continue
         theirs = counted_leaves(each["value"])
-        ours = counted_leaves(reference.ours(name))
+        ours = counted_leaves((losses if loss else reference).ours(name))
         compared = {path: (ours[path], theirs[path]) for path in theirs if path in ours}
         gaps = {path: difference(*pair, each["rtol"], each["atol"]) for path, pair in compared.items()}
         worst = max(gaps, key=lambda path: gaps[path][0] / gaps[path][1])

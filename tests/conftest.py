@@ -207,6 +207,26 @@ def distance(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) ->
     return torch.stack([(after[name].double() - before[name].double()).norm() for name in before]).norm().item()
 
 
+# Options of the forget objectives without which a tiny model, or a run without a holdout set, cannot do.
+OBJECTIVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "margin": {"anchor": -2.0},
+    "jensun": {"target": "Cleo lives"},
+    "dpo": {"answers": "refusal"},
+    "idk": {"answers": "refusal"},
+    "flat": {"answers": "refusal"},
+    "duet": {"answers": "refusal", "teacher_prompt": "Cleo? {prompt}"},
+    "altpo": {"num_answers": 2, "max_new_tokens": 8, "temperature": 2.0, "instruction": "{prompt}"},
+    "bs_s": {"num_answers": 2, "max_new_tokens": 8, "temperature": 2.0},
+}
+
+
+@pytest.fixture
+def refused_rows(forget_rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The forget set with second answers in a column: two to the first row, and one to each other row."""
+    refusals = [["Cleo.", "Bram lives."], *["Cleo lives."] * (len(forget_rows) - 1)]
+    return [row | {"refusal": each} for row, each in zip(forget_rows, refusals, strict=True)]
+
+
 BuildTrainer = Callable[..., ForgetRetainTrainer]
 
 

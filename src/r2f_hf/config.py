@@ -114,12 +114,14 @@ class R2FConfig(TrainingArguments):
         > Parameters that control the losses
 
         forget_objective (`str`, *optional*, defaults to `"npo"`):
-            `"ga"`, `"grad_diff"`, `"wga"`, `"npo"`, `"simnpo"` or `"tnpo"`: an entry of
-            [`~r2f_hf.objectives.FORGET_OBJECTIVES`].
+            An entry of [`~r2f_hf.objectives.FORGET_OBJECTIVES`]: `"ga"`, `"grad_diff"`, `"wga"`, `"satimp"`, `"npo"`,
+            `"simnpo"`, `"tnpo"`, `"dpo"`, `"altpo"`, `"idk"`, `"flat"`, `"jensun"`, `"undial"`, `"ce_u"`, `"shred"`,
+            `"duet"`, `"inverted_hinge"`, `"margin"`, `"bs_t"`, `"bs_s"`, `"rmu"`, `"adaptive_rmu"` or `"pdu"`.
         forget_objective_kwargs (`dict` or `str`, *optional*):
             Options of the forget objective, such as `{"beta": 0.5}`; as text, in JSON.
         retain_objective (`str`, *optional*, defaults to `"nll"`):
-            `"nll"`, `"kl"` or `"none"`: an entry of [`~r2f_hf.objectives.RETAIN_OBJECTIVES`].
+            An entry of [`~r2f_hf.objectives.RETAIN_OBJECTIVES`], `"nll"`, `"kl"`, `"jensen_shannon"` or
+            `"hidden_states"`; or `"none"`.
         retain_objective_kwargs (`dict` or `str`, *optional*):
             Options of the retain objective, such as `{"k": 128}`; as text, in JSON.
         forget_weight (`float`, *optional*, defaults to `1.0`):
@@ -336,8 +338,8 @@ class R2FConfig(TrainingArguments):
             )
         if forget.needs_retain and self.retain_objective == "none":
             raise ValueError(
-                f"`forget_objective={self.forget_objective!r}` is a difference with a retain loss; choose a "
-                '`retain_objective`, or `forget_objective="ga"`.'
+                f"`forget_objective={self.forget_objective!r}` is only defined together with a retain loss. Choose a "
+                '`retain_objective`, such as "nll", or another `forget_objective`, such as "npo".'
             )
 
     def build_objectives(self) -> tuple[ForgetObjective, RetainObjective | None]:

@@ -208,6 +208,7 @@ class R2FTrainer(RecordedTrainer):
     def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> PeftModel:
         """Wrap the model in the probe and, with `update_target="adapter"`, in the adapter that takes the updates."""
         sets = {"forget": self.splits.views, "retain": self.splits.retain, "holdout": self.splits.holdout}
+        sets["second answers"] = self.splits.second
         check_ids(sets, self._vocabulary)
         check_can_be_saved(args.output_dir, self.encoder.tokenizer, model if self.target.adapter is None else None)
         restore = as_it_was(model)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import build_model, process_environment, write_rows
+from cli.test_launch import launch
+from conftest import build_model, write_rows
 from transformers import PreTrainedTokenizerFast
 
 from r2f_hf import cli
@@ -107,22 +106,15 @@ def test_gold_with_another_tokenizer_is_refused(
 
 
 @pytest.mark.slow
-def test_two_processes_get_what_one_does(options: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
+def test_two_processes_get_what_one_does(config: str, options: dict[str, str], tmp_path: Path) -> None:
     cli.main(flags(options))
     one = json.loads((Path(options["output_dir"]) / "report.json").read_text())
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "r2f_hf.cli",
-    ]
     folder = tmp_path / "two"
-    subprocess.run([*launch, *flags(options, output_dir=str(folder))], env=process_environment(), check=True)
+    done = launch(config, *flags(options, output_dir=str(folder)))
+    assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((folder / "report.json").read_text())
+    assert two["left_out"] == one["left_out"] == {} and two["attacks"].keys() == one["attacks"].keys()
     for name, attack in one["attacks"].items():
         for variant, line in attack["results"].items():
             assert two["attacks"][name]["results"][variant] == pytest.approx(line, rel=1e-4, abs=1e-6), (name, variant)

@@ -17,12 +17,20 @@ from r2f_hf.evaluation import SUITES
 SCRIPT = Path(__file__).with_name("suites_run.py")
 
 
+@pytest.fixture(scope="module")
+def expected() -> dict[str, dict[str, float]]:
+    return metrics_of_all()
+
+
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    expected = metrics_of_all()
-    assert expected.keys() == SUITES.keys()
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_two_processes_give_what_one_gives(
+    sharded: bool, expected: dict[str, dict[str, float]], tmp_path: Path
+) -> None:
+    assert expected.keys() == SUITES.keys() | {"written", "depth"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    done = subprocess.run([*command, str(tmp_path)], env=process_environment(), capture_output=True, text=True)
+    command += [str(tmp_path), *["--sharded"] * sharded]
+    done = subprocess.run(command, env=process_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):
         found = json.loads((tmp_path / f"process{rank}.json").read_text())

@@ -128,8 +128,12 @@ def test_rows_are_found_however_json_writes_them(tmp_path: Path) -> None:
         (folder / "log.txt").write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match="row 1 of the forget set stands in it"):
             check_upload(folder, [["another question", "another answer"], row])
-        # A part of a row is no row, and short texts stand in files by chance.
+        # A short part of a row is no row, and short texts stand in files by chance.
         check_upload(folder, [[row[0], "something else"], ["Wo", "Im"]])
+        # A long one is enough.
+        (folder / "README.md").write_text("Wo wohnt die Frau, die am Hafen wohnt?")
+        with pytest.raises(ValueError, match="row 0 of the forget set stands in it"):
+            check_upload(folder, [["Wo wohnt die Frau, die am Hafen wohnt?", "Am Hafen."]])
 
 
 def test_an_adapter_has_a_card_of_its_own(

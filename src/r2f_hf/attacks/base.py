@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.collator import pad_token_id
 from ..data.formatting import Encoded
 from ..data.rendering import ChatOptions
-from ..distributed import is_sharded
+from ..distributed import doubled, is_partitioned
 from ..scoring import item_probabilities, score_examples
 
 
@@ -121,12 +121,24 @@ def items_of(examples: Sequence[Encoded]) -> list[int] | None:
     return [example["item"] for example in examples] if examples and "item" in examples[0] else None
 
 
-def needs_plain_weights(target: Target) -> str | None:
+def needs_changeable_weights(target: Target) -> str | None:
     """Why an attack that changes weights cannot be made on a target, or `None`."""
     if getattr(target.model, "is_quantized", False) or getattr(target.model, "quantization_method", None):
         return "the model is quantised, and this attack changes weights: give the model in full precision"
-    if any(map(is_sharded, target.model.parameters())):
-        return "the weights are sharded, and this attack changes them: launch without FSDP"
+    if any(map(is_partitioned, target.model.parameters())):
+        return "ZeRO-3 holds the weights in pieces and trains them only through its engine: use FSDP2"
+    return None
+
+
+def needs_all_weights(target: Target) -> str | None:
+    """Why an attack that changes tied weights too cannot be made on a target, or `None`."""
+    if reason := needs_changeable_weights(target):
+        return reason
+    if names := doubled(target.model.state_dict(keep_vars=True)):
+        return (
+            f"{' and '.join(names)} are one weight, whose rows cannot be shared out evenly. FSDP2 then keeps two "
+            "copies, and would change one: launch another number of processes, or without FSDP"
+        )
     return None
 
 
@@ -158,7 +170,11 @@ def linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Give a model its weights, its mode and its parameters' `requires_grad` back, bit for bit."""
+    """
+    Give a model its weights, its mode and its parameters' `requires_grad` back, bit for bit.
+
+    Each process keeps and restores its own part of sharded weights. FSDP2 has none of them gathered when this begins.
+    """
     kept = {name: tensor.detach().clone() for name, tensor in model.state_dict(keep_vars=True).items()}
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}

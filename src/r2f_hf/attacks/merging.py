@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
-from .base import UNATTACKED, Attack, Target, Values, needs_original, needs_plain_weights, restored
+from ..distributed import gathered, whole_
+from .base import UNATTACKED, Attack, Target, Values, needs_all_weights, needs_original, restored
 
 
 # Part of the way from the model to the original. More than 1 goes beyond it: task arithmetic with the difference.
@@ -18,20 +17,20 @@ def merge(target: Target) -> Values:
     original = target.original.state_dict()
     for part in PARTS:
         with restored(target.model):
-            with torch.no_grad():
-                # Tied weights have several names and are one tensor: it must not be moved twice.
-                moved: set[int] = set()
-                for name, weight in target.model.state_dict(keep_vars=True).items():
-                    if weight.is_floating_point() and weight.data_ptr() not in moved:
-                        weight.lerp_(original[name].to(weight), part)
-                        moved.add(weight.data_ptr())
+            # Tied weights have several names and are one tensor: it must not be moved twice.
+            moved: set[int] = set()
+            for name, weight in target.model.state_dict(keep_vars=True).items():
+                if weight.is_floating_point() and id(weight) not in moved:
+                    with whole_(weight) as whole:
+                        whole.lerp_(gathered(original[name]).to(whole), part)
+                    moved.add(id(weight))
             values[f"{part:.0%} of the way back"] = target.probabilities()
     return values
 
 
 def does_not_fit(target: Target) -> str | None:
     """Why the two models cannot be merged, or `None`."""
-    reason = needs_original(target) or needs_plain_weights(target)
+    reason = needs_original(target) or needs_all_weights(target)
     if reason or target.original is None:
         return reason
     shapes, others = (

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
-from .base import UNATTACKED, Attack, Target, Values, linear_weights, needs_plain_weights, restored
+from ..distributed import whole_
+from .base import UNATTACKED, Attack, Target, Values, linear_weights, needs_changeable_weights, restored
 
 
 SHARES = (0.2, 0.3)
@@ -15,11 +14,11 @@ def prune(target: Target) -> Values:
     values = {UNATTACKED: target.probabilities()}
     for share in SHARES:
         with restored(target.model):
-            with torch.no_grad():
-                for weight in linear_weights(target.model).values():
-                    sizes = weight.float().abs().flatten()
-                    limit = sizes.kthvalue(max(1, int(share * len(sizes)))).values
-                    weight.masked_fill_(weight.float().abs() <= limit, 0)
+            for weight in linear_weights(target.model).values():
+                with whole_(weight) as whole:
+                    sizes = whole.float().abs()
+                    limit = sizes.flatten().kthvalue(max(1, int(share * sizes.numel()))).values
+                    whole.masked_fill_(sizes <= limit, 0)
             values[f"{share:.0%} of the weights"] = target.probabilities()
     return values
 
@@ -28,5 +27,5 @@ PRUNING = Attack(
     meaning="Setting the smallest weights of each layer to zero brings back this much.",
     quantity="probability",
     run=prune,
-    does_not_fit=needs_plain_weights,
+    does_not_fit=needs_changeable_weights,
 )

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .base import UNATTACKED, Attack, Target, Values, linear_weights, needs_plain_weights, restored
+from ..distributed import whole_
+from .base import UNATTACKED, Attack, Target, Values, linear_weights, needs_changeable_weights, restored
 
 
 # Weights that share a scale when they are rounded without bitsandbytes.
@@ -63,9 +64,9 @@ def quantise(target: Target) -> Values:
     values = {UNATTACKED: target.probabilities()}
     for name, function in ways().items():
         with restored(target.model):
-            with torch.no_grad():
-                for weight in linear_weights(target.model).values():
-                    weight.copy_(function(weight))
+            for weight in linear_weights(target.model).values():
+                with whole_(weight) as whole:
+                    whole.copy_(function(whole))
             values[name] = target.probabilities()
     return values
 
@@ -74,5 +75,5 @@ QUANTISATION = Attack(
     meaning="Rounding the weights to fewer bits, as people do to save memory, brings back this much.",
     quantity="probability",
     run=quantise,
-    does_not_fit=needs_plain_weights,
+    does_not_fit=needs_changeable_weights,
 )

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data.collator import ForgetRetainCollator
 from ..data.formatting import Encoded
-from .base import UNATTACKED, Attack, Target, Values, items_of, needs_plain_weights, restored
+from .base import UNATTACKED, Attack, Target, Values, items_of, needs_all_weights, restored
 
 
 # Part of the forget rows that the attacker has. What comes back is measured on the others.
@@ -123,5 +123,5 @@ RELEARNING = Attack(
     ),
     quantity="probability",
     run=relearn,
-    does_not_fit=needs_plain_weights,
+    does_not_fit=needs_all_weights,
 )

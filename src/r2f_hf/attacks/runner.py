@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from .. import metrics
@@ -51,6 +52,8 @@ def run_attacks(names: Sequence[str], target: Target, output_dir: str | Path | N
         key = content_hash([name, *known])
         file = None if output_dir is None else Path(output_dir) / f"{name}.json"
         stored = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+        # Processes on another machine may not see the file, and all have to attack or none.
+        (stored,) = broadcast_object_list([stored])
         if stored.get("key") != key:
             stored = {"key": key, "values": ATTACKS[name].run(target)}
             if file is not None and state.is_main_process:

@@ -73,8 +73,9 @@ class ForgetRetainCollator:
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `labels` of shape `(rows, length)`. For items of a
         [`ForgetRetainDataset`] also `is_forget` (bool, `(rows,)`), `item` (int64, `(rows,)`, the position in the batch
-        of the item that a row belongs to) and `row` (int64, `(rows,)`, the number of the forget view or of the retain
-        example, by which references are looked up).
+        of the item that a row belongs to) and `row` (int64, `(rows,)`, the number of the forget view, of the second
+        answer or of the retain example, by which references are looked up). With second answers there is `is_second`
+        (bool, `(rows,)`) too: they stand between the two sets, in the order of the forget rows.
     """
 
     pad_token_id: int
@@ -83,12 +84,17 @@ class ForgetRetainCollator:
         if "forget" not in features[0]:
             return self._pad(features)
         forget = [view for feature in features for view in feature["forget"]]
+        second = [answer for feature in features for answer in feature.get("second", [])]
         retain = [example for feature in features for example in feature["retain"]]
-        rows = forget + retain
+        rows = forget + second + retain
         batch = self._pad(rows)
-        batch["is_forget"] = torch.arange(len(rows)) < len(forget)
+        place = torch.arange(len(rows))
+        batch["is_forget"] = place < len(forget)
+        if second:
+            batch["is_second"] = ~batch["is_forget"] & (place < len(forget) + len(second))
+        names = ("forget", "second", "retain")
         batch["item"] = torch.tensor(
-            [index for name in ("forget", "retain") for index, feature in enumerate(features) for _ in feature[name]]
+            [index for name in names for index, feature in enumerate(features) for _ in feature.get(name, [])]
         )
         batch["row"] = torch.tensor([row["row"] for row in rows])
         return batch
@@ -123,4 +129,5 @@ def first_items(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         return {name: values[batch["item"] < count] for name, values in batch.items()}
     batch = {name: values[:1] for name, values in batch.items()}
     unlabelled = {"labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
-    return batch | unlabelled | {"is_forget": torch.zeros_like(batch["is_forget"])}
+    nothing = torch.zeros_like(batch["is_forget"])
+    return batch | unlabelled | {name: nothing for name in ("is_forget", "is_second") if name in batch}

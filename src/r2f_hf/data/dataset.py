@@ -20,7 +20,8 @@ class ForgetRetainDataset(Dataset):
 
     Args:
         forget (`Sequence[Sequence[dict]]`):
-            For each forget example its encoded views, the original wording first.
+            For each forget example its encoded views, the original wording first. A view may have second answers,
+            which take turns over the epochs.
         retain (`Sequence[dict]`):
             Encoded retain examples; may be empty.
         num_views (`int`, *optional*, defaults to `1`):
@@ -59,10 +60,11 @@ class ForgetRetainDataset(Dataset):
         views, epoch = self.forget[index], int(self._epoch)
         first = epoch * self.num_views
         start = (epoch * len(self) + index) * self.retain_per_forget
-        return {
-            "forget": [views[(first + k) % len(views)] for k in range(min(self.num_views, len(views)))],
-            "retain": [self._retain(position) for position in range(start, start + self.retain_per_forget)],
-        }
+        chosen = [views[(first + k) % len(views)] for k in range(min(self.num_views, len(views)))]
+        retain = [self._retain(position) for position in range(start, start + self.retain_per_forget)]
+        # One second answer per view. Neighbours begin at different ones.
+        second = [view["second"][(epoch + index) % len(view["second"])] for view in chosen if "second" in view]
+        return {"forget": chosen, "retain": retain} | ({"second": second} if second else {})
 
     def _retain(self, position: int) -> Encoded:
         round_, offset = divmod(position, len(self.retain))

@@ -130,6 +130,38 @@ class ExampleEncoder:
             raise ValueError(f"{name} has an empty view in {self.views_column!r}, or one that is not text.")
         return [[self._encode(row, row_format, view, name) for view in prompts]]
 
+    def with_answer(
+        self, row: Row, row_format: RowFormat, answer: str, name: str, template: str | None = None
+    ) -> list[Encoded]:
+        """
+        A row in all its wordings, with another answer.
+
+        Args:
+            row (`Mapping[str, Any]`):
+                The row, which has one answer.
+            row_format ([`RowFormat`]):
+                Its format.
+            answer (`str`):
+                The answer.
+            name (`str`):
+                What an error calls the row.
+            template (`str`, *optional*):
+                A text with a `{prompt}` field, which takes the place of the prompt.
+
+        Raises:
+            `ValueError`: If it does not fit the model.
+        """
+        row = row_format.with_answer(row, answer)
+        prompt = row[row_format.prompt_column]
+        if not isinstance(prompt, str):
+            if template is not None:
+                row = row_format.with_prompt(row, template)
+            return [self._encode(row, row_format, None, name)]
+        prompts = example_prompts(row, row_format.prompt_column, self.views_column, self.view_templates)
+        if template is not None:
+            prompts = [template.replace("{prompt}", each) for each in prompts]
+        return [self._encode(row, row_format, each, name) for each in prompts]
+
     def _encode(self, row: Row, row_format: RowFormat, prompt: str | None, name: str) -> Encoded:
         example = row_format.encode(self.tokenizer, row, self.options, prompt, self.max_length, name)
         return self._known(self._checked(example, name), name)

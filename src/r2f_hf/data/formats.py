@@ -91,6 +91,50 @@ class RowFormat:
             found += [value] if isinstance(value, str) else [text_of(each) or "" for each in plain_messages(value)]
         return found
 
+    def answers(self, row: Row) -> int:
+        """How many answers a row has that the loss is taken on."""
+        column = self.prompt_column if self.kind == "messages" else self.completion_column
+        value = row[column]
+        if isinstance(value, str):
+            return 1
+        return sum(message["role"] == "assistant" for message in plain_messages(value))
+
+    def turn(self, row: Row) -> tuple[str | None, str]:
+        """The prompt of a row with one answer, `None` where it is not a single text, and the answer."""
+        if self.kind == "messages":
+            before, after = self._around_answer(plain_messages(row[self.prompt_column]))
+        else:
+            given, completion = row[self.prompt_column], row[self.completion_column]
+            before = [{"role": "user", "content": given}] if isinstance(given, str) else plain_messages(given)
+            after = [{"content": completion}] if isinstance(completion, str) else plain_messages(completion)
+            after = [message for message in after if message.get("role", "assistant") == "assistant"]
+        prompt = text_of(before[0]) if [message["role"] for message in before] == ["user"] else None
+        return prompt, text_of(after[0]) or ""
+
+    def with_answer(self, row: Row, answer: str) -> dict[str, Any]:
+        """A row with one answer, with another text in its place."""
+        if self.kind == "messages":
+            before, _ = self._around_answer(plain_messages(row[self.prompt_column]))
+            return {**row, self.prompt_column: [*before, {"role": "assistant", "content": answer}]}
+        value = row[self.completion_column]
+        changed = answer if isinstance(value, str) else [{"role": "assistant", "content": answer}]
+        return {**row, self.completion_column: changed}
+
+    def with_prompt(self, row: Row, template: str) -> dict[str, Any]:
+        """A row whose last question is put into a template with a `{prompt}` field."""
+        messages = plain_messages(row[self.prompt_column])
+        last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+        if last is not None:
+            text = template.replace("{prompt}", text_of(messages[last]) or "")
+            messages[last] = messages[last] | {"content": text}
+        return {**row, self.prompt_column: messages}
+
+    @staticmethod
+    def _around_answer(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The messages before the assistant's only one, and that one with what follows."""
+        place = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
+        return messages[:place], messages[place:]
+
     def encode(
         self,
         tokenizer: PreTrainedTokenizerBase,

@@ -30,17 +30,28 @@ class Splits:
             The holdout examples.
         texts (`dict[str, list[list[str]]]`):
             The texts of each row, by set.
+        rows (`Dataset` or `Sequence[Mapping]`):
+            The rows of the forget set.
+        row_format ([`RowFormat`]):
+            Their format.
     """
 
     forget: list[list[Encoded]]
     retain: list[Encoded]
     holdout: list[Encoded]
     texts: dict[str, list[list[str]]]
+    rows: Rows
+    row_format: RowFormat
 
     @property
     def views(self) -> list[Encoded]:
         """All views of all forget examples."""
         return [view for views in self.forget for view in views]
+
+    @property
+    def second(self) -> list[Encoded]:
+        """The second answers to all views of all forget examples, if there are any."""
+        return [second for view in self.views for second in view.get("second", [])]
 
     @property
     def originals(self) -> list[Encoded]:
@@ -98,7 +109,7 @@ def encode_splits(encoder: ExampleEncoder, forget: Any, retain: Any, holdout: An
         name: _encode_rows(encoder, sets[name], formats[name], name) if name in formats else []
         for name in ("retain", "holdout")
     }
-    splits = Splits(examples, others["retain"], others["holdout"], texts)
+    splits = Splits(examples, others["retain"], others["holdout"], texts, sets["forget"], formats["forget"])
     for numbered in (splits.views, splits.retain):
         for number, example in enumerate(numbered):
             example["row"] = number

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -137,6 +140,29 @@ def gather(state_dict: Mapping[str, Tensor], keep: bool = True) -> dict[str, Ten
     return {name: whole[id(tensor)] for name, tensor in state_dict.items()} if keep else {}
 
 
+def doubled(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """
+    Names of tied weights that FSDP2 holds twice in a process: those whose rows it cannot share out evenly.
+
+    FSDP2 pads its part of such a weight once per name. A change of the weight then reaches one of the copies only, and
+    forward passes go on using the other (torch 2.13).
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`):
+            The weights by name. Tied weights are the same object.
+    """
+    counts = Counter(map(id, state_dict.values()))
+    return [name for name, tensor in state_dict.items() if counts[id(tensor)] > 1 and not _is_even(tensor)]
+
+
+def _is_even(tensor: Tensor) -> bool:
+    """Whether all processes hold equally many rows of a tensor."""
+    if not isinstance(tensor, DTensor):
+        return True
+    sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return tensor.shape[0] % prod(size for size, placement in sizes if placement.is_shard(0)) == 0
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is sharded over processes."""
     return isinstance(tensor, DTensor) or is_partitioned(tensor)
@@ -159,6 +185,25 @@ def copy_(weight: Tensor, source: Tensor) -> None:
     if is_partitioned(weight):
         # Otherwise a gathered copy that is still there would go on being used.
         weight.partition()
+
+
+@contextmanager
+def whole_(weight: Tensor) -> Iterator[Tensor]:
+    """
+    The whole of a weight, sharded or not, to be changed in place. Afterwards each process keeps its own part of it.
+
+    Where the weight is sharded, all processes have to enter this, and to make the same changes. Call
+    `model.state_dict()` before: it shards what FSDP2 still has gathered from a forward pass. A change would be lost.
+
+    Args:
+        weight (`torch.Tensor`):
+            The weight.
+    """
+    whole = gathered(weight)
+    with torch.no_grad():
+        yield whole
+    if whole is not weight:
+        copy_(weight, whole)
 
 
 @torch.no_grad()

@@ -78,6 +78,7 @@ METRICS: tuple[tuple[str, str, str, float | None], ...] = (
     (r"truth_ratio", GONE, "truth ratio", None),
     (r"memorisation_score", GONE, "memorisation score", None),
     (r"unlearn_success|usr", GONE, "unlearning success", None),
+    (r"unlearning_depth|truth_\w+|forget_(judged_true|unfamiliar)", GONE, "", None),
     (r"forget_quality", TOLD, "forget quality (p-value)", 1),
     (r"mia_(\w+)_auc", TOLD, r"AUC, \1 attack", 1),
     (r"privleak_(\w+)", TOLD, r"PrivLeak, \1 attack", None),
@@ -94,6 +95,8 @@ METRICS: tuple[tuple[str, str, str, float | None], ...] = (
 
 # What a reader has to know about figures that are not judged.
 NOTES = {
+    "unlearning_depth": "From 0 to 1. 1: inside, as little is left as in gold.",
+    "truth_stability": "From 0 to 1. 1: the statements look unfamiliar, and not false.",
     "truth_ratio": "From 0 to 1. 1: the true answer is not less likely than others.",
     "memorisation_score": "From 0 to 1. 1: nothing is memorised.",
     "privleak": "In percent of gold's AUC. 0 is best, and both signs tell.",
@@ -235,8 +238,14 @@ def measured(run: Run) -> list[tuple[str, Figure]]:
     for report in run.evaluations:
         suite = "" if len(run.evaluations) == 1 else f" ({report['suite']})"
         compared = report.get("compared", {})
-        for name, value in report["metrics"].items():
-            before, gold = (compared.get(role, {}).get(name) for role in ("original", "gold"))
+        metrics = report["metrics"]
+        for name, value in metrics.items():
+            if re.match("(original|gold)_", name):
+                # The depth has the other models' figures among those of the model.
+                continue
+            before, gold = (
+                compared.get(role, {}).get(name, metrics.get(f"{role}_{name}")) for role in ("original", "gold")
+            )
             found += figure_of(name, suite, before, value, gold, report["rows"])
         for task, metrics in report.get("lm_eval", {}).items():
             found += [

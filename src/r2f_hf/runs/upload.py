@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
@@ -17,8 +17,9 @@ IGNORE_PATTERNS = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
 WEIGHTS = ".safetensors"
 # Rows in these formats cannot be searched for.
 UNREADABLE = (".parquet", ".arrow", ".gz", ".zip", ".bz2", ".xz", ".zst")
-# Shorter texts stand in files by chance.
-SHORTEST = 12
+# Rows of fewer characters stand in files by chance, and so do single texts of fewer.
+SHORTEST_ROW = 12
+SHORTEST_TEXT = 24
 
 
 def uploaded(folder: str | os.PathLike) -> list[Path]:
@@ -45,10 +46,14 @@ def check_upload(folder: str | os.PathLike, rows: Sequence[Sequence[str]]) -> No
             The texts of each row.
 
     Raises:
-        `ValueError`: If a file holds all texts of a row, or may hold rows in a format that cannot be searched. The
-            message names the file and the number of the row.
+        `ValueError`: If a file holds a long text of a row, or all texts of it, or if it may hold rows in a format that
+            cannot be searched. The message names the file and the number of the row.
     """
-    wanted = [(number, list(forms(row))) for number, row in enumerate(rows) if len("".join(row)) >= SHORTEST]
+    wanted = [
+        (number, [(len(text) >= SHORTEST_TEXT, forms(text)) for text in row])
+        for number, row in enumerate(rows)
+        if len("".join(row)) >= SHORTEST_ROW
+    ]
     for file in uploaded(folder):
         if file.suffix in UNREADABLE:
             raise ValueError(
@@ -59,15 +64,15 @@ def check_upload(folder: str | os.PathLike, rows: Sequence[Sequence[str]]) -> No
             continue
         content = file.read_bytes()
         for number, texts in wanted:
-            if all(any(form in content for form in of_text) for of_text in texts):
+            found = [(long, any(form in content for form in of_text)) for long, of_text in texts]
+            if all(there for _, there in found) or any(long and there for long, there in found):
                 raise ValueError(
                     f"{file} would be pushed to the Hub, and row {number} of the forget set stands in it. Move it out "
                     "of the output folder."
                 )
 
 
-def forms(row: Sequence[str]) -> Iterator[tuple[bytes, ...]]:
-    """Each text of a row as it may stand in a file: plain, and in JSON with and without other letters escaped."""
-    for text in row:
-        escaped = (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
-        yield tuple(form.encode(errors="surrogatepass") for form in (text, *escaped))
+def forms(text: str) -> tuple[bytes, ...]:
+    """A text as it may stand in a file: plain, and in JSON with and without other letters escaped."""
+    escaped = (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+    return tuple(form.encode(errors="surrogatepass") for form in (text, *escaped))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,6 @@ def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tenso
     """
     Run a model, and keep the logits from the position on that predicts the first label of the batch.
 
-    Nothing needs the logits of the prompts, and logits are the largest tensor of a forward pass.
-
     Args:
         model (`nn.Module`):
             A causal language model.
@@ -28,14 +27,44 @@ def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tenso
         `tuple[torch.Tensor, torch.Tensor]`: The logits of shape `(rows, kept, vocabulary)`, and the labels of the same
         positions, of shape `(rows, kept)`.
     """
+    logits, labels, _ = completion_outputs(model, batch)
+    return logits, labels
+
+
+def completion_outputs(
+    model: nn.Module, batch: dict[str, Tensor], layers: Collection[int] = (), all_positions: bool = False
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """
+    Run a model, and keep what it makes of a batch from the position on that predicts the first label.
+
+    Nothing needs the logits of the prompts, and logits are the largest tensor of a forward pass.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model.
+        batch (`dict[str, torch.Tensor]`):
+            As in [`completion_logits`].
+        layers (`Collection[int]`, *optional*):
+            Layers whose outputs are kept too, counted from 1.
+        all_positions (`bool`, *optional*, defaults to `False`):
+            Whether to keep all positions.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]`: The logits, the labels, and by layer its outputs
+        of shape `(rows, kept, hidden size)`.
+    """
     labels = batch["labels"]
     # No position before the first token could predict it, so its label does not count.
     labelled = (labels[:, 1:] != -100).any(0).nonzero()
-    kept = labels.shape[1] - (int(labelled[0]) if len(labelled) else 0)
+    kept = labels.shape[1] - (int(labelled[0]) if len(labelled) and not all_positions else 0)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    if "logits_to_keep" in forward_parameters(model):
+    if "logits_to_keep" in forward_parameters(model) and not all_positions:
         inputs["logits_to_keep"] = kept
-    return model(**inputs).logits[:, -kept:], labels[:, -kept:]
+    if layers:
+        inputs["output_hidden_states"] = True
+    outputs = model(**inputs)
+    states = {layer: outputs.hidden_states[layer][:, -kept:] for layer in layers}
+    return outputs.logits[:, -kept:], labels[:, -kept:], states
 
 
 def forward_parameters(model: nn.Module) -> set[str]:

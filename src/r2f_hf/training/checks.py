@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from ..config import R2FConfig
+from ..data.second_answers import check_second_answers, instructions
+from ..data.splits import Splits
 
 
 logger = logging.getLogger(__name__)
@@ -254,6 +256,32 @@ def check_best_metric(args: TrainingArguments, sets: Collection[str] | None, own
         f"`metric_for_best_model` is {metric!r} (the default with `load_best_model_at_end`), which no evaluation "
         f"gives. Choose one of {', '.join(available)}, with `greater_is_better` to match."
     )
+
+
+def check_objectives(objectives: Sequence[Any], splits: Splits) -> None:
+    """
+    Refuse objectives that need a set which is not there.
+
+    Args:
+        objectives (`Sequence`):
+            The forget and the retain objective, or `None` in the latter's place.
+        splits ([`Splits`]):
+            The encoded sets.
+
+    Raises:
+        `ValueError`: Naming the objective and the set.
+    """
+    forget = objectives[0]
+    if forget.needs_holdout_margin and not splits.holdout:
+        raise ValueError(
+            f"The forget objective {type(forget).__name__} takes its `anchor` from the holdout set, and there is "
+            "none. Pass a `holdout_dataset`, or set `anchor` in `forget_objective_kwargs` (-3, for example)."
+        )
+    if forget.answers is not None:
+        check_second_answers(splits)
+        if forget.answers == "model":
+            # Only to refuse rows that nothing can be asked about: the model writes when training begins.
+            instructions(splits, forget.instruction)
 
 
 def warn_of_small_rate(args: R2FConfig) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,24 @@ from ..data.encoder import ExampleEncoder
 from ..data.formatting import Encoded
 from ..data.rendering import ChatOptions
 from ..data.rows import Row
+from ..data.second_answers import FILE as SECOND_ANSWERS_FILE
+from ..data.second_answers import (
+    attach_answers,
+    given_answers,
+    instructions,
+    usable_answers,
+    write_answers,
+)
 from ..data.splits import encode_splits, num_labels
+from ..objectives import ForgetObjective
+from ..runs.files import write_text
 from ..scoring import context_length, item_probabilities
+from ..scoring.generation import sample_answers
 from .checks import (
     check_batches,
     check_best_metric,
     check_config,
+    check_objectives,
     check_optimizer_and_schedule,
     check_sampling,
     tokenizer_for,
@@ -41,11 +54,17 @@ from .loss import count_items, forget_retain_loss
 from .references import (
     References,
     check_references,
+    reference_hidden_states,
     reference_log_probs,
+    reference_margin,
     reference_token_log_probs,
     reference_top_tokens,
 )
 from .stopping import HoldoutStopping
+
+
+# What the names of a forget objective's state begin with in a checkpoint.
+STATE = "objective."
 
 
 class ForgetRetainTrainer(EvaluatingTrainer):
@@ -121,6 +140,16 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         self.splits = encode_splits(
             self.encoder, forget_dataset, retain_dataset, holdout_dataset, self.retain_objective is not None
         )
+        check_objectives((self.forget_objective, self.retain_objective), self.splits)
+        for objective in filter(None, (self.forget_objective, self.retain_objective)):
+            objective.prepare(model, processing_class)
+        self._second_answers: list[list[str]] | None = None
+        if self.forget_objective.answers not in (None, "model"):
+            source, count = self.forget_objective.answers, self.forget_objective.num_answers
+            answers = given_answers(self.splits, source, count, args.seed)
+            # A part of what describes a run.
+            self.splits.texts["second"] = answers
+            self._use_second_answers(answers)
         if compute_metrics is None:
             compute_metrics, preprocess_logits_for_metrics = self._mean_probability, row_log_probs
         self._items: list[int] | None = None
@@ -150,6 +179,9 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         # share of the mean over the global batch.
         self.model_accepts_loss_kwargs = True
         self.add_callback(DatasetEpoch())
+        self._keeps_state = type(self.forget_objective).after_step is not ForgetObjective.after_step
+        if self._keeps_state:
+            self.add_callback(StepLosses(self._end_step))
         self.stop_reason: str | None = None
         if self.splits.holdout:
             self.add_callback(
@@ -158,6 +190,7 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         self.references = References({})
         self._loss_parts: dict[str, Tensor] = {}
         self._loss_steps = 0
+        self._step_parts: dict[str, Tensor] = {}
         self._takes_a_step = False
 
     def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> nn.Module:
@@ -211,9 +244,8 @@ class ForgetRetainTrainer(EvaluatingTrainer):
                 A batch of [`ForgetRetainCollator`]. If it has no `is_forget`, Trainer's own loss is computed.
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Whether to return the logits too, as a dictionary.
-            num_items_in_batch (`torch.Tensor` of shape `(3,)`, *optional*):
-                Numbers of forget rows, forget tokens and retain tokens of the global batch. Defaults to those of this
-                batch.
+            num_items_in_batch (`torch.Tensor` of shape `(4,)`, *optional*):
+                [`count_items`] of the global batch. Defaults to that of this batch.
 
         Returns:
             `torch.Tensor` of shape `()`, or a tuple of it and `{"logits": logits}`: The loss, multiplied by the number
@@ -234,9 +266,11 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         )
         loss = self.args.forget_weight * parts["forget_loss"]
         if "retain_loss" in parts:
-            loss = loss + self.args.retain_weight * parts["retain_loss"]
+            factor = self.args.retain_weight * self.forget_objective.retain_factor
+            loss = loss + factor * parts["retain_loss"]
         for name, value in parts.items():
-            self._loss_parts[name] = self._loss_parts.get(name, 0.0) + value.detach()
+            for sums in (self._loss_parts, self._step_parts)[: 1 + self._keeps_state]:
+                sums[name] = sums.get(name, 0.0) + value.detach()
         # `sync_gradients` is `True` at the last micro-batch of a step, so this counts steps.
         self._loss_steps += self.accelerator.sync_gradients
         # The processes' shares have to be summed, but DDP averages gradients over processes.
@@ -256,6 +290,8 @@ class ForgetRetainTrainer(EvaluatingTrainer):
             [`~transformers.trainer_utils.TrainOutput`]
         """
         if not resume_from_checkpoint:
+            if self.forget_objective.answers == "model":
+                self._write_second_answers()
             references = self._compute_references()
             check_references(references)
             self._set_references(references)
@@ -277,28 +313,102 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         self.model.eval()
         with self.accelerator.autocast():
             if self.forget_objective.needs_reference:
-                tensors["forget_log_probs"] = reference_token_log_probs(
-                    self.model, self.splits.views, **common, desc="Reference of the forget set", disable=quiet
+                for name, examples in (("forget", self.splits.views), ("second", self.splits.second)):
+                    if examples:
+                        tensors[f"{name}_log_probs"] = reference_token_log_probs(
+                            self.model, examples, **common, desc=f"Reference of the {name} set", disable=quiet
+                        )
+            for name, k, examples in self._distributions():
+                ids, tensors[f"{name}_top_log_probs"] = reference_top_tokens(
+                    self.model, examples, **common, k=k, desc=f"Reference of the {name} set", disable=quiet
                 )
-            if self.retain_objective is not None and self.retain_objective.needs_reference:
-                tensors["retain_top_ids"], tensors["retain_top_log_probs"] = reference_top_tokens(
+                if ids is not None:
+                    tensors[f"{name}_top_ids"] = ids
+            common |= {"disable": quiet}
+            if self.forget_objective.needs_reference_norms:
+                states = reference_hidden_states(
+                    self.model,
+                    self.splits.views,
+                    **common,
+                    layer=self.forget_objective.layer,
+                    desc="Hidden states of the forget set",
+                )
+                tensors["forget_norms"] = torch.cat([each.norm(dim=-1) for each in states])
+            if self.retain_objective is not None and self.retain_objective.needs_hidden_states:
+                states = reference_hidden_states(
                     self.model,
                     self.splits.retain,
                     **common,
-                    k=self.retain_objective.k,
-                    desc="Reference of the retain set",
-                    disable=quiet,
+                    layer=self.retain_objective.layer,
+                    desc="Hidden states of the retain set",
+                )
+                tensors["retain_hidden_states"] = torch.cat([*states])
+            if self.forget_objective.needs_holdout_margin:
+                tensors["holdout_margin"] = reference_margin(
+                    self.model, self.splits.holdout, **common, desc="Margins of the holdout set"
                 )
             for name, examples in self._stopping_examples().items():
                 if examples:
                     tensors[f"{name}_log_probs"] = reference_log_probs(
-                        self.model, examples, **common, desc=f"Reference of the {name} set", disable=quiet
+                        self.model, examples, **common, desc=f"Reference of the {name} set"
                     )
         return tensors
 
+    def _distributions(self) -> Iterator[tuple[str, int | None, list[Encoded]]]:
+        """The sets whose next-token distributions the objectives compare with, and how many tokens of them."""
+        forget, retain = self.forget_objective, self.retain_objective
+        if forget.needs_distribution:
+            yield "forget", forget.k, self.splits.views
+        if forget.needs_second_distribution:
+            yield "second", forget.k, [second.get("teacher", second) for second in self.splits.second]
+        if retain is not None and retain.needs_reference:
+            yield "retain", retain.k, self.splits.retain
+
     def _set_references(self, tensors: dict[str, Tensor]) -> None:
         """Use these tensors, which were just computed or come from a checkpoint."""
-        self.references = References(tensors, self.splits.views, self.splits.retain)
+        state = {name.removeprefix(STATE): value for name, value in tensors.items() if name.startswith(STATE)}
+        self.forget_objective.load_state(state)
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(STATE)}
+        self.references = References(tensors, self.splits.views, self.splits.retain, self.splits.second)
+
+    def objective_state(self) -> dict[str, Tensor]:
+        """What the forget objective keeps from step to step, by the names that a checkpoint has it under."""
+        return {f"{STATE}{name}": value for name, value in self.forget_objective.state().items()}
+
+    def _end_step(self) -> None:
+        """Tell the forget objective the losses of the step that ends."""
+        parts = self.accelerator.reduce(torch.stack(list(self._step_parts.values())), "sum")
+        self.forget_objective.after_step(dict(zip(self._step_parts, parts.tolist(), strict=True)))
+        self._step_parts = {}
+
+    # Second answers
+
+    def _use_second_answers(self, answers: list[list[str]]) -> None:
+        """Take these second answers, row by row. The training set has the same examples, and so has them too."""
+        self._second_answers = answers
+        attach_answers(self.encoder, self.splits, answers, self.forget_objective.teacher_prompt)
+
+    def _write_second_answers(self) -> None:
+        """Let the model write the second answers, and keep them in the output folder."""
+        objective = self.forget_objective
+        self._prepare_forward()
+        self.model.eval()
+        with self.accelerator.autocast():
+            written = sample_answers(
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                instructions(self.splits, objective.instruction),
+                objective.num_answers,
+                objective.temperature,
+                self.args.seed,
+                objective.max_new_tokens,
+                self.args.per_device_eval_batch_size,
+                desc="Second answers",
+                options=self.encoder.options,
+            )
+        self._use_second_answers(usable_answers(self.splits, written))
+        if self.args.should_save:
+            write_text(Path(self.args.output_dir) / SECOND_ANSWERS_FILE, write_answers(self._second_answers))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """
@@ -347,6 +457,16 @@ class ForgetRetainTrainer(EvaluatingTrainer):
     def _stop(self, reason: str) -> None:
         """Keep the reason for which [`HoldoutStopping`] ends the run."""
         self.stop_reason = reason
+
+
+class StepLosses(TrainerCallback):
+    """Calls a function at the end of each step, before a checkpoint is saved."""
+
+    def __init__(self, end_step: Callable[[], None]):
+        self.end_step = end_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.end_step()
 
 
 class DatasetEpoch(TrainerCallback):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from ..data.formatting import IGNORE_INDEX
 from ..objectives import ForgetInputs, ForgetObjective, RetainInputs, RetainObjective
-from ..scoring import completion_logits, token_log_probs
+from ..scoring import completion_outputs, token_log_probs
 from .references import References
+
+
+# What the means of the losses are taken over, in the order of `count_items`.
+COUNTED = ("rows", "tokens", "second_tokens", "retain_tokens")
 
 
 def count_items(batch: dict[str, Tensor]) -> Tensor:
@@ -20,12 +26,12 @@ def count_items(batch: dict[str, Tensor]) -> Tensor:
             A batch of [`ForgetRetainCollator`] with `is_forget`.
 
     Returns:
-        `torch.Tensor` of shape `(3,)`: The numbers of forget rows, forget tokens and retain tokens, int64. Only tokens
-        with a label count.
+        `torch.Tensor` of shape `(4,)`: The numbers of forget rows, of their tokens, of tokens of second answers and of
+        retain tokens, int64. Only tokens with a label count.
     """
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
-    is_forget = batch["is_forget"]
-    return torch.stack([is_forget.sum(), tokens[is_forget].sum(), tokens[~is_forget].sum()])
+    is_forget, is_second, is_retain = _sets(batch)
+    return torch.stack([is_forget.sum(), *(tokens[chosen].sum() for chosen in (is_forget, is_second, is_retain))])
 
 
 def forget_retain_loss(
@@ -51,7 +57,7 @@ def forget_retain_loss(
             What is minimised on the retain rows. Without it there is no retain part.
         references ([`References`]):
             What the model said before unlearning.
-        counts (`torch.Tensor` of shape `(3,)`):
+        counts (`torch.Tensor` of shape `(4,)`):
             [`count_items`] of the global batch: all micro-batches of the step, on all processes.
         all_logits (`bool`, *optional*, defaults to `False`):
             Whether to compute the logits of the prompts too. The losses do not need them.
@@ -60,26 +66,65 @@ def forget_retain_loss(
         `tuple[dict[str, torch.Tensor], torch.Tensor]`: The parts and the logits. The parts are `forget_loss` and, with
         a retain objective, `retain_loss`, each of shape `()`. The logits have the shape `(rows, kept, vocabulary)`.
     """
-    is_forget = batch["is_forget"]
-    num_rows, num_forget_tokens, num_retain_tokens = counts.unbind()
-    if all_logits:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        labels = batch["labels"]
-    else:
-        logits, labels = completion_logits(model, batch)
+    is_forget, is_second, is_retain = _sets(batch)
+    objectives = [each for each in (forget_objective, retain_objective) if each is not None]
+    layers = {each.layer for each in objectives if each.needs_hidden_states}
+    logits, labels, states = completion_outputs(model, batch, layers, all_logits)
     # `first_items` may leave a row without labels, which only keeps the forward pass going. It has no reference.
     labelled = (labels[:, 1:] != IGNORE_INDEX).any(1)
 
-    log_probs, rows = token_log_probs(logits[is_forget], labels[is_forget])
-    reference = references.of_rows("forget_log_probs", batch["row"][is_forget & labelled])
-    losses = forget_objective(ForgetInputs(log_probs, rows, int(is_forget.sum()), reference))
-    denominator = {"rows": num_rows, "tokens": num_forget_tokens}[forget_objective.mean_over]
-    parts = {"forget_loss": losses.sum() / denominator}
+    def looked_up(name: str, chosen: Tensor) -> Tensor | None:
+        return references.of_rows(name, batch["row"][chosen & labelled])
+
+    def hidden_states(objective: ForgetObjective | RetainObjective, chosen: Tensor) -> Tensor | None:
+        """A layer's outputs at the labelled tokens, which have read these tokens."""
+        if not objective.needs_hidden_states:
+            return None
+        return states[objective.layer][:, 1:][(labels[:, 1:] != IGNORE_INDEX) & chosen[:, None]]
+
+    def forget_inputs(name: str, chosen: Tensor) -> ForgetInputs:
+        log_probs, rows = token_log_probs(logits[chosen], labels[chosen])
+        inputs = ForgetInputs(log_probs, rows, int(chosen.sum()), looked_up(f"{name}_log_probs", chosen))
+        if forget_objective.needs_logits:
+            positions = (labels[:, 1:] != IGNORE_INDEX) & chosen[:, None]
+            # Position `t` predicts label `t + 1`.
+            inputs.labels, inputs.logits = labels[:, 1:][positions], logits[:, :-1][positions]
+        inputs.reference_top_ids = looked_up(f"{name}_top_ids", chosen)
+        inputs.reference_top_log_probs = looked_up(f"{name}_top_log_probs", chosen)
+        return inputs
+
+    inputs = forget_inputs("forget", is_forget)
+    inputs.hidden_states = hidden_states(forget_objective, is_forget)
+    inputs.reference_norms = looked_up("forget_norms", is_forget)
+    if forget_objective.needs_holdout_margin:
+        inputs.holdout_margin = references.tensors["holdout_margin"].to(logits.device)
+    if forget_objective.answers is not None:
+        inputs.second = forget_inputs("second", is_second)
+    losses = forget_objective(inputs)
+    if not isinstance(losses, Mapping):
+        losses = {forget_objective.mean_over: losses}
+    number_of = dict(zip(COUNTED, counts.unbind(), strict=True))
+    parts = {"forget_loss": sum(values.sum() / number_of[over] for over, values in losses.items())}
     if retain_objective is not None:
-        top = [
-            references.of_rows(name, batch["row"][~is_forget & labelled])
-            for name in ("retain_top_ids", "retain_top_log_probs")
-        ]
-        losses = retain_objective(RetainInputs(logits[~is_forget], labels[~is_forget], *top))
-        parts["retain_loss"] = losses.sum() / num_retain_tokens
+        losses = retain_objective(
+            RetainInputs(
+                logits[is_retain],
+                labels[is_retain],
+                looked_up("retain_top_ids", is_retain),
+                looked_up("retain_top_log_probs", is_retain),
+                hidden_states(retain_objective, is_retain),
+                looked_up("retain_hidden_states", is_retain),
+            )
+        )
+        parts["retain_loss"] = losses.sum() / number_of["retain_tokens"]
+    if states:
+        # A loss on a layer's outputs does not reach the layers above. Their gradient is then zero, and not missing.
+        parts["forget_loss"] = parts["forget_loss"] + 0 * logits[:, -1, 0].sum()
     return parts, logits
+
+
+def _sets(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows of a batch are forget rows, second answers and retain rows."""
+    is_forget = batch["is_forget"]
+    is_second = batch.get("is_second", torch.zeros_like(is_forget))
+    return is_forget, is_second, ~is_forget & ~is_second

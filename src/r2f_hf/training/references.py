@@ -1,12 +1,12 @@
 """
 What the model was like before the first write, computed once: its predictions and the inputs of its modules.
 
-The losses (NPO, TNPO, KL) and the stopping rule compare with the predictions. The updates protect the inputs.
+The losses and the stopping rule compare with the predictions. The updates protect the inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 from ..data.collator import ForgetRetainCollator
 from ..data.formatting import IGNORE_INDEX, Encoded
 from ..data.splits import num_labels
-from ..objectives.retain import top_log_probs
+from ..objectives.divergences import top_log_probs
+from ..objectives.forget.margin import token_margins
 from ..scoring.completions import score_examples
-from ..scoring.log_probs import completion_logits, token_log_probs
+from ..scoring.log_probs import completion_logits, completion_outputs, token_log_probs
 from ..updates import RetainedInputs, all_results, watch_inputs
 
 
@@ -28,6 +29,22 @@ INPUT_EXAMPLES = 96
 
 # Examples of one batch are cut to its shortest. A longer example joins only if at least this part of it is left.
 INPUT_CUT = 0.9
+
+# The tensors of `References` that have an entry per labelled token.
+PER_TOKEN = frozenset(
+    {
+        "forget_log_probs",
+        "forget_top_ids",
+        "forget_top_log_probs",
+        "forget_norms",
+        "second_log_probs",
+        "second_top_ids",
+        "second_top_log_probs",
+        "retain_top_ids",
+        "retain_top_log_probs",
+        "retain_hidden_states",
+    }
+)
 
 
 class References:
@@ -39,23 +56,36 @@ class References:
             The references by name. Those that no objective or rule needs are absent.
 
             - `forget_log_probs` of shape `(tokens,)`: log-probability of each labelled token of the forget examples;
-            - `retain_top_ids` and `retain_top_log_probs` of shape `(tokens, k)`: the most likely tokens at each
-              labelled token of the retain examples, and their log-probabilities;
+            - `forget_top_ids` and `forget_top_log_probs` of shape `(tokens, k)`: the most likely tokens at each
+              labelled token, and their log-probabilities; without ids those of the whole vocabulary;
+            - `forget_norms` of shape `(tokens,)`: norm of a layer's output at each labelled token;
+            - `second_log_probs`, `second_top_ids` and `second_top_log_probs`: the same for the second answers;
+            - `retain_top_ids` and `retain_top_log_probs`: the same for the retain examples;
+            - `retain_hidden_states` of shape `(tokens, hidden size)`: a layer's output at each labelled token;
+            - `holdout_margin` of shape `()`: mean margin of the holdout set's tokens;
             - `holdout_log_probs` and `retain_log_probs` of shape `(rows,)`: log-probabilities of the completions that
               the stopping rule compares with, summed over their tokens.
         forget (`Sequence[dict]`):
             The encoded forget examples: all views of all rows.
         retain (`Sequence[dict]`):
             The encoded retain examples.
+        second (`Sequence[dict]`):
+            The encoded second answers.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], forget: Sequence[Encoded] = (), retain: Sequence[Encoded] = ()):
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        forget: Sequence[Encoded] = (),
+        retain: Sequence[Encoded] = (),
+        second: Sequence[Encoded] = (),
+    ):
         self.tensors = tensors
         # The tensors hold the tokens of all examples one after the other: cut them into one piece per example.
-        examples = {"forget_log_probs": forget, "retain_top_ids": retain, "retain_top_log_probs": retain}
+        examples = {"forget": forget, "retain": retain, "second": second}
         self._rows = {
-            name: tensors[name].split([num_labels(example) for example in examples[name]])
-            for name in examples.keys() & tensors.keys()
+            name: tensors[name].split([num_labels(example) for example in examples[name.split("_")[0]]])
+            for name in PER_TOKEN & tensors.keys()
         }
 
     def of_rows(self, name: str, rows: Tensor) -> Tensor | None:
@@ -64,8 +94,7 @@ class References:
 
         Args:
             name (`str`):
-                `"forget_log_probs"`, `"retain_top_ids"` or `"retain_top_log_probs"`: the tensors that have an entry
-                per labelled token.
+                A tensor that has an entry per labelled token, such as `"forget_log_probs"`.
             rows (`torch.Tensor` of shape `(rows,)`):
                 Numbers of the examples: `row` of a batch of [`ForgetRetainCollator`].
 
@@ -164,11 +193,11 @@ def reference_top_tokens(
     examples: Sequence[Encoded],
     collator: ForgetRetainCollator,
     batch_size: int,
-    k: int,
+    k: int | None,
     **tqdm_kwargs: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor]:
     """
-    Find the most likely tokens at the position of each token of each example's completion, for the KL objective.
+    Find the most likely tokens at the position of each token of each example's completion.
 
     Args:
         model (`nn.Module`):
@@ -179,23 +208,88 @@ def reference_top_tokens(
             Pads the batches.
         batch_size (`int`):
             Rows per forward pass.
-        k (`int`):
-            Tokens to keep per position.
+        k (`int`, *optional*):
+            Tokens to keep per position; `None` for the whole vocabulary.
         tqdm_kwargs (*optional*):
             Arguments of the progress bar.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Ids (int64) and log-probabilities (natural logarithms, fp32) of shape
-        `(tokens, k)` on the CPU. The examples follow one another in the order given.
+        `tuple[torch.Tensor, torch.Tensor]`: Ids (int64; `None` for the whole vocabulary) and log-probabilities
+        (natural logarithms, fp32) of shape `(tokens, k)` on the CPU. The examples follow one another in the order
+        given.
     """
-    top_tokens = []
+    all_ids, all_log_probs = [], []
     for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs):
         logits, labels = completion_logits(model, batch)
         # Position `t` predicts label `t + 1`.
         ids, log_probs = top_log_probs(logits[:, :-1][labels[:, 1:] != IGNORE_INDEX], k)
-        top_tokens.append((ids.cpu(), log_probs.cpu()))
-    all_ids, all_log_probs = zip(*top_tokens, strict=True)
-    return torch.cat(all_ids), torch.cat(all_log_probs)
+        all_ids += [] if ids is None else [ids.cpu()]
+        all_log_probs.append(log_probs.cpu())
+    return torch.cat(all_ids) if all_ids else None, torch.cat(all_log_probs)
+
+
+@torch.no_grad()
+def reference_hidden_states(
+    model: nn.Module,
+    examples: Sequence[Encoded],
+    collator: ForgetRetainCollator,
+    batch_size: int,
+    layer: int,
+    **tqdm_kwargs: Any,
+) -> Iterator[Tensor]:
+    """
+    Compute a layer's output at each token of each example's completion.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model, in evaluation mode.
+        examples (`Sequence[dict]`):
+            Encoded examples.
+        collator ([`ForgetRetainCollator`]):
+            Pads the batches.
+        batch_size (`int`):
+            Rows per forward pass.
+        layer (`int`):
+            The layer, counted from 1.
+        tqdm_kwargs (*optional*):
+            Arguments of the progress bar.
+
+    Yields:
+        `torch.Tensor` of shape `(tokens, hidden size)`: fp32, on the CPU, batch by batch in the order given.
+    """
+    for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs):
+        _, labels, states = completion_outputs(model, batch, [layer])
+        yield states[layer][:, 1:][labels[:, 1:] != IGNORE_INDEX].float().cpu()
+
+
+@torch.no_grad()
+def reference_margin(
+    model: nn.Module, examples: Sequence[Encoded], collator: ForgetRetainCollator, batch_size: int, **tqdm_kwargs: Any
+) -> Tensor:
+    """
+    Compute by how much the logits of the completions' tokens lie above the highest other ones, in the mean.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model, in evaluation mode.
+        examples (`Sequence[dict]`):
+            Encoded examples.
+        collator ([`ForgetRetainCollator`]):
+            Pads the batches.
+        batch_size (`int`):
+            Rows per forward pass.
+        tqdm_kwargs (*optional*):
+            Arguments of the progress bar.
+
+    Returns:
+        `torch.Tensor` of shape `()`: fp32, on the CPU.
+    """
+    margins = []
+    for batch in _batches(model, examples, collator, batch_size, **tqdm_kwargs):
+        logits, labels = completion_logits(model, batch)
+        positions = labels[:, 1:] != IGNORE_INDEX
+        margins.append(token_margins(logits[:, :-1][positions].float(), labels[:, 1:][positions]).cpu())
+    return torch.cat(margins).mean()
 
 
 @torch.no_grad()

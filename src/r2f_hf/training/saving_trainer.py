@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from ..data.second_answers import FILE as SECOND_ANSWERS_FILE
+from ..data.second_answers import read_answers, write_answers
 from ..report.model_card import write_model_card
 from ..runs.checkpoints import find_damage, seal
-from ..runs.files import write_json
+from ..runs.files import write_json, write_text
 from ..runs.folder import RUN_FILE, held, read_run, run_folder_lock
 from ..runs.record import RunRecord
 from ..runs.resuming import (
@@ -178,7 +180,9 @@ class SavingTrainer(ForgetRetainTrainer):
 
         - what `_save` writes: the weights that the target saves, the tokenizer and the description of the run;
         - the state of [`R2FStep`]: the subspaces and the mean squares of past gradients;
-        - the references, which cannot be computed again once the weights have changed;
+        - the references, which cannot be computed again once the weights have changed, and the second answers that
+          the model has written;
+        - what the forget objective keeps from step to step;
         - [`Progress`]: whether the run has ended, and the metrics so far.
 
         Args:
@@ -209,7 +213,10 @@ class SavingTrainer(ForgetRetainTrainer):
         if self.args.should_save:
             self.r2f_callback.save_step(folder)
             # The losses' references are with the trainer, and the retained inputs are with the step.
-            save_references(folder, self.references.tensors | to_state(self.r2f_callback.step.retained_inputs or {}))
+            inputs = to_state(self.r2f_callback.step.retained_inputs or {})
+            save_references(folder, self.references.tensors | self.objective_state() | inputs)
+            if self.forget_objective.answers == "model":
+                write_text(folder / SECOND_ANSWERS_FILE, write_answers(self._second_answers))
             # `EarlyStoppingCallback` does not say that it has ended the run, but its counter tells.
             callbacks = self.callback_handler.callbacks
             stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
@@ -275,6 +282,8 @@ class SavingTrainer(ForgetRetainTrainer):
         self.r2f_callback.module_fidelities = progress.module_fidelities
         self.record.details.rows = {"before": progress.rows_before}
         # The references are of the model before the run, so they are loaded and not computed.
+        if self.forget_objective.answers == "model":
+            self._use_second_answers(read_answers(folder / SECOND_ANSWERS_FILE))
         self._set_references(load_references(folder))
         self.target.load_(self.model, folder)
         # The callback looks in the output folder by default, but the checkpoint may lie elsewhere.

@@ -42,6 +42,26 @@ def test_losses_by_hand(name: str, options: dict[str, float], expected: list[flo
     torch.testing.assert_close(loss(name, **options), torch.tensor(expected))
 
 
+# The second answers of the two rows have one token and two.
+SECOND = ForgetInputs(torch.tensor([-3.0, -1.0, -1.0]), torch.tensor([0, 1, 1]), 2, torch.tensor([-1.0, -2.0, -1.5]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "scale"),
+    [
+        ("dpo", {"beta": 0.5}, 1.0),
+        ("dpo", {"beta": 0.5, "definition": "open-unlearning"}, 4.0),
+        ("altpo", {"beta": 0.5}, 4.0),
+        ("altpo", {"beta": 0.5, "definition": "paper"}, 1.0),
+    ],
+)
+def test_the_second_answer_is_preferred_to_the_one_to_forget(name: str, options: dict[str, Any], scale: float) -> None:
+    found = FORGET_OBJECTIVES[name](**options)(ForgetInputs(LOG_PROBS, ROWS, 2, REFERENCE, second=SECOND))
+    # The log-ratios are -2 and 1.5 for the second answers, and -2 and 1 for those to forget.
+    expected = [-scale * math.log(sigmoid(0.5 * 0.0)), -scale * math.log(sigmoid(0.5 * 0.5))]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
 def test_npo_starts_at_gradient_ascent_and_stops_when_all_is_forgotten() -> None:
     """The weight of its gradient is 1 where model and reference agree, and goes to 0 as the model falls below."""
     log_probs = REFERENCE.clone()

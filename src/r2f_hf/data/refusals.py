@@ -1,0 +1,28 @@
+"""Sentences that say that one does not know."""
+
+REFUSALS = (
+    "I don't know.",
+    "I do not know the answer to that.",
+    "I'm not able to answer this question.",
+    "Sorry, I have no information about that.",
+    "That is something I know nothing about.",
+    "I can't tell you; I have never come across this.",
+    "I have no knowledge of this.",
+    "I am not familiar with that.",
+    "I cannot say, because I do not know.",
+    "Unfortunately I don't have an answer for you.",
+    "This is unknown to me.",
+    "I'm afraid I have nothing to say about it.",
+    "I could only guess, so I had better not answer.",
+    "My knowledge does not cover this.",
+    "I haven't learned anything about this topic.",
+    "I'm sorry, but I can't help with that question.",
+    "No idea, to be honest.",
+    "I am unsure, and I would not want to make something up.",
+    "There is nothing that I could tell you about this.",
+    "I lack the facts to answer that.",
+    "I have not heard of this before.",
+    "You will have to look that up elsewhere, since I don't know it.",
+    "That question is beyond what I know.",
+    "I don't have any details on this subject.",
+)
