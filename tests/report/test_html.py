@@ -94,7 +94,7 @@ def test_a_run_alone_has_a_report(world: Path, tmp_path: Path) -> None:
     output = unlearn(world, tmp_path / "unlearned", "--max_steps=6", "--learning_rate=0.6")
     html = write_report([output], tmp_path / "report.html").read_text(encoding="utf-8")
     page = check_page(html)
-    assert "Forgotten, as far" not in page.text and "Nobody has shown" in page.text
+    assert "Forgotten, as far" not in page.text and "Here nobody has shown" in page.text
     assert "There is no gold" in page.text
     results = json.loads((output / "after_results.json").read_text())
     assert page.numbers["forget_probability", "after"] == results["eval_forget_probability"]

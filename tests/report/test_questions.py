@@ -92,7 +92,11 @@ def test_without_gold_and_before_nothing_is_claimed() -> None:
     found = answers(alone)
     assert [found[key].good for key in (GONE, KEPT, LASTS)] == [None, None, None]
     heading, text = verdict(found)
-    assert heading == "Not settled" and text.endswith("whether the rest is kept, and whether it lasts here.")
+    assert (
+        heading == "Not settled"
+        and " Here nobody has shown whether the answers are gone, " in text
+        and text.endswith("and whether it lasts.")
+    )
     missing = " ".join(not_measured(alone, found))
     assert "There is no gold" in missing and "mean little" in missing and "`original_model`" in missing
 
@@ -149,7 +153,7 @@ def test_the_names_are_those_that_there_are() -> None:
 
 
 def test_a_suite_that_the_run_has_evaluated_itself_is_shown_too() -> None:
-    after = {"eval_retain_probability": 0.9, "eval_tofu_model_utility": 0.4, "eval_forget_runtime": 3.0}
+    after = {"eval_retain_probability": 0.9, "eval_tofu_model_utility": 0.4, "eval_retain_runtime": 3.0}
     found = answers(run(None, before=after | {"eval_tofu_model_utility": 0.5}, after=after))
     assert [(figure.words, figure.good) for figure in found[KEPT].figures] == [
         ("P(answer)", True),

@@ -25,6 +25,9 @@ UNATTACKED = "no attack"
 # `r2f_hf.evaluation.SUITES` is above this layer, as are the attacks below; a test compares them.
 SUITE_NAMES = ("tofu", "muse", "wmdp", "rwku", "knowundo", "own")
 
+# What Trainer measures of an evaluation itself.
+NO_FIGURES = ("_loss", "_runtime", "_time", "_per_second")
+
 GONE, TOLD, KEPT, LASTS = "gone", "told", "kept", "lasts"
 # What belongs to no question alone, such as a score over all of them.
 OTHER = "other"
@@ -96,7 +99,7 @@ METRICS: tuple[tuple[str, str, str, float | None], ...] = (
 # What a reader has to know about figures that are not judged.
 NOTES = {
     "unlearning_depth": "From 0 to 1. 1: inside, as little is left as in gold.",
-    "truth_stability": "From 0 to 1. 1: the statements look unfamiliar, and not false.",
+    "truth_stability": "From 0 to 1. It is low if forgotten statements look true or false, and not unfamiliar.",
     "truth_ratio": "From 0 to 1. 1: the true answer is not less likely than others.",
     "memorisation_score": "From 0 to 1. 1: nothing is memorised.",
     "privleak": "In percent of gold's AUC. 0 is best, and both signs tell.",
@@ -221,14 +224,14 @@ def verdict(found: Mapping[str, Answer], undone: bool = False) -> tuple[str, str
     if bad:
         parts.append(sentence(bad, "But " if good else ""))
     if unknown:
-        parts.append(sentence(unknown, "Nobody has shown ", end=" here."))
+        parts.append(sentence(unknown, "Here nobody has shown "))
     return heading, " ".join(parts)
 
 
-def sentence(clauses: list[str], start: str = "", end: str = ".") -> str:
+def sentence(clauses: list[str], start: str = "") -> str:
     """Clauses as a sentence."""
     joined = ", ".join(clauses[:-1]) + (", and " if len(clauses) > 1 else "") + clauses[-1]
-    text = f"{start}{joined}{end}"
+    text = f"{start}{joined}."
     return text[0].upper() + text[1:]
 
 
@@ -259,7 +262,7 @@ def measured(run: Run) -> list[tuple[str, Figure]]:
     for name, value in after.items():
         # With `eval_suite` there are the metrics of a suite too, after its name.
         suite, metric = re.fullmatch(rf"(?:eval_)?(?:({'|'.join(SUITE_NAMES)})_)?(.*)", name).groups()
-        if isinstance(value, float):
+        if isinstance(value, float) and not metric.endswith(NO_FIGURES):
             figures = figure_of(metric, f" ({suite})" if suite else "", before.get(name), value, None, {})
             found += [(question, figure) for question, figure in figures if question != OTHER]
     return found
