@@ -145,6 +145,7 @@ class R2FCallback(TrainerCallback):
         self.step: R2FStep | None = None
         self.skipped_steps = 0
         self.fidelities: list[float] = []
+        self.module_fidelities: list[list[float]] = []
         self._pending_logs: list[dict[str, float]] = []
         self._handles: list[Any] = []
 
@@ -208,7 +209,7 @@ class R2FCallback(TrainerCallback):
             # A checkpoint that was saved before the first step has no such file.
             self.step.load_state_dict(load_file(folder / STEP_FILE) if (folder / STEP_FILE).is_file() else {})
         else:
-            self.skipped_steps, self.fidelities = 0, []
+            self.skipped_steps, self.fidelities, self.module_fidelities = 0, [], []
         self.step.number = state.global_step
         self.step.begin()
         if self.target.adapter is None:
@@ -291,6 +292,8 @@ class R2FCallback(TrainerCallback):
         self.skipped_steps += "r2f/skipped_steps" in metrics
         if "r2f/fidelity" in metrics:
             self.fidelities.append(metrics["r2f/fidelity"])
+            # Four digits are more than an estimate has.
+            self.module_fidelities.append([round(float(each.cosine), 4) for each in self.module_fidelity.values()])
 
     def _read_and_write(self, optimizer: Any) -> None:
         """Read and write before the step of DeepSpeed's optimizer, which gathers small weights again at its end."""

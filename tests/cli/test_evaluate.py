@@ -74,8 +74,8 @@ def test_the_report_of_each_suite(
     suite: str, run: Callable[..., tuple[dict[str, Any], str]], models: Path, tmp_path: Path
 ) -> None:
     report, printed = run(suite, "--gold_model", str(models / "gold"), "--original_model", str(models / "knows"))
-    fields = "schema model gold_model original_model suite forget_split rows metrics notes left_out seconds"
-    assert list(report) == fields.split()
+    fields = "schema command model gold_model original_model weights suite forget_split rows metrics compared notes"
+    assert list(report) == [*fields.split(), "left_out", "seconds"]
     assert report["schema"] == SCHEMA == "r2f-evaluate/1" and report["suite"] == suite
     assert {*SUITES[suite].headline} <= report["metrics"].keys() | {"forget_paraphrase_probability"}
     assert all(isinstance(value, float) for value in report["metrics"].values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,13 +26,14 @@ from ..evaluation.writing import FILE, write_answers
 from ..lookup import lookup
 from ..models.loading import ModelArguments, asked_to_shard, load_model
 from ..report import print_table
+from ..report.run import EVALUATION_SCHEMA
 from ..runs.files import write_json
+from ..runs.ledger import last_weights
 from ..scoring import seconds_by_part
 from .recipes import parse_recipe
 
 
-# Of `report.json`. It rises when a field goes or means something else, and stays when one is added.
-SCHEMA = "r2f-evaluate/1"
+SCHEMA = EVALUATION_SCHEMA
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -41,8 +43,8 @@ class EvaluateArguments:
     r"""
     What `r2f evaluate` measures, and where it writes the results.
 
-    The command runs a suite of metrics on a saved model, prints them as a table, and writes them to `report.json`. The
-    model is chosen by the options of [`ModelArguments`].
+    The command runs a suite of metrics on a saved model and on those that it is compared with, prints them as a table,
+    and writes them to `report.json`. The model is chosen by the options of [`ModelArguments`].
 
     ```bash
     r2f evaluate --model_name_or_path unlearned --gold_model retrained --data tofu-folder --output_dir evaluation
@@ -158,7 +160,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         check_lm_eval(args.lm_eval_tasks, args.lm_eval_include_path)
     if args.gold_model is not None and model_arguments.model_name_or_path is not None:
         check_tokenizers(model_arguments.model_name_or_path, args.gold_model)
-    return partial(evaluate, args, model_arguments, splits, sharded)
+    return partial(evaluate, args, model_arguments, splits, sharded, shlex.join(("r2f", "evaluate", *argv)))
 
 
 def load_splits(args: EvaluateArguments) -> dict[str, Rows]:
@@ -253,7 +255,11 @@ def check_tokenizers(name: str, gold: str) -> None:
 
 
 def evaluate(
-    args: EvaluateArguments, model_arguments: ModelArguments, splits: dict[str, Rows], sharded: bool = False
+    args: EvaluateArguments,
+    model_arguments: ModelArguments,
+    splits: dict[str, Rows],
+    sharded: bool = False,
+    command: str | None = None,
 ) -> None:
     """Evaluate the model (those that it is compared with first), print the metrics, and write `report.json`."""
     folder = Path(args.output_dir)
@@ -263,22 +269,15 @@ def evaluate(
     settings = common | {"max_new_tokens": args.max_new_tokens, "gradnorm": args.gradnorm}
     seconds: dict[str, dict[str, float]] = {}
     writes = args.write_wrong_answers > 0 or args.write_paraphrases
-    # Which other models are read: only those that something is compared with.
-    compares = {
-        "original": args.original_model is not None and bool(suite.original or args.depth or writes),
-        "gold": args.gold_model is not None and bool(suite.gold or args.depth),
-    }
 
     def load(name: str | None = None) -> Loaded:
         model, tokenizer = load_model(model_arguments, name, sharded=sharded)
         check_template_arguments(tokenizer, options)
         return model.to(state.device), tokenizer
 
-    def statistics(role: str, loaded: Loaded) -> dict[str, Statistics] | None:
-        """Statistics of a model that the unlearned one is compared with."""
-        needed = {"gold": suite.gold, "original": suite.original}[role]
-        chosen = {split: rows for split, rows in splits.items() if split in needed}
-        return run_suite(args.suite, *loaded, chosen, folder / role, **settings)[1] if chosen else None
+    def statistics(role: str, loaded: Loaded) -> dict[str, Statistics]:
+        """Statistics of a model that the unlearned one is compared with: on all splits, to show both side by side."""
+        return run_suite(args.suite, *loaded, splits, folder / role, **settings)[1]
 
     def depth(role: str, loaded: Loaded, knows: PreTrainedModel | None) -> Statistics | None:
         """What is left inside a model."""
@@ -286,7 +285,7 @@ def evaluate(
 
     original = original_depth = knows = gold = gold_depth = None
     notes: list[str] = []
-    if compares["original"] or writes:
+    if args.original_model is not None or writes:
         loaded = load(args.original_model)
         if writes:
             amount = {"wrong_answers": args.write_wrong_answers, "paraphrases": args.write_paraphrases}
@@ -294,13 +293,13 @@ def evaluate(
             with seconds_by_part() as seconds["writing"]:
                 splits = write_answers(*loaded, splits, output_dir=folder, **amount, **common)
             notes.append(who_wrote(args, folder))
-        if compares["original"]:
+        if args.original_model is not None:
             original, original_depth = statistics("original", loaded), depth("original", loaded, None)
             seconds["original"] = parts(original, original_depth)
         # It stays in memory only where the hidden states of others are put into it.
-        knows = loaded[0] if compares["original"] and compares["gold"] and args.depth else None
+        knows = loaded[0] if args.original_model is not None and args.gold_model is not None and args.depth else None
         del loaded
-    if compares["gold"]:
+    if args.gold_model is not None:
         loaded = load(args.gold_model)
         gold, gold_depth = statistics("gold", loaded), depth("gold", loaded, knows)
         seconds["gold"] = parts(gold, gold_depth)
@@ -314,18 +313,23 @@ def evaluate(
         metrics |= {} if own_depth is None else summarise_depth(own_depth, gold_depth, original_depth)
         remarks = joined(remarks, remark_on_depth(own_depth, gold_depth, original_depth))
     notes += remarks.notes
-    for role, name in (("gold", args.gold_model), ("original", args.original_model)):
-        if name is not None and not compares[role]:
-            notes.append(f"{role}_model: the {args.suite} suite compares with no such model. It was not read.")
+    compared = {
+        role: suite.summarise(of_role, gold)
+        for role, of_role in (("original", original), ("gold", gold))
+        if of_role is not None
+    }
     report = {
         "schema": SCHEMA,
+        "command": command,
         "model": model_arguments.model_name_or_path,
         "gold_model": args.gold_model,
         "original_model": args.original_model,
+        "weights": last_weights(model_arguments.model_name_or_path),
         "suite": args.suite,
         "forget_split": args.forget_split or suite.forget,
         "rows": {split: len(rows) for split, rows in splits.items()},
         "metrics": metrics,
+        "compared": compared,
         "notes": notes,
         "left_out": remarks.left_out,
         "seconds": {role: of_role for role, of_role in seconds.items() if of_role},
@@ -359,7 +363,14 @@ def who_wrote(args: EvaluateArguments, folder: Path) -> str:
 def print_report(report: dict[str, Any]) -> None:
     """Print the metrics as tables, and below them what a reader has to know."""
     title = " ".join(filter(None, (report["suite"], report["forget_split"])))
-    print_table(title, {name: {"value": value} for name, value in report["metrics"].items()}, ["value"])
+    compared = report["compared"]
+    columns = {"original": compared.get("original"), "model": report["metrics"], "gold": compared.get("gold")}
+    columns = {name: metrics for name, metrics in columns.items() if metrics is not None}
+    rows = {
+        name: {column: values[name] for column, values in columns.items() if name in values}
+        for name in columns["model"]
+    }
+    print_table(title, rows, list(columns))
     for task, values in report.get("lm_eval", {}).items():
         print_table(f"lm-eval {task}", {name: {"value": value} for name, value in values.items()}, ["value"])
     for note in report["notes"]:
