@@ -83,6 +83,9 @@ class R2FCallback(TrainerCallback):
         adaptive (`bool`, *optional*, defaults to `True`):
             Whether rows and columns of the reconstructions are rescaled by their running mean squares, as in Adafactor
             (see [`SecondMoments`]). Without it, take a smaller learning rate.
+        spectrum_damping (`float`, *optional*, defaults to `0.0`):
+            `k`, from 0 to 1: a singular value `S` of a reconstruction becomes `S^(1-2k)`. With 0.5 all directions
+            weigh the same.
         normalize (`bool`, *optional*, defaults to `True`):
             Whether only the learning rate sets the norm of a step. If `False`, `max_grad_norm` clips the norm of the
             update over all modules, before it is multiplied by the learning rate.
@@ -112,6 +115,7 @@ class R2FCallback(TrainerCallback):
         min_fidelity: float | None = None,
         on_bad_gradient: str = "skip",
         adaptive: bool = True,
+        spectrum_damping: float = 0.0,
         normalize: bool = True,
         target: Target | None = None,
         save_full_model: bool = True,
@@ -129,6 +133,7 @@ class R2FCallback(TrainerCallback):
             "min_fidelity": min_fidelity,
             "on_bad_gradient": on_bad_gradient,
             "adaptive": adaptive,
+            "spectrum_damping": spectrum_damping,
             "normalize": normalize,
         }
         # An adapter is saved by the Trainer itself; the state of the step is not.

@@ -193,6 +193,7 @@ class R2FTrainer(RecordedTrainer):
             min_fidelity=args.min_fidelity,
             on_bad_gradient=args.on_bad_gradient,
             adaptive=args.adaptive,
+            spectrum_damping=args.spectrum_damping,
             normalize=args.normalize_update,
             # The same object: the callback writes to the target, and the trainer saves and loads it.
             target=self.target,

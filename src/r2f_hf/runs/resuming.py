@@ -58,6 +58,7 @@ RUN_KEYS = (
     "chat_template_kwargs",
     "system_prompt",
     "adaptive",
+    "spectrum_damping",
     "protect_retain",
     "normalize_update",
 )

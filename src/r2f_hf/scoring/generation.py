@@ -24,7 +24,7 @@ NEXT_TURN = re.compile(r"\n\s*Question:")
 SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’)]*(?=\s|$)")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -68,7 +68,7 @@ def generate_answers(
     return [text for (text,) in texts]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -184,6 +184,7 @@ def _generate(
     padding = pad_token_id(tokenizer, model)
     ends = {end for end in (tokenizer.eos_token_id, end_of_answer(tokenizer, options)) if end is not None}
 
+    # Not in inference mode: FSDP keeps what it allocates in its first forward pass, and training writes to it later.
     def generate(batch: list[int]) -> list[list[str]]:
         width = max(len(encoded[index]) for index in batch)
         # Pad on the left, so that every answer starts right after its prompt.
