@@ -1,4 +1,4 @@
-"""The statements of docs/theory.md on what comes back of a forgotten row, on numbers, in linear and in real modules."""
+"""The statements of docs/theory.md on what comes back of a forgotten row, on numbers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def sketched(inputs: Tensor = RETAIN) -> RetainedInputs:
 def projecting(inputs: Tensor = RETAIN) -> RetainedInputs:
     """Retained inputs that take away all that lies in their span: the limit of no damping, without rounding."""
     basis = torch.linalg.svd(inputs.T, full_matrices=False)
-    kept = basis.S > 1e-9 * basis.S[0]
+    kept = (basis.S / basis.S[0]) > 1e-9
     return RetainedInputs(basis.U[:, kept], torch.ones(int(kept.sum()), dtype=torch.float64))
 
 
@@ -70,7 +70,12 @@ def cosine(first: Tensor, second: Tensor) -> float:
 
 
 def tuned(
-    start: Tensor, inputs: Tensor, targets: Tensor, optimizer: type[torch.optim.Optimizer], steps: int, **settings: float
+    start: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    optimizer: type[torch.optim.Optimizer],
+    steps: int,
+    **settings: float,
 ) -> Tensor:
     """The weight of a linear module after fine-tuning towards outputs, by half the sum of squared errors."""
     weight = nn.Parameter(start.clone())
@@ -145,7 +150,11 @@ def test_tuning_on_retain_rows_moves_the_original_and_the_protected_by_the_same(
 ) -> None:
     targets = randn(len(RETAIN), OUT, seed=4)
     original = tuned(BEFORE, RETAIN, targets, optimizer, 50, **settings)
-    assert (original - BEFORE).norm() > 1
+    change = original - BEFORE
+    assert change.norm() > 1
+    # Gradient steps stay in the span of the inputs. The steps of AdamW do not, and need not for what follows.
+    outside = dense(protect(LowRankGradient(change[None], torch.eye(INTO, dtype=change.dtype)[None]), [projecting()]))
+    assert (outside.norm() > 0.1) == (optimizer is torch.optim.AdamW)
     left = {}
     for name, update in (("plain", dense(gradient())), ("protected", dense(protect(gradient(), [projecting()])))):
         left[name] = tuned(BEFORE - update, RETAIN, targets, optimizer, 50, **settings) - original + update
@@ -227,7 +236,7 @@ def test_a_relearning_step_moves_other_rows_by_the_overlap_of_inputs() -> None:
 
 
 def test_and_their_loss_by_the_inner_product_of_gradients(batch: dict[str, Tensor]) -> None:
-    model = build_model()
+    model = build_model("qwen")
     known = {name: values[:2] for name, values in batch.items()}
     other = {name: values[2:] for name, values in batch.items()}
     mine, theirs = linear_gradients(model, known), linear_gradients(model, other)
@@ -235,13 +244,13 @@ def test_and_their_loss_by_the_inner_product_of_gradients(batch: dict[str, Tenso
     errors = []
     with torch.no_grad():
         start = model.eval()(**other).loss.item()
-        for rate in (8e-3, 4e-3):
+        for rate in (2e-3, 1e-3):
             moved = copy.deepcopy(model)
             for name, module in moved.named_modules():
                 if name in mine:
                     module.weight -= rate * mine[name]
             errors.append(moved(**other).loss.item() - start + rate * slope)
-            assert abs(errors[-1]) < 0.2 * rate * abs(slope)
+            assert abs(errors[-1]) < 0.05 * rate * abs(slope)
     # The rest is of second order.
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.2)
 
@@ -289,7 +298,9 @@ def test_protection_and_damping_leave_less_that_rows_share() -> None:
 
 
 def test_with_adamw_the_order_is_the_same_on_these_rows() -> None:
-    found = {name: comeback(-update, relearned(-update, torch.optim.AdamW, 1500)) for name, (update, _) in parts().items()}
+    found = {
+        name: comeback(-update, relearned(-update, torch.optim.AdamW, 1500)) for name, (update, _) in parts().items()
+    }
     assert found["both"] < 0.1 < found["protected"] < found["damped"] < found["plain"]
 
 
@@ -321,23 +332,25 @@ def test_depth_is_not_removal() -> None:
     def truth_ratio(weight: Tensor) -> float:
         found = log_probs(weight)
         truth = found[torch.arange(ROWS), truths].tolist()
-        wrong = [[row[k] for k in range(answers) if k != truth] for row, truth in zip(found.tolist(), truths, strict=True)]
+        wrong = [
+            [row[k] for k in range(answers) if k != truth] for row, truth in zip(found.tolist(), truths, strict=True)
+        ]
         return metrics.load("truth_ratio").compute(predictions=truth, wrong=wrong)["closer_to_1_better"]
 
-    def attacked(weight: Tensor, steps: int = 100) -> float:
+    def attacked(weight: Tensor, rate: float = 0.5) -> float:
         relearnt = nn.Parameter(weight.clone())
-        optimizer = torch.optim.SGD([relearnt], lr=0.5)
-        for _ in range(steps):
+        optimizer = torch.optim.SGD([relearnt], lr=rate)
+        for _ in range(100):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(FORGET[:KNOWN] @ relearnt.T @ head.T, truths[:KNOWN]).backward()
             optimizer.step()
         return of_others(relearnt.detach())
 
     deep, removed = (original + updates[name] for name in ("depth", "removal"))
-    print(of_others(original), of_others(deep), of_others(removed), attacked(deep), attacked(removed), attacked(original))
-    print(truth_ratio(original), truth_ratio(deep), truth_ratio(removed))
     assert of_others(deep) < 0.01 * of_others(removed) < of_others(original)
-    # The truth against the alternatives tells them apart before any attack, P(truth) does not.
+    # Before any attack the truth against the alternatives tells which of the two will last. P(truth) does not.
     assert truth_ratio(deep) == pytest.approx(truth_ratio(original))
     assert truth_ratio(removed) == pytest.approx(1)
-    assert attacked(deep) > 0.9 and attacked(removed) < 0.3
+    # A weak attack does not get out of the deep hole. A stronger one does.
+    assert attacked(deep, rate=0.001) < 0.001 < 0.9 < attacked(deep)
+    assert max(attacked(removed, rate=0.001), attacked(removed)) < 0.15
