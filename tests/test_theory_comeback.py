@@ -6,12 +6,15 @@ import copy
 
 import pytest
 import torch
-from conftest import build_model, linear_gradients, weights
+from conftest import BuildTrainer, build_model, linear_gradients, weights
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from r2f_hf import R2FStep, metrics
+from r2f_hf.attacks.relearning import finetune
+from r2f_hf.data.collator import ForgetRetainCollator
+from r2f_hf.data.formatting import encode_example
 from r2f_hf.gradients import LowRankGradient, damp_spectra
 from r2f_hf.updates import RetainedInputs, watch_inputs
 from r2f_hf.updates.retained_inputs import DAMPING, protect
@@ -305,6 +308,40 @@ def test_with_adamw_the_order_is_the_same_on_these_rows() -> None:
         name: comeback(-update, relearned(-update, torch.optim.AdamW, 1500)) for name, (update, _) in parts().items()
     }
     assert found["both"] < 0.1 < found["protected"] < found["damped"] < found["plain"]
+
+
+def test_on_a_real_model_less_comes_back_after_protected_steps(
+    memorised_model: PreTrainedModel,
+    build_trainer: BuildTrainer,
+    tokenizer: PreTrainedTokenizerFast,
+    forget_rows: list[dict[str, object]],
+    retain_rows: list[dict[str, object]],
+) -> None:
+    forget, retain = (
+        [encode_example(tokenizer, row["question"], row["answer"]) for row in rows]
+        for rows in (forget_rows, retain_rows)
+    )
+
+    def probability(model: PreTrainedModel) -> float:
+        """Mean probability per token of the rows that the attacker does not have."""
+        with torch.no_grad():
+            losses = [model(**ForgetRetainCollator(0)([example])).loss for example in forget[2:]]
+        return torch.stack(losses).neg().exp().mean().item()
+
+    forgotten, harmless, relearnt = {}, {}, {}
+    # Without protection a step of the same length would destroy more.
+    for protected, rate in ((True, 0.3), (False, 0.1)):
+        model = copy.deepcopy(memorised_model)
+        trainer = build_trainer(model, max_steps=20, learning_rate=rate, protect_retain=protected)
+        trainer.train()
+        trainer.model.unload()
+        forgotten[protected] = probability(model.eval())
+        for found, rows in ((harmless, retain[:4]), (relearnt, forget[:2])):
+            attacked = copy.deepcopy(model).requires_grad_(True)
+            finetune(attacked, [rows] * 20, 1e-3, 0, seed=0)
+            found[protected] = probability(attacked)
+    assert max(forgotten.values()) < 0.05
+    assert harmless[True] < 0.5 * harmless[False] and relearnt[True] < 0.5 * relearnt[False]
 
 
 # Depth
