@@ -17,7 +17,7 @@ test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable . "pytest>=8.2"
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m smoke tests/test_smoke.py tests/test_compat.py
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m smoke tests/test_smoke.py
 
 # The wheel and the source archive, in `dist/`.
 dist:

@@ -16,7 +16,6 @@ from r2f_hf._compat import PRIVATE_NAMES, PrivateName
 SOURCE = Path(r2f_hf.__file__).parent
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("private", PRIVATE_NAMES, ids=lambda private: private.name)
 def test_every_private_name_is_still_there(private: PrivateName) -> None:
     module, _, attribute = private.owner.partition(":")
