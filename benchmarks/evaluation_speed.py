@@ -1,20 +1,22 @@
 """
 How much faster a suite is scored if each question is read once and rows are batched by length.
 
-    python benchmarks/evaluation_speed.py --data DIR [--rows 10] [--repeats 3] [--batch_size 16]
+    python benchmarks/evaluation_speed.py --data DIR [--rows 10] [--repeats 3] [--batch_size 16] [--quick]
 
 Scores the completions of TOFU rows (answer, paraphrase, wrong answers, answer to the paraphrased question) with
-SmolLM2-135M in fp32. It does so in three ways, in turns, which have to give the same scores:
+SmolLM2-135M in fp32. It does so in four ways, in turns, which have to give the same scores:
 
 - as r2f_hf does;
+- as the TOFU suite does for forget rows, which takes more statistics of the answers' tokens in a pass of their own;
 - in batches of the same size, in the order of the file, with the question in every row;
 - row by row.
 
 Writes outputs/evaluation_speed.json with the medians of the ratios of their times: `ratio_plain` (row by row) and
-`ratio_batched` (same batch size). A ratio above 1 means that r2f_hf is faster. The table also shows the ratios of
-their work: the floating-point operations of the matrix products that each way asks for, counted while it runs. The
-least work reads every question once, pads nothing, and takes logits only of completions. If the ratio of the times is
-above the ratio of the work, the rest comes from larger matrix products.
+`ratio_batched` (same batch size). A ratio above 1 means that r2f_hf is faster. `share_of_statistics` is the share of
+the time that the statistics cost. The table also shows the ratios of their work: the floating-point operations of the
+matrix products that each way asks for, counted while it runs. The least work reads every question once, pads nothing,
+and takes logits only of completions. If the ratio of the times is above the ratio of the work, the rest comes from
+larger matrix products.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
 from r2f_hf.scoring.completions import score_completions
 from r2f_hf.scoring.log_probs import label_log_probs
+from r2f_hf.scoring.token_statistics import token_statistics
 from shared.pypi_models import smollm2_folder
 
 
@@ -81,16 +84,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--output", type=Path, default=Path("outputs/evaluation_speed.json"))
+    parser.add_argument("--quick", action="store_true", help="two rows, in two turns")
     options = parser.parse_args()
+    if options.quick:
+        options.rows, options.repeats = 2, 2
 
     lines = (options.data / "forget01_perturbed.json").read_text().splitlines()
     pairs = completions([json.loads(line) for line in lines[: options.rows]])
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder()).eval()
     examples = [encode_example(tokenizer, *pair) for pair in pairs]
+    # The first completions are the rows' own answers.
+    answers, others = examples[: options.rows], list(zip(*pairs[options.rows :], strict=True))
     padding = pad_token_id(tokenizer)
     ways = {
         "shared, sorted": lambda: score_completions(model, tokenizer, *zip(*pairs, strict=True), options.batch_size),
+        "with statistics": lambda: np.concatenate(
+            [
+                [-row.loss for row in token_statistics(model, answers, padding, options.batch_size)],
+                score_completions(model, tokenizer, *others, options.batch_size),
+            ]
+        ),
         "same batch size": lambda: score_plainly(model, examples, padding, options.batch_size),
         "row by row": lambda: score_plainly(model, examples, padding, 1),
     }
@@ -129,6 +143,7 @@ def main() -> None:
     report = {
         "ratio_plain": ratios["row by row"],
         "ratio_batched": ratios["same batch size"],
+        "share_of_statistics": 1 - 1 / ratios["with statistics"],
         "max_difference": difference,
         "completions": len(pairs),
         "tokens": tokens,

@@ -67,6 +67,21 @@ def test_each_module_takes_a_step_of_the_norm_that_is_asked_for(
         assert (weights(wrapped)[key] - before[key]).norm().item() == pytest.approx(LR, rel=1e-4)
 
 
+def test_a_damped_spectrum_moves_each_weight_equally_far_in_all_directions(
+    model: PreTrainedModel, batch: dict[str, Tensor]
+) -> None:
+    before = weights(model)
+    wrapped = wrap(model)
+    r2f = R2FStep(wrapped, adaptive=False, spectrum_damping=0.5)
+    r2f.begin()
+    take_steps(r2f, wrapped, batch, 1)
+    after = weights(wrapped.unload())
+    for name in changed(before, after):
+        values = torch.linalg.svdvals((after[name] - before[name]).double())
+        moved = values[values > 1e-3 * values[0]]
+        assert len(moved) > 1 and moved[-1] > 0.99 * moved[0], name
+
+
 def test_gradients_of_several_backward_passes_are_one_step(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
     halves = [{name: values[rows] for name, values in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
     results = []

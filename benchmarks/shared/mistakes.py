@@ -99,7 +99,7 @@ def try_mistakes(root: Path, finished: Path) -> dict[str, Any]:
 
     def locked(model: torch.nn.Module) -> None:
         trainer = build(model, output_dir=root / "locked")
-        with FileLock(root / "locked" / ".r2f.lock"):
+        with FileLock(root / "locked" / "_r2f.lock"):
             trainer.train()
 
     def command(*argv: str) -> Callable[[torch.nn.Module], None]:

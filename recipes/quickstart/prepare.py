@@ -35,6 +35,12 @@ SHAPE = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": True,
 }
+TOFU_FILES = {
+    "forget01_perturbed": "forget",
+    "retain_perturbed": "retain",
+    "world_facts_perturbed": "world_facts",
+    "holdout01": "holdout",
+}
 
 
 def prepare(folder: Path, seed: int, forget_people: int) -> DatasetDict:
@@ -44,7 +50,8 @@ def prepare(folder: Path, seed: int, forget_people: int) -> DatasetDict:
     Args:
         folder (`Path`):
             The folder to write to. It gets `data/forget.jsonl`, `data/retain.jsonl` and `data/holdout.jsonl` (people
-            whom no model has heard of), and the models `before` (knows the forget set) and `gold` (never saw it).
+            whom no model has heard of), the same as files of TOFU in `data/tofu`, and two models: `before` knows the
+            forget set, and `gold` never saw it.
         seed (`int`):
             Seed of the world and of the models.
         forget_people (`int`):
@@ -59,9 +66,12 @@ def prepare(folder: Path, seed: int, forget_people: int) -> DatasetDict:
     files["retain"] = concatenate_datasets(
         [world[split].select_columns(["question", "answer"]) for split in ("retain", "world_facts")]
     )
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data" / "tofu").mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
         rows.to_json(folder / "data" / f"{name}.jsonl")
+    # The same as files of TOFU, which `r2f evaluate` reads.
+    for name, split in TOFU_FILES.items():
+        world[split].to_json(folder / "data" / "tofu" / f"{name}.json")
     tokenizer = build_tokenizer(world)
     # Every fourth retained fact is told in two wordings, so that the models learn that an answer can be reworded.
     # Without this the truth ratio, which compares reworded answers, would measure nothing.

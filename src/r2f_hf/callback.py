@@ -83,6 +83,9 @@ class R2FCallback(TrainerCallback):
         adaptive (`bool`, *optional*, defaults to `True`):
             Whether rows and columns of the reconstructions are rescaled by their running mean squares, as in Adafactor
             (see [`SecondMoments`]). Without it, take a smaller learning rate.
+        spectrum_damping (`float`, *optional*, defaults to `0.0`):
+            `k`, from 0 to 1: a singular value `S` of a reconstruction becomes `S^(1-2k)`. With 0.5 all directions
+            weigh the same.
         normalize (`bool`, *optional*, defaults to `True`):
             Whether only the learning rate sets the norm of a step. If `False`, `max_grad_norm` clips the norm of the
             update over all modules, before it is multiplied by the learning rate.
@@ -112,6 +115,7 @@ class R2FCallback(TrainerCallback):
         min_fidelity: float | None = None,
         on_bad_gradient: str = "skip",
         adaptive: bool = True,
+        spectrum_damping: float = 0.0,
         normalize: bool = True,
         target: Target | None = None,
         save_full_model: bool = True,
@@ -129,6 +133,7 @@ class R2FCallback(TrainerCallback):
             "min_fidelity": min_fidelity,
             "on_bad_gradient": on_bad_gradient,
             "adaptive": adaptive,
+            "spectrum_damping": spectrum_damping,
             "normalize": normalize,
         }
         # An adapter is saved by the Trainer itself; the state of the step is not.
@@ -140,6 +145,7 @@ class R2FCallback(TrainerCallback):
         self.step: R2FStep | None = None
         self.skipped_steps = 0
         self.fidelities: list[float] = []
+        self.module_fidelities: list[list[float]] = []
         self._pending_logs: list[dict[str, float]] = []
         self._handles: list[Any] = []
 
@@ -203,7 +209,7 @@ class R2FCallback(TrainerCallback):
             # A checkpoint that was saved before the first step has no such file.
             self.step.load_state_dict(load_file(folder / STEP_FILE) if (folder / STEP_FILE).is_file() else {})
         else:
-            self.skipped_steps, self.fidelities = 0, []
+            self.skipped_steps, self.fidelities, self.module_fidelities = 0, [], []
         self.step.number = state.global_step
         self.step.begin()
         if self.target.adapter is None:
@@ -286,6 +292,8 @@ class R2FCallback(TrainerCallback):
         self.skipped_steps += "r2f/skipped_steps" in metrics
         if "r2f/fidelity" in metrics:
             self.fidelities.append(metrics["r2f/fidelity"])
+            # Four digits are more than an estimate has.
+            self.module_fidelities.append([round(float(each.cosine), 4) for each in self.module_fidelity.values()])
 
     def _read_and_write(self, optimizer: Any) -> None:
         """Read and write before the step of DeepSpeed's optimizer, which gathers small weights again at its end."""

@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "update_target",
         "adapter_rank",
         "protect_retain",
+        "spectrum_damping",
         "min_fidelity",
         "on_bad_gradient",
     ),
@@ -104,6 +105,9 @@ class R2FConfig(TrainingArguments):
             Whether updates leave alone what modules make of the retain set's inputs, as far as they can (see
             [`~r2f_hf.updates.RetainedInputs`]), so that steps can be larger and fewer. It is off without a
             `retain_objective`, since there is nothing to protect then.
+        spectrum_damping (`float`, *optional*, defaults to `0.0`):
+            `k`, from 0 to 1: a singular value `S` of a module's gradient becomes `S^(1-2k)`. With 0.5 all directions
+            of a step weigh the same. Relearning restores the leading directions first.
         min_fidelity (`float`, *optional*):
             Least estimated cosine between a module's reconstruction and its full gradient. Off by default.
         on_bad_gradient (`str`, *optional*, defaults to `"skip"`):
@@ -229,6 +233,9 @@ class R2FConfig(TrainingArguments):
     protect_retain: bool = field(
         default=True, metadata={"help": "Whether updates leave alone what modules make of the retain set's inputs."}
     )
+    spectrum_damping: float = field(
+        default=0.0, metadata={"help": "From 0 to 1: how far the leading directions of a gradient are damped."}
+    )
     min_fidelity: float | None = field(
         default=None, metadata={"help": "Least estimated cosine between reconstruction and full gradient."}
     )
@@ -327,6 +334,8 @@ class R2FConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
+        if not 0 <= self.spectrum_damping <= 1:
+            raise ValueError(f"`spectrum_damping` must be from 0 to 1, got {self.spectrum_damping}.")
         if self.window_overlap < 0:
             raise ValueError(f"`window_overlap` must be 0 or more, got {self.window_overlap}.")
         if not 0 <= self.held_out < self.rank:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from .decoders import GradientDecoder, load_decoder
-from .gradients import Fidelity, LoraSketch, check_min_fidelity, estimate_fidelity, on_cpu
+from .gradients import Fidelity, LoraSketch, check_min_fidelity, damp_spectra, estimate_fidelity, on_cpu
 from .gradients.fidelity import check_fidelity, fidelity_metrics, refuse_nonfinite
 from .gradients.low_rank import all_norms
 from .lookup import lookup
@@ -34,7 +34,8 @@ class R2FStep:
     1. *reads* the pairs' gradients as the sketches `Y = G·Aᵀ` and `Z = Bᵀ·G`;
     2. *decodes* them into `Ĝ`, in factors: the dense matrix is never formed;
     3. *measures* how faithful `Ĝ` is, by rows of `A` that the decoder did not see;
-    4. *rescales* the rows and columns of `Ĝ` by their running mean squares, as Adafactor does;
+    4. *rescales* `Ĝ`: its singular values, if `spectrum_damping` says so, and its rows and columns by their running
+       mean squares, as Adafactor does;
     5. *protects* the retain set: takes away what the module would notice on the inputs that it has there;
     6. *writes* `W ← W - lr · D / ‖D‖`, where `D` is what is left: every module takes a step of norm `lr`;
     7. *updates the subspaces* that the module's gradients have lain in so far;
@@ -70,6 +71,8 @@ class R2FStep:
             Whether probes are drawn along past gradients' subspaces (7, 8). Otherwise they are random.
         adaptive (`bool`, *optional*, defaults to `True`):
             Whether gradients are rescaled (4). Without it, take a smaller learning rate.
+        spectrum_damping (`float`, *optional*, defaults to `0.0`):
+            `k` of (4): a singular value `S` of a gradient becomes `S^(1-2k)`. With 0.5 all directions weigh the same.
         normalize (`bool`, *optional*, defaults to `True`):
             Whether every module takes a step of norm `lr`. Otherwise the update is `lr · D`.
         max_norm (`float`, *optional*):
@@ -95,6 +98,7 @@ class R2FStep:
         held_out: int = 2,
         warm_probes: bool = True,
         adaptive: bool = True,
+        spectrum_damping: float = 0.0,
         normalize: bool = True,
         max_norm: float | None = None,
         min_fidelity: float | None = None,
@@ -107,6 +111,7 @@ class R2FStep:
         check_min_fidelity(min_fidelity, held_out)
         self.seed, self.held_out, self.warm_probes = seed, held_out, warm_probes
         self.normalize, self.max_norm, self.min_fidelity = normalize, max_norm, min_fidelity
+        self.spectrum_damping = spectrum_damping
         self.stops = lookup({"skip": False, "stop": True}, on_bad_gradient, "on_bad_gradient")
         self.retained_inputs = retained_inputs
         probes = find_probes(model, writable=self.target.adapter is None)
@@ -205,6 +210,8 @@ class R2FStep:
             metrics |= {"r2f/low_fidelity_modules": float((~faithful).sum())}
             metrics |= {} if faithful.any() else {"r2f/skipped_steps": 1.0}
         with record_function("r2f/rescale"):
+            if self.spectrum_damping:
+                gradients = damp_spectra(gradients, self.spectrum_damping)
             directions = [rule.rescale(each) for rule, each in zip(self.rules, gradients, strict=True)]
         with record_function("r2f/protect"):
             directions = [rule.protect(each) for rule, each in zip(self.rules, directions, strict=True)]

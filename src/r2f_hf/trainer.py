@@ -28,6 +28,8 @@ from .runs.weights import check_can_be_saved
 from .training.checks import check_config, warn_of_small_rate
 from .training.recorded_trainer import RecordedTrainer
 from .training.references import reference_inputs
+from .training.trackers import TrackerCallback
+from .training.upload_guard import UploadGuard
 from .updates.retained_inputs import from_state, to_state
 from .updates.targets import TARGETS
 
@@ -191,6 +193,7 @@ class R2FTrainer(RecordedTrainer):
             min_fidelity=args.min_fidelity,
             on_bad_gradient=args.on_bad_gradient,
             adaptive=args.adaptive,
+            spectrum_damping=args.spectrum_damping,
             normalize=args.normalize_update,
             # The same object: the callback writes to the target, and the trainer saves and loads it.
             target=self.target,
@@ -199,6 +202,8 @@ class R2FTrainer(RecordedTrainer):
         )
         self.add_callback(self.r2f_callback)
         self.add_callback(PaddingAsItWas(model))
+        self.add_callback(TrackerCallback(lambda: self.r2f_callback.module_fidelity, self.callback_handler, args))
+        self.add_callback(UploadGuard(self.splits.texts["forget"]))
         self.begin_record(model.config._name_or_path)
 
     def _prepare_model(self, model: PreTrainedModel, args: R2FConfig) -> PeftModel:

@@ -16,9 +16,11 @@ from r2f_hf import cli
 from r2f_hf.cli.evaluate import SCHEMA
 from r2f_hf.data.loading import load_rows
 from r2f_hf.evaluation import SUITES
+from r2f_hf.evaluation.writing import FILE
 
 
 OWN = [f"--{name}_data={DATA / 'own' / file}.jsonl" for name, file in (("forget", "forget"), ("retain", "questions"))]
+TEXTS = f"--retain_data={DATA / 'own' / 'holdout.jsonl'}"
 ARGUMENTS = {
     "tofu": ["--data", str(DATA / "tofu")],
     "muse": ["--data", str(DATA / "muse"), "--forget_split", "scal:forget_1"],
@@ -72,12 +74,14 @@ def test_the_report_of_each_suite(
     suite: str, run: Callable[..., tuple[dict[str, Any], str]], models: Path, tmp_path: Path
 ) -> None:
     report, printed = run(suite, "--gold_model", str(models / "gold"), "--original_model", str(models / "knows"))
-    fields = "schema model gold_model original_model suite forget_split rows metrics notes left_out"
-    assert list(report) == fields.split()
+    fields = "schema command model gold_model original_model weights suite forget_split rows metrics compared notes"
+    assert list(report) == [*fields.split(), "left_out", "seconds"]
     assert report["schema"] == SCHEMA == "r2f-evaluate/1" and report["suite"] == suite
     assert {*SUITES[suite].headline} <= report["metrics"].keys() | {"forget_paraphrase_probability"}
     assert all(isinstance(value, float) for value in report["metrics"].values())
     assert all(name not in report["metrics"] for name in report["left_out"])
+    parts = report["seconds"]["model"]
+    assert all(value >= 0 for value in parts.values()) and {part.split(":")[0] for part in parts} <= {*report["rows"]}
     # So few rows are always named.
     assert report["notes"] and all(f"Note: {note}" in printed for note in report["notes"])
     assert set(report["left_out"]) <= set(printed.split("says why): ")[-1].split(".\n")[0].split(", "))
@@ -86,6 +90,40 @@ def test_the_report_of_each_suite(
     written = "".join(file.read_text() for file in tmp_path.rglob("*") if file.is_file()).lower()
     assert not [text for text in texts_of(rows) if len(text.split()) > 1 and text.lower() in written]
     assert len(list((tmp_path / "evaluation").rglob("*.json"))) > 1
+
+
+def test_depth_is_measured_if_it_is_asked_for(
+    run: Callable[..., tuple[dict[str, Any], str]], models: Path, tmp_path: Path
+) -> None:
+    others = ("--gold_model", str(models / "gold"), "--original_model", str(models / "knows"))
+    report, _ = run("tofu", *others)
+    assert {"unlearning_depth", "truth_stability"} <= report["left_out"].keys()
+    report, _ = run("tofu", *others, "--depth")
+    # The model is the original one itself.
+    assert report["metrics"]["unlearning_depth"] == 0 and "depth: layers" in report["seconds"]["model"]
+    # The folder's retain set has four rows.
+    assert "truth_stability" in report["left_out"] and "unlearning_depth" not in report["left_out"]
+    assert len(list((tmp_path / "evaluation").rglob("depth.json"))) == 3
+    report, _ = run("tofu", "--depth", *others[:2])
+    assert "It needs the original model" in report["left_out"]["unlearning_depth"]
+
+
+def test_a_model_writes_what_own_rows_lack(
+    run: Callable[..., tuple[dict[str, Any], str]], models: Path, tmp_path: Path
+) -> None:
+    asked = (f"--forget_data={DATA / 'own' / 'questions.jsonl'}", "--write_wrong_answers", "2", "--write_paraphrases")
+    report, _ = run("own", *asked, "--gold_model", str(models / "gold"))
+    assert {"truth_ratio", "forget_quality", "retain_truth_ratio", "model_utility"} <= report["metrics"].keys()
+    assert report["notes"][0].startswith("truth_ratio: the model itself wrote")
+    assert report["seconds"]["writing"].keys() >= {"forget: wrong answers", "retain: paraphrases"}
+    file = tmp_path / "evaluation" / FILE
+    assert str(file) in report["notes"][0]
+    written = file.read_text()
+    again, _ = run("own", *asked, "--gold_model", str(models / "gold"))
+    assert again["metrics"] == report["metrics"] and file.read_text() == written
+    report, _ = run("own", *asked, "--original_model", str(models / "gold"))
+    assert report["notes"][0].startswith("truth_ratio: the original model wrote")
+    assert not [note for note in report["notes"] if "was not read" in note] and file.read_text() != written
 
 
 def test_lm_eval_runs_on_the_same_model(run: Callable[..., tuple[dict[str, Any], str]], tmp_path: Path) -> None:
@@ -110,6 +148,11 @@ def test_lm_eval_runs_on_the_same_model(run: Callable[..., tuple[dict[str, Any],
         (OWN, "The tofu suite takes its rows from `data`. For rows of your own set `suite` to own."),
         (("--suite", "own", "--data", "rows"), "The own suite takes no `data`"),
         (("--suite", "own", OWN[0]), "The own suite needs `retain_data`"),
+        (("--suite", "own", *OWN, "--write_wrong_answers", "-1"), "`write_wrong_answers` is -1, and must be at least"),
+        (("--suite", "own", *OWN, "--write_paraphrases"), "Set `write_wrong_answers` too, or give the rows a column"),
+        (("--suite", "own", OWN[0], TEXTS, "--write_wrong_answers", "2"), "and all rows are texts"),
+        ((*ARGUMENTS["tofu"], "--write_paraphrases"), "A model writes answers only for the own suite"),
+        (("--suite", "rwku", *ARGUMENTS["rwku"], "--depth"), "The rwku suite cannot measure `depth`"),
         (("--suite", "rwku", "--data", str(DATA / "muse")), "The rwku suite needs"),
         (("--suite", "wmdp", "--data", "./nowhere"), "There is no folder ./nowhere"),
         ((*ARGUMENTS["tofu"], "--lm_eval_tasks", "mmlu", "--lm_eval_include_path", "nowhere"), "There is no folder"),

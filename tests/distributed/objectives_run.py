@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from conftest import build_model, build_tokenizer, rows, weights
+from conftest import build_tokenizer, rows
+from distributed.processes_run import load
 
 from r2f_hf import R2FConfig, R2FTrainer
+from r2f_hf.distributed import gather
+from r2f_hf.runs.weights import full_state_dict
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -23,11 +26,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(folder: Path, batch_size: int) -> dict[str, dict[str, Any]]:
+def run(folder: Path, batch_size: int, sharded: bool = False) -> dict[str, dict[str, Any]]:
     """Unlearn with each objective. Each process leaves what it found in `folder`."""
     state, found = PartialState(cpu=True), {}
     for name, settings in SETTINGS.items():
-        model = build_model()
+        model = load("llama", folder, sharded, zero=0, processes=state.num_processes)
         args = R2FConfig(
             str(folder / name),
             use_cpu=True,
@@ -50,10 +53,10 @@ def run(folder: Path, batch_size: int) -> dict[str, dict[str, Any]]:
         trainer.train()
         logs = [logs for logs in trainer.state.log_history if "loss" in logs]
         factor = trainer.forget_objective.retain_factor
-        found[name] = {"weights": weights(model), "logs": logs, "factor": factor}
+        found[name] = {"weights": gather(full_state_dict(trainer.model)), "logs": logs, "factor": factor}
     torch.save(found, folder / f"process{state.process_index}.pt")
     return found
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]))
+    run(Path(sys.argv[1]), int(sys.argv[2]), "--sharded" in sys.argv)

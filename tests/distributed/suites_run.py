@@ -11,11 +11,12 @@ from evaluation.suites.conftest import DATA, MODELS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2f_hf.distributed import is_sharded
-from r2f_hf.evaluation import SUITES, load_own, load_suite, run_suite
+from r2f_hf.evaluation import SUITES, load_own, load_suite, run_depth, run_suite, write_answers
+from r2f_hf.evaluation.depth import summarise_depth
 
 
 def metrics_of_all(sharded: bool = False) -> dict[str, dict[str, float]]:
-    """The metrics of each suite, with gold and the original model, in batches of three."""
+    """The metrics of each suite, of written answers, and of the depth, in batches of three."""
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "model_a")
     loading = {}
     if sharded:
@@ -35,6 +36,14 @@ def metrics_of_all(sharded: bool = False) -> dict[str, dict[str, float]]:
         kept = {split: rows for split, rows in splits.items() if split in suite.original}
         original = run_suite(name, model, tokenizer, kept, **settings)[1] if kept else None
         found[name] = run_suite(name, model, tokenizer, splits, None, gold, original=original, **settings)[0]
+    questions = str(DATA / "own" / "questions.jsonl")
+    sets = write_answers(model, tokenizer, load_own(questions, questions), 2, True, max_new_tokens=8, batch_size=3)
+    found["written"] = run_suite("own", model, tokenizer, sets, **settings)[0]
+    other = AutoModelForCausalLM.from_pretrained(MODELS / "model_a", **loading)
+    rows = load_suite("tofu", str(DATA / "tofu"))
+    rows["retain"] = [*rows["retain"], *rows["retain"]]
+    inside = [run_depth("tofu", each, tokenizer, rows, None, model, 3) for each in (other, gold_model)]
+    found["depth"] = summarise_depth(*inside)
     return found
 
 

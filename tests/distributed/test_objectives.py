@@ -16,11 +16,12 @@ SCRIPT = Path(__file__).with_name("objectives_run.py")
 GLOBAL_BATCH_SIZE = 4
 
 
-def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [[], ["--sharded"]], ids=["whole", "sharded"])
+def test_processes_give_what_one_process_gives(flags: list[str], tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     together = tmp_path / "together"
-    together.mkdir()
-    command = [*torchrun, str(SCRIPT), str(together), str(GLOBAL_BATCH_SIZE)]
+    build_model().save_pretrained(together / "base")
+    command = [*torchrun, str(SCRIPT), str(together), str(GLOBAL_BATCH_SIZE), *flags]
     done = subprocess.run(command, env=process_environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     alone = run(tmp_path, GLOBAL_BATCH_SIZE)

@@ -273,10 +273,13 @@ def test_ledger_verify_and_undo_from_the_command_line(
     unlearn(model, tmp_path / "out")
     capsys.readouterr()
     cli.main(["verify", folder])
-    assert "1 entries, each following from the one before" in capsys.readouterr().out
+    verified = capsys.readouterr().out
+    assert "1 entries, each following from the one before" in verified
+    assert "_undo holds weights from before. Whoever has them and these can extract what was forgotten." in verified
     cli.main(["undo", folder])
     assert weights_hash(before) in capsys.readouterr().out
     cli.main(["verify", folder])
+    assert "Warning" not in capsys.readouterr().out
     cli.main(["ledger", folder])
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("unlearn", "undone", "undoes 1", weights_hash(before)[:12]))

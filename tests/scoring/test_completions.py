@@ -21,8 +21,14 @@ from transformers import (
 )
 
 from r2f_hf.data.formatting import encode_example, encode_prompt, end_of_answer
-from r2f_hf.scoring.completions import can_continue, score_completions, score_examples
-from r2f_hf.scoring.generation import generate_answers
+from r2f_hf.scoring.completions import (
+    can_continue,
+    over_processes,
+    score_completions,
+    score_examples,
+    seconds_by_part,
+)
+from r2f_hf.scoring.generation import generate_answers, sample_answers, whole_answer
 
 
 PROMPTS = ["Where does Orla1 live?", "What is the home of Bram2?", "Cleo?", "Bram3 lives where?", "Orla?"]
@@ -247,3 +253,28 @@ def test_a_token_without_an_embedding_is_refused_by_its_row(
     assert "Orla77" not in str(error.value)
     with pytest.raises(ValueError, match=r"Prompt 1 of those to answer has a token of id \d+"):
         generate_answers(model, more, ["Who?", "Who is Orla77?"], 4)
+
+
+def test_the_seconds_of_each_part_are_measured() -> None:
+    with seconds_by_part() as outer:
+        over_processes(lambda batch: batch, [0, 1, 2], 2, "first", True)
+        with seconds_by_part() as inner:
+            over_processes(lambda batch: batch, [0], 2, "second", True)
+    over_processes(lambda batch: batch, [0], 2, "third", True)
+    assert outer.keys() == {"first", "second"} and inner == {"second": outer["second"]} and min(outer.values()) >= 0
+
+
+def test_an_answer_ends_with_its_last_whole_sentence(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "Orla1 lives by the harbour. And Bram2 lives"
+    assert whole_answer(tokenizer, text, 64) == text
+    assert whole_answer(tokenizer, text, 4) == "Orla1 lives by the harbour."
+    assert whole_answer(tokenizer, "Bram2 lives", 2) == ""
+    assert whole_answer(tokenizer, f"{text}\nQuestion: Where?", 64) == text
+
+
+def test_one_likeliest_token_leaves_nothing_to_draw(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_model("llama").eval()
+    prompts = ["Where does Orla1 live?", encode_prompt(tokenizer, "And Bram2?")]
+    drawn = sample_answers(model, tokenizer, prompts, 2, max_new_tokens=5, top_k=1)
+    greedy = generate_answers(model, tokenizer, prompts, 5)
+    assert drawn == [[text, text] for text in greedy]

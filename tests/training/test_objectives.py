@@ -113,6 +113,7 @@ def test_the_dual_variable_follows_the_retain_loss(model: PreTrainedModel, build
     for loss in losses(trainer, "retain_loss"):
         expected.append(max(0.0, expected[-1] + 0.5 * (loss - 4.0)))
     assert trainer.forget_objective.retain_factor == pytest.approx(expected[-1], rel=1e-5)
+    assert losses(trainer, "retain_factor") == pytest.approx(expected[1:], rel=1e-5)
     totals = zip(expected, losses(trainer), losses(trainer, "retain_loss"), strict=False)
     assert losses(trainer, "loss") == pytest.approx([f + factor * r for factor, f, r in totals], rel=1e-4)
     # A run of the same trainer that begins anew begins with the first value.
@@ -162,6 +163,22 @@ def test_each_wording_has_second_answers_of_its_own_which_take_turns(
     assert batch["is_forget"].tolist() == [True] * 4 + [False] * 6
     assert batch["is_second"].tolist() == [False] * 4 + [True] * 4 + [False] * 2
     assert batch["item"].tolist() == [0, 0, 1, 1] * 2 + [0, 1]
+
+
+def test_what_reads_no_answers_has_none_in_its_batches(
+    model: PreTrainedModel, build_trainer: BuildTrainer, data: dict[str, Any]
+) -> None:
+    options = {"forget_objective": "idk", "forget_objective_kwargs": OBJECTIVE_OPTIONS["idk"]}
+    trainer = build_trainer(model, data=data, **options)
+    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    assert batch["is_forget"].tolist() == [False] * 4
+    assert batch["is_second"].tolist() == [True, True, False, False]
+    # The answers are never read, so that the run is the same without them.
+    trainer.train()
+    others = {"forget_dataset": [row | {"answer": "Cleo."} for row in data["forget_dataset"]]}
+    again = build_trainer(build_model(), data=others, overwrite_output_dir=True, **options)
+    again.train()
+    assert losses(again) == losses(trainer)
 
 
 def test_the_teacher_of_duet_reads_the_instruction(
@@ -229,7 +246,7 @@ def test_refusals_are_dealt_by_the_seed(build_trainer: BuildTrainer, data: dict[
         (
             {"forget_objective": "dpo", "forget_objective_kwargs": {"answers": "refusl"}},
             {},
-            "whose columns are 'question', 'answer'",
+            "whose columns are 'question', 'answer'.* Did you mean 'refusal'",
         ),
         (
             {"forget_objective": "dpo", "forget_objective_kwargs": {"answers": "refusal"}},

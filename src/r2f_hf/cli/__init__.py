@@ -14,6 +14,7 @@ COMMANDS = {
     "unlearn": "make a model forget rows, by Recover-to-Forget",
     "evaluate": "measure what a model has forgotten and what it has kept",
     "attack": "try to bring back what a model has forgotten",
+    "report": "write what is known about runs as one HTML file, to be shown",
     "collect": "ask a model what it knows about a person, for rows to forget and to keep",
     "check-data": "look for near-duplicates, unknown and too long rows before a run",
     "train-decoder": "train a gradient decoder on a proxy model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,13 +23,14 @@ from ..data.rendering import ChatOptions
 from ..data.splits import encode_set
 from ..models.loading import ModelArguments, asked_to_shard, load_model
 from ..report import print_table
+from ..report.run import ATTACK_SCHEMA
 from ..runs.files import write_json
+from ..runs.ledger import last_weights
 from ..scoring import context_length
 from .recipes import parse_recipe
 
 
-# Of `report.json`. It rises when a field changes its name or its meaning.
-SCHEMA = "r2f-attack/1"
+SCHEMA = ATTACK_SCHEMA
 ROLES = ("unlearned", "original", "gold")
 
 
@@ -147,7 +149,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         raise ValueError(f"The attack {name!r} cannot be made: {reason}. Leave it out, or mend that.")
     if len(left_out) == len(names):
         raise ValueError(f"No attack can be made: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}.")
-    return partial(attack, args, model_arguments, target, others.get("gold"), left_out)
+    command = shlex.join(("r2f", "attack", *argv))
+    return partial(attack, args, model_arguments, target, others.get("gold"), left_out, command)
 
 
 def attack(
@@ -156,6 +159,7 @@ def attack(
     target: Target,
     gold: PreTrainedModel | None,
     left_out: dict[str, str],
+    command: str | None = None,
 ) -> None:
     """Attack the models one after the other, print what came back, and write `report.json`."""
     folder, state = Path(args.output_dir), PartialState()
@@ -170,11 +174,13 @@ def attack(
     if state.is_main_process:
         report = {
             "schema": SCHEMA,
+            "command": command,
             "models": {
                 "unlearned": model_arguments.model_name_or_path,
                 "original": args.original_model,
                 "gold": args.gold_model,
             },
+            "weights": last_weights(model_arguments.model_name_or_path),
             "rows": {"forget": len(rows_of(target.forget)), "retain": len(rows_of(target.retain))},
             "seed": args.seed,
             "attacks": {

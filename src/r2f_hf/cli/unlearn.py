@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,6 +82,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         holdout_dataset=rows["holdout"],
         processing_class=tokenizer,
     )
+    trainer.record.details.command = shlex.join(("r2f", "unlearn", *argv))
+    trainer.record.details.data = {name: source for name, source in sources.items() if source}
     # A command line only gives text here: `true`, `false`, or the folder of a checkpoint.
     args.resume_from_checkpoint = {"true": True, "false": False}.get(
         str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from ..runs.ledger import first_break, read_ledger
+from ..runs.undo import UNDO_FOLDER
 from ..runs.weights import saved_weights_hash
 
 
@@ -35,3 +37,9 @@ def verify(folder: str, entries: list[dict]) -> None:
         f"{folder} is as its ledger says: {len(entries)} entries, each following from the one before, and the weights "
         "of the last one."
     )
+    kept = Path(folder) / UNDO_FOLDER
+    if any(kept.glob("*.safetensors")):
+        print(
+            f"Warning: {kept} holds weights from before. Whoever has them and these can extract what was forgotten. "
+            "Delete the folder once nobody will undo a run."
+        )

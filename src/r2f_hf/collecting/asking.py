@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,15 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.formatting import encode_example, encode_prompt
 from ..data.rendering import ChatOptions
-from ..scoring import context_length, generate_answers, score_completions
+from ..scoring import context_length, generate_answers, score_completions, whole_answer
 from .names import control_names, replace_name
 
 
-# Where an answer ends that goes on with a question of its own, as models without a chat template may do.
-NEXT_TURN = re.compile(r"\n\s*Question:")
 # How many invented names an answer is compared with.
 CONTROLS = 4
-SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’)]*(?=\s|$)")
 
 
 @dataclass
@@ -63,14 +59,7 @@ class Interview:
         said = generate_answers(
             self.model, self.tokenizer, questions, self.max_new_tokens, self.batch_size, desc, self.options
         )
-        return [self._whole_sentences(NEXT_TURN.split(text)[0].strip()) for text in said]
-
-    def _whole_sentences(self, text: str) -> str:
-        """An answer without the sentence that `max_new_tokens` cut off."""
-        if len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) < self.max_new_tokens - 1:
-            return text
-        ends = [match.end() for match in SENTENCE_END.finditer(text)]
-        return text[: ends[-1]] if ends else ""
+        return [whole_answer(self.tokenizer, text, self.max_new_tokens) for text in said]
 
     def certainties(self, questions: Sequence[str], answers: Sequence[str], desc: str | None = None) -> np.ndarray:
         """

@@ -30,6 +30,8 @@ class ForgetRetainDataset(Dataset):
             Retain examples for each forget example.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the retain shuffle.
+        with_answers (`bool`, *optional*, defaults to `True`):
+            Whether the forget examples themselves are used. If not, only their second answers are.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class ForgetRetainDataset(Dataset):
         num_views: int = 1,
         retain_per_forget: int = 1,
         seed: int = 0,
+        with_answers: bool = True,
     ):
         self.forget = forget
         self.retain = retain
         self.num_views = num_views
         self.retain_per_forget = retain_per_forget if len(retain) else 0
         self.seed = seed
+        self.with_answers = with_answers
         # In shared memory: the loader's workers may have copies of the rest that outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self._round, self._order = -1, torch.empty(0, dtype=torch.long)
@@ -64,7 +68,9 @@ class ForgetRetainDataset(Dataset):
         retain = [self._retain(position) for position in range(start, start + self.retain_per_forget)]
         # One second answer per view. Neighbours begin at different ones.
         second = [view["second"][(epoch + index) % len(view["second"])] for view in chosen if "second" in view]
-        return {"forget": chosen, "retain": retain} | ({"second": second} if second else {})
+        return {"forget": chosen if self.with_answers else [], "retain": retain} | (
+            {"second": second} if second else {}
+        )
 
     def _retain(self, position: int) -> Encoded:
         round_, offset = divmod(position, len(self.retain))

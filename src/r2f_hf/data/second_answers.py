@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import random
 from collections.abc import Sequence
@@ -59,10 +60,12 @@ def given_answers(splits: Splits, source: str, count: int, seed: int) -> list[li
     sentences: Sequence[str] = REFUSALS
     if source != "refusals":
         if not Path(source).is_file():
+            near = difflib.get_close_matches(source, ["refusals", "model", *splits.rows[0]], n=1, cutoff=0.6)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 "The `forget_objective` needs a second answer per forget row, and its option `answers` is "
                 f'{source!r}: neither "refusals" nor "model", nor a text file, nor a column of the forget set, whose '
-                f"columns are {column_names(splits.rows[0])}. "
+                f"columns are {column_names(splits.rows[0])}.{hint} "
                 '"refusals" takes sentences of the package, "model" lets the model write the answers, and a column '
                 "may hold a text or a list of texts."
             )

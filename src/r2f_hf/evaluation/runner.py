@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.rendering import ChatOptions
 from ..data.rows import content_hash
 from ..lookup import lookup
-from ..runs.files import write_json
 from ..runs.weights import weights_hash
+from .kept import kept
 from .suites import SUITES
 from .suites.base import Rows, Settings, Statistics
 from .suites.registry import check_splits
@@ -68,7 +67,8 @@ def run_suite(
             Whether to run the membership attack by gradient norms too, which takes a backward pass per row.
 
     Returns:
-        `tuple[dict[str, float], dict[str, dict]]`: The metrics, and the statistics of each split.
+        `tuple[dict[str, float], dict[str, dict]]`: The metrics, and the statistics of each split. These include the
+        `seconds` that each part of a split took when it was computed.
 
     Raises:
         `ValueError`: If there is no such suite, if a split is empty or lacks a column, or if a row holds something
@@ -86,11 +86,7 @@ def run_suite(
         asked = [max_new_tokens, max_length, gradnorm]
         key = content_hash([STATISTICS, suite, weights, list(rows), tokenizer_key, asked])
         file = None if output_dir is None else Path(output_dir) / f"{split}.json"
-        known = json.loads(file.read_text()) if file is not None and file.is_file() else {}
-        if known.get("key") != key:
-            known = {"key": key, **benchmark.statistics(model, tokenizer, split, rows, settings)}
-            if file is not None and PartialState().is_main_process:
-                write_json(file, known)
-        statistics[split] = known
+        compute = partial(benchmark.statistics, model, tokenizer, split, rows, settings)
+        statistics[split] = kept(file, key, compute)
     model.train(training)
     return benchmark.summarise(statistics, gold, original), statistics

@@ -5,6 +5,7 @@ from .linalg import double_gram, eigh, on_all, on_cpu, svd
 from .low_rank import LowRankGradient
 from .seeds import named_generator, named_seed
 from .sketch import LoraSketch
+from .spectrum import damp_spectra
 
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LoraSketch",
     "LowRankGradient",
     "check_min_fidelity",
+    "damp_spectra",
     "double_gram",
     "eigh",
     "estimate_fidelity",

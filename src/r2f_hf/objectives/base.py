@@ -90,6 +90,8 @@ class ForgetObjective:
     A forget objective. A subclass is one dataclass in one file, whose fields are its options.
 
     Attributes:
+        needs_answers (`bool`):
+            Whether it looks at the answers to forget. Without them a step reads second answers in their place.
         needs_reference (`bool`):
             Whether it compares with the log-probabilities of the model before unlearning.
         needs_retain (`bool`):
@@ -117,6 +119,7 @@ class ForgetObjective:
             What the retain loss is multiplied by in this step, in addition to `retain_weight`.
     """
 
+    needs_answers: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
     needs_retain: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False

@@ -19,7 +19,8 @@ from .checkpoints import checkpoints
 
 
 RUN_FILE = "r2f_run.json"
-LOCK_FILE = ".r2f.lock"
+# Trainer does not push names that begin with an underscore.
+LOCK_FILE = "_r2f.lock"
 
 
 def check_output_folder(folder: str | os.PathLike, needed: int) -> None:

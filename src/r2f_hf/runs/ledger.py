@@ -174,6 +174,13 @@ def first_break(entries: Sequence[Entry], weights: str) -> str | None:
     return None
 
 
+def last_weights(folder: str | os.PathLike | None) -> str | None:
+    """Hash of the weights that the ledger of a folder says it holds. `None` if there is no ledger."""
+    if folder is None or not (Path(folder) / LEDGER_FILE).is_file():
+        return None
+    return read_ledger(folder)[-1]["weights"]["after"]
+
+
 def standing_requests(entries: Sequence[Entry]) -> list[int]:
     """Numbers (from 1) of the runs that have not been undone, oldest first."""
     undone = {entry["undoes"] for entry in entries if entry["kind"] == "undo"}

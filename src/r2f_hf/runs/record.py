@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .details import Details
 from .ledger import LEDGER_FILE, Entry, append, read_ledger, unlearn_entry, write_ledger
 from .undo import original_file
 
@@ -55,6 +56,8 @@ class RunRecord:
             Hash of this model's weights. It is there once the run has begun.
         metrics (`dict[str, dict]`):
             What was measured `before`, during (`train`) and `after` the run.
+        details ([`~r2f_hf.runs.details.Details`]):
+            What a report needs in addition to the ledger.
     """
 
     rows: list[list[str]]
@@ -62,6 +65,7 @@ class RunRecord:
     earlier: list[Entry]
     hash_before: str | None = None
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    details: Details = field(default_factory=Details)
 
     def begin(self, folder: str | os.PathLike, weights: str) -> None:
         """
@@ -74,11 +78,20 @@ class RunRecord:
         if self.hash_before is not None:
             self.earlier = append(self._without_this(self.earlier), self._entry(folder, weights, {}))
             self.metrics = {"before": self.metrics.get("after", {})}
+            self.details.rows = {"before": self.details.rows.get("after", {})}
         self.hash_before = weights
 
     def add_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Record the metrics of an evaluation outside of training."""
-        self.metrics.setdefault("after" if "train" in self.metrics else "before", {}).update(metrics)
+        self.metrics.setdefault(self._when, {}).update(metrics)
+
+    def add_rows(self, name: str, probabilities: list[float]) -> None:
+        """Record the probability of each row of a set, from an evaluation outside of training."""
+        self.details.rows.setdefault(self._when, {})[name] = probabilities
+
+    @property
+    def _when(self) -> str:
+        return "after" if "train" in self.metrics else "before"
 
     def write(self, folder: str | os.PathLike, after: str, metrics: Mapping[str, Any]) -> None:
         """

@@ -58,6 +58,7 @@ RUN_KEYS = (
     "chat_template_kwargs",
     "system_prompt",
     "adaptive",
+    "spectrum_damping",
     "protect_retain",
     "normalize_update",
 )
@@ -84,6 +85,10 @@ class Progress:
             Mean fidelity of each step.
         before (`dict[str, float]`):
             Metrics from before the run.
+        module_fidelities (`list[list[float]]`):
+            Fidelity of each module at each step.
+        rows_before (`dict[str, list[float]]`):
+            Probability of each row from before the run, by set.
     """
 
     stopped: bool
@@ -93,6 +98,8 @@ class Progress:
     skipped_steps: int
     fidelities: list[float]
     before: dict[str, Any] = field(default_factory=dict)
+    module_fidelities: list[list[float]] = field(default_factory=list)
+    rows_before: dict[str, list[float]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Save it into a checkpoint."""

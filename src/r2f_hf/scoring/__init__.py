@@ -1,7 +1,14 @@
 """What a model says: log-probabilities of given answers, answers that it generates, and what goes on inside it."""
 
-from .completions import check_examples, context_length, item_probabilities, score_completions, score_examples
-from .generation import generate_answers
+from .completions import (
+    check_examples,
+    context_length,
+    item_probabilities,
+    score_completions,
+    score_examples,
+    seconds_by_part,
+)
+from .generation import generate_answers, sample_answers, whole_answer
 from .gradient_norms import gradient_norms
 from .hidden_states import hidden_states
 from .log_probs import completion_logits, completion_outputs, label_log_probs, row_sums, token_log_probs
@@ -24,9 +31,12 @@ __all__ = [
     "label_log_probs",
     "patching_falls",
     "row_sums",
+    "sample_answers",
     "score_choices",
     "score_completions",
     "score_examples",
+    "seconds_by_part",
     "token_log_probs",
     "token_statistics",
+    "whole_answer",
 ]

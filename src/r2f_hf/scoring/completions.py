@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,9 @@ from .log_probs import completion_logits, forward_parameters, label_log_probs
 
 # The names that models use for the argument that holds cached keys and values. The newer name comes first.
 CACHE_NAMES = ("cache", "past_key_values")
+
+# Those who measure how long each part takes.
+_CLOCKS: list[dict[str, float]] = []
 
 
 def context_length(model: nn.Module) -> int:
@@ -303,6 +308,22 @@ def can_continue(model: nn.Module) -> bool:
     )
 
 
+@contextmanager
+def seconds_by_part() -> Iterator[dict[str, float]]:
+    """
+    Measure how long [`over_processes`] takes.
+
+    Yields:
+        `dict[str, float]`: Seconds by the title of the progress bar. They are filled in while the block runs.
+    """
+    clock: dict[str, float] = {}
+    _CLOCKS.append(clock)
+    try:
+        yield clock
+    finally:
+        _CLOCKS.pop()
+
+
 def over_processes(
     function: Callable[[list[int]], list[Any]],
     order: Sequence[int],
@@ -334,8 +355,11 @@ def over_processes(
     # more than once, with the same results.
     batches += batches[:1] * (-len(batches) % state.num_processes)
     own_batches = batches[state.process_index :: state.num_processes]
-    pairs = []
+    pairs, start = [], time.perf_counter()
     for batch in tqdm(own_batches, desc=desc, disable=disable or not state.is_main_process, leave=False):
         pairs += zip(batch, function(batch), strict=True)
     results = dict(gather_object(pairs))
+    seconds, part = time.perf_counter() - start, desc or "rows"
+    for clock in _CLOCKS:
+        clock[part] = clock.get(part, 0.0) + seconds
     return [results[index] for index in range(len(order))]

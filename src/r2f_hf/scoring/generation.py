@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +19,12 @@ from .completions import context_length, over_processes
 
 Settings = dict[str, Any]
 
+# Where an answer ends that goes on with a question of its own, as models without a chat template may do.
+NEXT_TURN = re.compile(r"\n\s*Question:")
+SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’)]*(?=\s|$)")
 
-@torch.inference_mode()
+
+@torch.no_grad()
 def generate_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -63,11 +68,11 @@ def generate_answers(
     return [text for (text,) in texts]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     samples: int,
     temperature: float = 1.0,
     seed: int = 0,
@@ -75,6 +80,7 @@ def sample_answers(
     batch_size: int = 16,
     desc: str | None = None,
     options: ChatOptions | None = None,
+    top_k: int = 0,
 ) -> list[list[str]]:
     """
     Draw several answers to each prompt from the model's distribution.
@@ -86,8 +92,8 @@ def sample_answers(
             The model. It is used on its own device and in its own mode (training or evaluation).
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        prompts (`Sequence[str]`):
-            The prompts.
+        prompts (`Sequence[str | Sequence[int]]`):
+            The prompts, or token ids that stand before the answers as they are.
         samples (`int`):
             Answers per prompt.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -102,6 +108,8 @@ def sample_answers(
             Title of the progress bar.
         options ([`ChatOptions`], *optional*):
             Arguments of the chat template, and a system prompt.
+        top_k (`int`, *optional*, defaults to `0`):
+            How many of the likeliest tokens are drawn from. 0 stands for all.
 
     Returns:
         `list[list[str]]`: The answers of each prompt, without special tokens. All processes get all answers.
@@ -112,17 +120,39 @@ def sample_answers(
 
     def draw(batch: list[int]) -> Settings:
         torch.manual_seed(named_seed(seed, batch[0], "answers", "sampling"))
-        # The model's own `generation_config` may cut off unlikely tokens: all of the distribution is drawn from.
+        # The model's own `generation_config` may cut off unlikely tokens: it is not used.
         return {
             "do_sample": True,
             "num_return_sequences": samples,
             "temperature": temperature,
-            "top_k": 0,
+            "top_k": top_k,
             "top_p": 1.0,
         }
 
     with torch.random.fork_rng():
         return _generate(model, tokenizer, prompts, draw, max_new_tokens, batch_size, desc, options)
+
+
+def whole_answer(tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int) -> str:
+    """
+    Leave out what is no answer in a generated text: a further question, and a sentence that was cut off.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        text (`str`):
+            What a model generated.
+        max_new_tokens (`int`):
+            How long the text could get, in tokens.
+
+    Returns:
+        `str`: The answer; empty if it has no whole sentence.
+    """
+    text = NEXT_TURN.split(text)[0].strip()
+    if len(tokenizer(text, add_special_tokens=False)["input_ids"]) < max_new_tokens - 1:
+        return text
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else ""
 
 
 def _generate(
@@ -154,6 +184,7 @@ def _generate(
     padding = pad_token_id(tokenizer, model)
     ends = {end for end in (tokenizer.eos_token_id, end_of_answer(tokenizer, options)) if end is not None}
 
+    # Not in inference mode: FSDP keeps what it allocates in its first forward pass, and training writes to it later.
     def generate(batch: list[int]) -> list[list[str]]:
         width = max(len(encoded[index]) for index in batch)
         # Pad on the left, so that every answer starts right after its prompt.

@@ -40,6 +40,8 @@ class EvaluatingTrainer(Trainer):
     splits: Splits
     # Which row each example is of that is evaluated now; `None` where examples are rows.
     _items: list[int] | None = None
+    # The probability of each row that was evaluated last.
+    _rows: list[float] | None = None
 
     def _encode_evaluation(self, rows: Any) -> Any:
         """Encode what is evaluated, unless it is encoded already; the longest examples come first."""
@@ -136,7 +138,9 @@ class EvaluatingTrainer(Trainer):
         # With `eval_do_concat_batches=False` they are a list of batches.
         rows = prediction.predictions
         log_probs, tokens = (np.concatenate(rows) if isinstance(rows, list) else rows).T
-        probability = float(item_probabilities(log_probs, tokens, self._items).mean())
+        probabilities = item_probabilities(log_probs, tokens, self._items)
+        self._rows = probabilities.tolist()
+        probability = float(probabilities.mean())
         if not math.isfinite(probability):
             logger.warning(
                 "The model's predictions are NaN: its weights or activations are too large to compute with. After "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,11 @@ from ..data.formatting import Encoded
 from ..data.rendering import ChatOptions
 from ..data.rows import Row
 from ..data.second_answers import FILE as SECOND_ANSWERS_FILE
-from ..data.second_answers import (
-    attach_answers,
-    given_answers,
-    instructions,
-    usable_answers,
-    write_answers,
-)
+from ..data.second_answers import attach_answers, given_answers, write_answers
 from ..data.splits import encode_splits, num_labels
 from ..objectives import ForgetObjective
 from ..runs.files import write_text
 from ..scoring import context_length, item_probabilities
-from ..scoring.generation import sample_answers
 from .checks import (
     check_batches,
     check_best_metric,
@@ -51,15 +44,8 @@ from .checks import (
 )
 from .evaluating_trainer import EvaluatingTrainer, row_log_probs
 from .loss import count_items, forget_retain_loss
-from .references import (
-    References,
-    check_references,
-    reference_hidden_states,
-    reference_log_probs,
-    reference_margin,
-    reference_token_log_probs,
-    reference_top_tokens,
-)
+from .objective_references import objective_references, written_answers
+from .references import References, check_references, reference_log_probs
 from .stopping import HoldoutStopping
 
 
@@ -160,7 +146,12 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         )
         data_seed = args.seed if args.data_seed is None else args.data_seed
         train_dataset = ForgetRetainDataset(
-            self.splits.forget, self.splits.retain, args.num_views, args.retain_per_forget, data_seed
+            self.splits.forget,
+            self.splits.retain,
+            args.num_views,
+            args.retain_per_forget,
+            data_seed,
+            self.forget_objective.needs_answers,
         )
 
         super().__init__(
@@ -308,61 +299,18 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         """The tensors of [`References`] that the objectives and the stopping rule need, under the model now."""
         self._prepare_forward()
         common = {"collator": self.data_collator, "batch_size": self.args.per_device_eval_batch_size}
-        quiet = self.args.disable_tqdm or not self.is_world_process_zero()
-        tensors: dict[str, Tensor] = {}
+        common["disable"] = self.args.disable_tqdm or not self.is_world_process_zero()
         self.model.eval()
         with self.accelerator.autocast():
-            if self.forget_objective.needs_reference:
-                for name, examples in (("forget", self.splits.views), ("second", self.splits.second)):
-                    if examples:
-                        tensors[f"{name}_log_probs"] = reference_token_log_probs(
-                            self.model, examples, **common, desc=f"Reference of the {name} set", disable=quiet
-                        )
-            for name, k, examples in self._distributions():
-                ids, tensors[f"{name}_top_log_probs"] = reference_top_tokens(
-                    self.model, examples, **common, k=k, desc=f"Reference of the {name} set", disable=quiet
-                )
-                if ids is not None:
-                    tensors[f"{name}_top_ids"] = ids
-            common |= {"disable": quiet}
-            if self.forget_objective.needs_reference_norms:
-                states = reference_hidden_states(
-                    self.model,
-                    self.splits.views,
-                    **common,
-                    layer=self.forget_objective.layer,
-                    desc="Hidden states of the forget set",
-                )
-                tensors["forget_norms"] = torch.cat([each.norm(dim=-1) for each in states])
-            if self.retain_objective is not None and self.retain_objective.needs_hidden_states:
-                states = reference_hidden_states(
-                    self.model,
-                    self.splits.retain,
-                    **common,
-                    layer=self.retain_objective.layer,
-                    desc="Hidden states of the retain set",
-                )
-                tensors["retain_hidden_states"] = torch.cat([*states])
-            if self.forget_objective.needs_holdout_margin:
-                tensors["holdout_margin"] = reference_margin(
-                    self.model, self.splits.holdout, **common, desc="Margins of the holdout set"
-                )
+            tensors = objective_references(
+                self.model, self.forget_objective, self.retain_objective, self.splits, **common
+            )
             for name, examples in self._stopping_examples().items():
                 if examples:
                     tensors[f"{name}_log_probs"] = reference_log_probs(
                         self.model, examples, **common, desc=f"Reference of the {name} set"
                     )
         return tensors
-
-    def _distributions(self) -> Iterator[tuple[str, int | None, list[Encoded]]]:
-        """The sets whose next-token distributions the objectives compare with, and how many tokens of them."""
-        forget, retain = self.forget_objective, self.retain_objective
-        if forget.needs_distribution:
-            yield "forget", forget.k, self.splits.views
-        if forget.needs_second_distribution:
-            yield "second", forget.k, [second.get("teacher", second) for second in self.splits.second]
-        if retain is not None and retain.needs_reference:
-            yield "retain", retain.k, self.splits.retain
 
     def _set_references(self, tensors: dict[str, Tensor]) -> None:
         """Use these tensors, which were just computed or come from a checkpoint."""
@@ -390,29 +338,26 @@ class ForgetRetainTrainer(EvaluatingTrainer):
 
     def _write_second_answers(self) -> None:
         """Let the model write the second answers, and keep them in the output folder."""
-        objective = self.forget_objective
         self._prepare_forward()
         self.model.eval()
         with self.accelerator.autocast():
-            written = sample_answers(
+            answers = written_answers(
                 self.accelerator.unwrap_model(self.model),
                 self.processing_class,
-                instructions(self.splits, objective.instruction),
-                objective.num_answers,
-                objective.temperature,
+                self.forget_objective,
+                self.splits,
                 self.args.seed,
-                objective.max_new_tokens,
                 self.args.per_device_eval_batch_size,
-                desc="Second answers",
-                options=self.encoder.options,
+                self.encoder.options,
             )
-        self._use_second_answers(usable_answers(self.splits, written))
+        self._use_second_answers(answers)
         if self.args.should_save:
             write_text(Path(self.args.output_dir) / SECOND_ANSWERS_FILE, write_answers(self._second_answers))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """
-        Log metrics. Training logs also get the parts of the loss, each as the mean over the steps since the last log.
+        Log metrics. Training logs also get the parts of the loss, each as the mean over the steps since the last log,
+        and what the forget objective keeps from step to step.
 
         Args:
             logs (`dict[str, float]`):
@@ -424,6 +369,8 @@ class ForgetRetainTrainer(EvaluatingTrainer):
             parts = self.accelerator.reduce(torch.stack(list(self._loss_parts.values())), "sum") / self._loss_steps
             logs |= dict(zip(self._loss_parts, parts.tolist(), strict=True))
             self._loss_parts, self._loss_steps = {}, 0
+            state = self.forget_objective.state()
+            logs |= {name: value.item() for name, value in state.items() if value.numel() == 1}
         super().log(logs, start_time)
 
     def reference_probabilities(self, name: str) -> np.ndarray:

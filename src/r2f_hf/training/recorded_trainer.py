@@ -7,6 +7,7 @@ import math
 import shutil
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import TrainOutput
@@ -17,6 +18,8 @@ from ..models.plain import give_back_gradients
 from ..probes import find_probes
 from ..probes.lora_probe import PROBE
 from ..runs.checkpoints import checkpoints
+from ..runs.cost import measured_cost
+from ..runs.details import Details
 from ..runs.folder import RUN_FILE, check_other_runs, run_folder_lock
 from ..runs.record import RunRecord, check_can_be_written, read_ledger_of
 from ..runs.resuming import (
@@ -80,6 +83,10 @@ class RecordedTrainer(SavingTrainer):
             | {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
             # A model continues the ledger of the model that it comes from. An adapter begins a ledger of its own.
             earlier=read_ledger_of(self.source if writes_weights else None),
+            details=Details(
+                model=name or None,
+                set_sizes={name: len(own) for name, own in self.splits.texts.items() if name != "views"},
+            ),
         )
         self._lock = run_folder_lock(args.output_dir)
         self._saving_checkpoint = False
@@ -141,7 +148,10 @@ class RecordedTrainer(SavingTrainer):
                         self._load_from_checkpoint(resume_from_checkpoint)
                     if resume_from_checkpoint:
                         check_resumable(Path(resume_from_checkpoint))
-                    output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+                    with measured_cost() as cost:
+                        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+                    self.record.details.cost = cost
+                    self.record.details.resumed = bool(resume_from_checkpoint)
         finally:
             # The caller may fine-tune the model that was passed. `create_optimizer` freezes it again. What is sharded
             # stays as it is, because its parts were made with these flags.
@@ -160,6 +170,7 @@ class RecordedTrainer(SavingTrainer):
         - the model (or, with `update_target="adapter"`, the adapter) and its tokenizer;
         - `ledger.jsonl`, which says what the model was asked to forget (see `r2f ledger`);
         - the metrics, in `before_results.json`, `train_results.json` and `after_results.json`;
+        - what `r2f report` reads in addition, in `_r2f_details.json`;
         - Trainer's state, with all logs, in `trainer_state.json`.
 
         It locks the folder from the first evaluation to the last file, so that no other run can write in between.
@@ -260,7 +271,9 @@ class RecordedTrainer(SavingTrainer):
         losses = [logs["loss"] for logs in self.state.log_history if "loss" in logs]
         return TrainOutput(self.state.global_step, fmean(losses) if losses else math.nan, {"train_runtime": 0.0})
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """
         Evaluate, and keep the metrics for the ledger unless training goes on. See [`~transformers.Trainer.evaluate`].
 
@@ -270,7 +283,12 @@ class RecordedTrainer(SavingTrainer):
             `dict[str, float]`: For each set (`forget`, `retain` and, if there is one, `holdout`) its mean
             length-normalised probability, such as `eval_forget_probability`, and Trainer's own metrics.
         """
-        metrics = super().evaluate(*args, **kwargs)
+        self._rows = None
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if not self.is_in_train:
             self.record.add_evaluation(metrics)
+            if self._rows is not None:
+                # Each set comes here on its own, with its name at the end of the prefix.
+                self.record.add_rows(metric_key_prefix.removeprefix("eval_"), self._rows)
+                self._rows = None
         return metrics

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..data.second_answers import FILE as SECOND_ANSWERS_FILE
 from ..data.second_answers import read_answers, write_answers
+from ..report.model_card import write_model_card
 from ..runs.checkpoints import find_damage, seal
 from ..runs.files import write_json, write_text
 from ..runs.folder import RUN_FILE, held, read_run, run_folder_lock
@@ -32,6 +33,9 @@ from .forget_retain_trainer import ForgetRetainTrainer
 
 
 logger = logging.getLogger(__name__)
+
+# What a caller may say about the model card.
+METADATA = ("language", "license", "tags", "base_model", "datasets")
 
 
 class SavingTrainer(ForgetRetainTrainer):
@@ -84,7 +88,8 @@ class SavingTrainer(ForgetRetainTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
-        Save the plain model (or the adapter that took the updates), the tokenizer and, after training, the ledger.
+        Save the plain model (or the adapter that took the updates), the tokenizer and, after training, the ledger and
+        the model card.
 
         The ledger is that of the model that training began with, and one more entry for this run.
 
@@ -110,7 +115,39 @@ class SavingTrainer(ForgetRetainTrainer):
                     # The ledger is written before the weights. If the process is killed in between, the entry of this
                     # run is there already. The run is then recognised when it is repeated, and gets no second entry.
                     self.record.write(folder, weights, {"steps": self.state.global_step})
+                    details = self.record.details
+                    details.modules = list(self.r2f_callback.module_fidelity)
+                    details.fidelity = self.r2f_callback.module_fidelities
+                    details.write(folder)
             self._save_model(output_dir, _internal_call)
+            if self.record.hash_before is not None and self.args.should_save:
+                # PEFT writes a card of an adapter, which this one replaces.
+                write_model_card(folder)
+
+    def create_model_card(self, model_name: str | None = None, **kwargs) -> None:
+        """
+        Write the model card and the report of the output folder, as `push_to_hub` does before it uploads them. Both
+        have the reports of `r2f evaluate` and `r2f attack` on these weights, and neither names local files.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model.
+            kwargs (*optional*):
+                As in [`~transformers.Trainer.create_model_card`]: metadata of the card, such as `license`.
+        """
+        if not self.is_world_process_zero():
+            return
+        if self.record.hash_before is None:
+            super().create_model_card(model_name=model_name, **kwargs)
+            return
+        # Here, as it imports matplotlib.
+        from ..report.html import write_report
+
+        folder = Path(self.args.output_dir)
+        names = {"finetuned_from": "base_model", "dataset": "datasets"}
+        known = {names.get(key, key): value for key, value in kwargs.items() if names.get(key, key) in METADATA}
+        write_model_card(folder, model_name, known)
+        write_report([folder], folder / "report.html", public=True)
 
     def _save_model(self, output_dir: str | None, _internal_call: bool) -> None:
         """Trainer's own `save_model`, which calls `_save`, also under DeepSpeed."""
@@ -195,6 +232,8 @@ class SavingTrainer(ForgetRetainTrainer):
                 skipped_steps=self.r2f_callback.skipped_steps,
                 fidelities=self.r2f_callback.fidelities,
                 before=self.record.metrics.get("before", {}),
+                module_fidelities=self.r2f_callback.module_fidelities,
+                rows_before=self.record.details.rows.get("before", {}),
             ).write(folder)
             # Last of all: a file that changes after this counts as damaged.
             seal(folder)
@@ -240,6 +279,8 @@ class SavingTrainer(ForgetRetainTrainer):
         # A finished run keeps the reason for its end, and a run that continues keeps counting.
         self.stop_reason = progress.stop_reason
         self.r2f_callback.skipped_steps, self.r2f_callback.fidelities = progress.skipped_steps, progress.fidelities
+        self.r2f_callback.module_fidelities = progress.module_fidelities
+        self.record.details.rows = {"before": progress.rows_before}
         # The references are of the model before the run, so they are loaded and not computed.
         if self.forget_objective.answers == "model":
             self._use_second_answers(read_answers(folder / SECOND_ANSWERS_FILE))

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluation.suites.conftest import folder_of
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from r2f_hf.data.formats import recognise_format
 from r2f_hf.data.formatting import encode_example
-from r2f_hf.evaluation import check_splits, load_own
-from r2f_hf.evaluation.suites.own import OWN, last_answer
+from r2f_hf.evaluation import check_splits, load_own, load_suite
+from r2f_hf.evaluation.suites.own import OWN, last_answer, with_answer
 from r2f_hf.scoring import generate_answers, score_completions
 
 
@@ -96,3 +98,55 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         check_splits("own", load_own(forget, str(file)))
     with pytest.raises(ValueError, match=r"share 3 rows: forget\[0\] = holdout\[0\]"):
         load_own(forget, forget, forget)
+
+
+def test_rows_with_wrong_answers_have_the_figures_of_tofu(
+    evaluate: Callable[..., Any], reader: PreTrainedModel, gold_model: PreTrainedModel
+) -> None:
+    columns = ("question", "answer", "perturbed_answer", "paraphrased_answer")
+    rows = [
+        {column: row[column] for column in columns} for row in load_suite("tofu", str(folder_of("tofu")))["forget"]
+    ]
+    splits = {"forget": rows, "retain": rows}
+    found = {}
+    for suite in ("own", "tofu"):
+        _, gold = evaluate(suite, gold_model, splits)
+        found[suite], _ = evaluate(suite, reader, splits, gold=gold)
+    for name in ("truth_ratio", "forget_quality", "retain_truth_ratio", "memorisation_score", "model_utility"):
+        assert found["own"][name] == pytest.approx(found["tofu"][name], rel=1e-4), name
+
+
+def test_a_wrong_answer_takes_the_place_of_the_last_one() -> None:
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Orla."}]
+    row = {"messages": [*turns, {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]}
+    changed = with_answer(row, recognise_format(row, "forget"), "There.")
+    assert [message["content"] for message in changed["messages"]] == ["Who?", "Orla.", "Where?", "There."]
+    row = {"prompt": "Where?", "completion": " Here."}
+    assert with_answer(row, recognise_format(row, "forget"), "There.")["completion"] == " There."
+    assert with_answer(row, recognise_format(row, "forget"), None) == row
+
+
+def test_rows_without_a_wrong_answer_are_left_out_of_the_truth_ratio(
+    evaluate: Callable[..., Any], reader: PreTrainedModel
+) -> None:
+    rows = [
+        {"question": "Where is it?", "answer": "In Norrey.", "perturbed_answer": ["In Harl.", "By the mill."]},
+        {"question": "Who?", "answer": "Aldith Kemble.", "perturbed_answer": None},
+    ]
+    metrics, statistics = evaluate("own", reader, {"forget": rows, "retain": rows[1:]})
+    assert (
+        metrics["truth_ratio"] == evaluate("own", reader, {"forget": rows[:1], "retain": rows[1:]})[0]["truth_ratio"]
+    )
+    notes, left_out = OWN.remark(statistics)
+    assert [note for note in notes if note.startswith("forget: 1 of 2 rows have no wrong answer")]
+    assert {"forget_quality", "model_utility", "memorisation_score"} <= left_out.keys()
+
+
+@pytest.mark.parametrize("value", ["", [""], [1956], 1956])
+def test_wrong_answers_that_are_no_text_are_refused(value: object) -> None:
+    rows = [{"question": "Who?", "answer": "Orla.", "perturbed_answer": value}]
+    if value == "":
+        check_splits("own", {"forget": rows})
+    else:
+        with pytest.raises(ValueError, match=r"forget\[0\] has no text in 'perturbed_answer'"):
+            check_splits("own", {"forget": rows})

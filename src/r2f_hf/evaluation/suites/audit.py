@@ -15,8 +15,8 @@ from ...data.formatting import IGNORE_INDEX, Encoded, encode_opening
 from ...data.windows import cut_into_windows
 from ...metrics.membership import attack, lowest
 from ...metrics.privacy.mia_min_k_plus_plus import standardised
-from ...scoring import TokenStatistics, context_length, gradient_norms, token_statistics
-from .base import Remarks, Settings, Statistics
+from ...scoring import TokenStatistics, context_length, gradient_norms, key_words, token_statistics
+from .base import Remarks, Rows, Settings, Statistics, is_text, no_text
 
 
 # The attacks that need one forward pass. Each is a score per row, higher for rows that look less like seen ones.
@@ -26,6 +26,9 @@ K = 0.4
 
 # An area under the curve is called uncertain if it may be this far from the truth.
 UNCERTAIN = 0.1
+
+# With fewer rows, the Kolmogorov-Smirnov test sees only differences of more than 0.4 between the distributions.
+FEW_ROWS = 24
 
 Splits = Mapping[str, Statistics]
 
@@ -108,6 +111,26 @@ def labelled_text(tokenizer: PreTrainedTokenizerBase, windows: Sequence[Encoded]
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
+def at_key_words(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Encoded], rows: Rows) -> list[Encoded]:
+    """Examples with labels only at the `key_words` of their rows, or at all of the answer where a row names none."""
+    return [
+        key_words(tokenizer, example, row["key_words"], f"forget[{index}]") if row.get("key_words") else example
+        for index, (example, row) in enumerate(zip(examples, rows, strict=True))
+    ]
+
+
+def check_key_words(rows: Rows, split: str) -> None:
+    """
+    Refuse key words that are no text.
+
+    Raises:
+        `ValueError`: For the first such row.
+    """
+    for index, row in enumerate(rows):
+        if row.get("key_words") not in (None, "") and not is_text(row["key_words"]):
+            raise no_text(split, index, "key_words")
+
+
 def probability(of_rows: Statistics) -> float:
     """The mean probability of the answers, each to the power of one over its tokens."""
     answers = [-loss for loss in of_rows["loss"]]
@@ -117,6 +140,39 @@ def probability(of_rows: Statistics) -> float:
 def memorisation(split: str, of_rows: Statistics) -> dict[str, float]:
     """Exact memorisation and extraction strength of a split."""
     return {f"{split}_{name}": mean(of_rows[name]) for name in ("exact_memorisation", "extraction_strength")}
+
+
+def truth_ratio(of_rows: Statistics) -> dict[str, Any]:
+    """The truth ratios of a split's rows, from the log-probabilities of paraphrases and wrong answers."""
+    return metrics.load("truth_ratio").compute(predictions=of_rows["paraphrase"], wrong=of_rows["wrong"])
+
+
+def forget_quality(forget: Statistics, gold: Statistics) -> dict[str, float]:
+    """Forget quality, unless there is only one row, which says nothing about a distribution."""
+    rows, reference = truth_ratio(forget)["rows"], truth_ratio(gold)["rows"]
+    if min(len(rows), len(reference)) < 2:
+        return {}
+    quality = metrics.load("forget_quality").compute(predictions=rows, gold=reference)
+    return {"forget_quality": quality["forget_quality"]}
+
+
+def few_for_quality(rows: int) -> list[str]:
+    """A note if the test of forget quality has few rows."""
+    if rows >= FEW_ROWS:
+        return []
+    # The critical value of the test for two sets of this size, at 5%.
+    distance = min(1.36 * np.sqrt(2 / rows), 1)
+    return [
+        f"forget_quality: with {rows} rows, the test sees only differences of more than {distance:.2f} between "
+        "the two distributions. A high value then says little."
+    ]
+
+
+def memorisation_score(summary: Mapping[str, float], forget: Statistics) -> dict[str, float]:
+    """The score of the meta-evaluation. The truth has a share of the probability of all answers."""
+    remembered = [summary[f"forget_{name}"] for name in ("extraction_strength", "exact_memorisation")]
+    remembered += [mean(np.exp(forget["paraphrase"])), truth_ratio(forget)["prob_mean"]]
+    return metrics.load("memorisation_score").compute(predictions=remembered)
 
 
 def mean(values: Sequence[float]) -> float:

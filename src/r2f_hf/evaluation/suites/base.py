@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...data.formatting import Encoded
 from ...data.rendering import ChatOptions
 
 
 Rows = Sequence[Mapping[str, Any]]
 Statistics = dict[str, Any]
+Statements = dict[str, list[Encoded]]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,10 @@ class Suite:
             The splits on which the original model is evaluated.
         prepare (`Callable`, *optional*):
             From the splits with the benchmark's columns to those that `statistics` takes.
+        statements (`Callable`, *optional*):
+            From the tokenizer, the splits, the model's context in tokens and the [`Settings`] to the encoded
+            statements that [`run_depth`] takes: `forget`; the same with labels only at their `key_words`; `true` and
+            `false` ones; and `unfamiliar` ones. A kind may have none.
         subject (`str`, *optional*):
             The column that says whom a row is about, if the name of a forget set is that of a person.
     """
@@ -118,6 +124,7 @@ class Suite:
     gold: tuple[str, ...] = ()
     original: tuple[str, ...] = ()
     prepare: Callable[[Mapping[str, Rows]], dict[str, Rows]] = as_they_are
+    statements: Callable[[PreTrainedTokenizerBase, Mapping[str, Rows], int, Settings], Statements] | None = None
     subject: str | None = None
 
 
@@ -140,6 +147,11 @@ def check_texts(rows: Rows, split: str, columns: Sequence[str]) -> None:
         for column in columns:
             if column in row and not is_text(row[column]):
                 raise no_text(split, index, column)
+
+
+def texts(value: str | Sequence[str]) -> list[str]:
+    """The texts in a column that may hold one text or a list of them."""
+    return [value] if isinstance(value, str) else list(value)
 
 
 def is_text(value: Any) -> bool:

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import metrics
+from ...data.collator import pad_token_id
 from ...data.encoder import ExampleEncoder
-from ...data.formats import recognise_format
+from ...data.formats import RowFormat, plain_messages, recognise_format
 from ...data.formatting import IGNORE_INDEX, Encoded
 from ...data.loading import load_rows
 from ...data.rows import check_overlap
-from ...scoring import context_length, generate_answers
+from ...scoring import context_length, generate_answers, score_examples
 from .audit import (
     answer_statistics,
+    at_key_words,
+    check_key_words,
+    few_for_quality,
+    forget_quality,
     joined,
     labelled_text,
     mean,
     membership,
     memorisation,
+    memorisation_score,
     probability,
     remark_on_membership,
+    truth_ratio,
 )
-from .base import Remarks, Rows, Settings, Statistics, Suite
+from .base import Remarks, Rows, Settings, Statements, Statistics, Suite, is_text, no_text, texts
+
+
+# Columns that a row may have besides those of its format.
+FURTHER = ("perturbed_answer", "paraphrased_answer", "key_words")
+WRONG = "It needs wrong answers to questions: a column `perturbed_answer`, or `write_wrong_answers`."
 
 
 def load_own(
@@ -80,14 +93,20 @@ def _with_usual_columns(rows: Rows, name: str, prompt_column: str | None, comple
     usual = {"question": ("question", "answer"), "text": ("text",)}.get(found.kind)
     if usual is None or tuple(found.columns) == usual:
         return rows
-    return Dataset.from_dict(
-        {ours: [row[theirs] for row in rows] for ours, theirs in zip(usual, found.columns, strict=True)}
-    )
+    named = dict(zip(usual, found.columns, strict=True)) | {each: each for each in FURTHER if each in rows[0]}
+    return Dataset.from_dict({ours: [row[theirs] for row in rows] for ours, theirs in named.items()})
 
 
 def check(rows: Rows, split: str) -> None:
-    """Refuse rows in no known format, and rows that lack a column or a text."""
+    """Refuse rows in no known format, rows that lack a column or a text, and further answers that are not text."""
     ExampleEncoder(None, 0).format_of(rows, split)
+    check_key_words(rows, split)
+    for index, row in enumerate(rows):
+        for column in ("perturbed_answer", "paraphrased_answer"):
+            value = row.get(column) or []
+            several = column == "perturbed_answer" and isinstance(value, list | tuple)
+            if value != [] and not all(map(is_text, value if several else [value])):
+                raise no_text(split, index, column)
 
 
 def split_statistics(
@@ -132,7 +151,101 @@ def split_statistics(
     )
     answers = [labelled_text(tokenizer, [{"labels": example["labels"][start:]}]) for example, start in asked]
     rouge = metrics.load("rouge").compute(predictions=generated, references=answers)["rows"]
-    return statistics | {"rouge_l_recall": rouge["rougeL_recall"], "rouge_l_f1": rouge["rougeL_f1"]}
+    statistics |= {"rouge_l_recall": rouge["rougeL_recall"], "rouge_l_f1": rouge["rougeL_f1"]}
+    if not any(row.get("perturbed_answer") for row in rows):
+        return statistics
+    return statistics | _truth(model, tokenizer, split, rows, encoder, settings)
+
+
+def _truth(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    rows: Rows,
+    encoder: ExampleEncoder,
+    settings: Settings,
+) -> Statistics:
+    """Log-probabilities of the answers in other words, and of wrong ones."""
+    row_format = encoder.format_of(rows, split)
+    said = [[row.get("paraphrased_answer") or None, *(texts(row.get("perturbed_answer") or []))] for row in rows]
+    examples = [
+        only_answer(encoder.windows(with_answer(row, row_format, text), row_format, f"{split}[{index}]")[0])
+        for index, (row, answers) in enumerate(zip(rows, said, strict=True))
+        for text in answers
+    ]
+    padding = pad_token_id(tokenizer, model)
+    log_probs, tokens = score_examples(model, examples, padding, settings.batch_size, f"{split}: answers")
+    scores = iter((log_probs / tokens).tolist())
+    found = [[next(scores) for _ in answers] for answers in said]
+    return {
+        "paraphrase": [of_row[0] for of_row in found],
+        "wrong": [of_row[1:] for of_row in found],
+        "paraphrased": [bool(row.get("paraphrased_answer")) for row in rows],
+    }
+
+
+def with_answer(row: Mapping[str, Any], row_format: RowFormat, text: str | None) -> dict[str, Any]:
+    """A row with another text in place of its last answer, or as it is if there is none."""
+    column = row_format.completion_column or row_format.prompt_column
+    if text is None or column is None:
+        return dict(row)
+    value = row[column]
+    if isinstance(value, str):
+        # A completion begins with the space after its prompt.
+        return row | {column: value[: len(value) - len(value.lstrip())] + text}
+    messages = plain_messages(value)
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    return row | {column: [*messages[:last], messages[last] | {"content": text}]}
+
+
+def only_answer(example: Encoded) -> Encoded:
+    """An example with labels at its last answer alone."""
+    start = last_answer(example)[1]
+    return {
+        "input_ids": example["input_ids"],
+        "labels": [IGNORE_INDEX] * start + example["labels"][start:],
+    }
+
+
+def statements(
+    tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Rows], context: int, settings: Settings
+) -> Statements:
+    """
+    Encode the statements by which [`run_depth`] looks into a model.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        splits (`Mapping[str, Sequence[Mapping]]`):
+            The rows of each set. True and false statements are the answers and the first wrong answers of the retain
+            rows that have one. Unfamiliar ones are the holdout rows.
+        context (`int`):
+            What the model reads, in tokens.
+        settings ([`Settings`]):
+            How the model is asked.
+
+    Returns:
+        `dict[str, list[dict]]`: The encoded statements of each kind. There are none of a set with texts in several
+        windows, and only forget statements if the sets have different formats: a probe would tell formats apart.
+    """
+    encoder = ExampleEncoder(tokenizer, context, max_length=settings.max_length, options=settings.options)
+    formats = {name: encoder.format_of(rows, name) for name, rows in splits.items()}
+
+    def encoded(name: str, rows: Rows) -> list[Encoded]:
+        windows = [encoder.windows(row, formats[name], f"{name}[{index}]") for index, row in enumerate(rows)]
+        return [each[0] for each in windows] if all(len(each) == 1 for each in windows) else []
+
+    forgotten = encoded("forget", splits["forget"])
+    found: Statements = {"forget": forgotten, "key_words": [], "true": [], "false": [], "unfamiliar": []}
+    if forgotten:
+        found["key_words"] = at_key_words(tokenizer, forgotten, splits["forget"])
+    kinds = {each.kind for each in formats.values()}
+    if len(kinds) == 1 and kinds != {"text"} and "holdout" in splits:
+        known = [row for row in splits["retain"] if row.get("perturbed_answer")]
+        wrong = [with_answer(row, formats["retain"], texts(row["perturbed_answer"])[0]) for row in known]
+        found["true"], found["false"] = encoded("retain", known), encoded("retain", wrong)
+        found["unfamiliar"] = encoded("holdout", splits["holdout"])
+    return found
 
 
 def last_answer(example: Encoded) -> tuple[Encoded, int]:
@@ -149,7 +262,7 @@ def summarise(
     original: Mapping[str, Statistics] | None = None,
 ) -> dict[str, float]:
     """
-    Compute the metrics that need nothing but the rows.
+    Compute the metrics of a user's own rows.
 
     Args:
         statistics (`Mapping[str, dict]`):
@@ -162,7 +275,9 @@ def summarise(
     Returns:
         `dict[str, float]`: `<set>_probability`, `<set>_exact_memorisation` and `<set>_extraction_strength` of the
         forget and the retain set; `<set>_rouge_l_recall` and `<set>_rouge_l_f1` if there is something to answer; and
-        with a holdout set the metrics of [`membership`].
+        with a holdout set the metrics of [`membership`]. If forget rows have wrong answers, also `truth_ratio`,
+        `forget_quality` with gold, and `memorisation_score` with paraphrases. If retain rows have some, also
+        `retain_truth_ratio` and `model_utility`, over the retain set alone.
     """
     summary: dict[str, float] = {}
     for split, of_rows in statistics.items():
@@ -173,7 +288,26 @@ def summarise(
         summary |= {
             f"{split}_{name}": mean(of_rows[name]) for name in ("rouge_l_recall", "rouge_l_f1") if name in of_rows
         }
+    forget, retain = (with_wrong(statistics.get(split)) for split in ("forget", "retain"))
+    if forget is not None:
+        summary["truth_ratio"] = truth_ratio(forget)["closer_to_1_better"]
+        of_gold = None if gold is None else with_wrong(gold.get("forget"))
+        summary |= {} if of_gold is None else forget_quality(forget, of_gold)
+        summary |= memorisation_score(summary, forget) if all(forget["paraphrased"]) else {}
+    if retain is not None:
+        summary["retain_truth_ratio"] = truth_ratio(retain)["true_better"]
+        numbers = [summary[f"retain_{name}"] for name in ("probability", "rouge_l_recall", "truth_ratio")]
+        summary |= metrics.load("model_utility").compute(predictions=numbers)
     return summary | membership(statistics, gold)
+
+
+def with_wrong(of_rows: Statistics | None) -> Statistics | None:
+    """The statistics of the rows that have a wrong answer, if there are any."""
+    if of_rows is None or not any(of_rows.get("wrong", ())):
+        return None
+    names = ("paraphrase", "wrong", "paraphrased")
+    chosen = [index for index, wrong in enumerate(of_rows["wrong"]) if wrong]
+    return {name: [of_rows[name][index] for index in chosen] for name in names}
 
 
 def remark(
@@ -182,13 +316,32 @@ def remark(
     original: Mapping[str, Statistics] | None = None,
 ) -> Remarks:
     """Say what is left out, and which figures rest on few rows."""
-    wrong, paraphrased = "It needs wrong answers: see the tofu suite.", "It needs paraphrases: see the tofu suite."
-    left_out = dict.fromkeys(("truth_ratio", "forget_quality", "model_utility"), wrong)
-    left_out |= dict.fromkeys(("paraphrase_probability", "memorisation_score", "overall_score"), paraphrased)
+    notes, left_out = [], dict.fromkeys(("paraphrase_probability", "overall_score"), "See the tofu suite.")
+    forget, retain = (with_wrong(statistics.get(split)) for split in ("forget", "retain"))
+    if forget is None:
+        left_out |= dict.fromkeys(("truth_ratio", "forget_quality", "memorisation_score"), WRONG)
+    elif not all(forget["paraphrased"]):
+        left_out["memorisation_score"] = (
+            "It needs paraphrases of all answers: a column `paraphrased_answer`, or `write_paraphrases`."
+        )
+    if retain is None:
+        left_out |= dict.fromkeys(("retain_truth_ratio", "model_utility"), WRONG)
+    if forget is not None and (gold is None or len(forget["wrong"]) < 2):
+        left_out["forget_quality"] = "It needs a gold model, and wrong answers of at least two forget rows."
+    elif forget is not None:
+        notes += few_for_quality(len(forget["wrong"]))
+    for split, chosen in (("forget", forget), ("retain", retain)):
+        rows = len(statistics.get(split, {}).get("loss", ()))
+        if chosen is not None and len(chosen["wrong"]) < rows:
+            without = rows - len(chosen["wrong"])
+            notes.append(f"{split}: {without} of {rows} rows have no wrong answer. The truth ratio leaves them out.")
+        plain = 0 if chosen is None else chosen["paraphrased"].count(False)
+        if plain:
+            notes.append(f"{split}: {plain} rows have no paraphrase. The truth ratio takes the answer itself.")
     for split in ("forget", "retain"):
         if split in statistics and "rouge_l_recall" not in statistics[split]:
             left_out[f"{split}_rouge"] = "The rows are texts, with no question to answer."
-    return joined(Remarks([], left_out), remark_on_membership(statistics, gold))
+    return joined(Remarks(notes, left_out), remark_on_membership(statistics, gold))
 
 
 OWN = Suite(
@@ -200,6 +353,7 @@ OWN = Suite(
     columns={"forget": (), "retain": (), "holdout": ()},
     check=check,
     statistics=split_statistics,
+    statements=statements,
     summarise=summarise,
     remark=remark,
     headline=("forget_probability", "forget_extraction_strength", "retain_probability", "privacy_score"),

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import metrics
-from ...data.formatting import encode_example
+from ...data.formatting import Encoded, encode_example
 from ...scoring import generate_answers, score_completions
-from .audit import answer_statistics, joined, mean, membership, memorisation, remark_on_membership
-from .base import Remarks, Rows, Settings, Statistics, Suite, is_text, no_text
+from .audit import (
+    answer_statistics,
+    at_key_words,
+    check_key_words,
+    few_for_quality,
+    forget_quality,
+    joined,
+    mean,
+    membership,
+    memorisation,
+    memorisation_score,
+    remark_on_membership,
+    truth_ratio,
+)
+from .base import Remarks, Rows, Settings, Statements, Statistics, Suite, is_text, no_text, texts
 
 
 # Model utility is taken over these splits, as far as they are there.
 UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 ROUGE = {"rouge1_recall": "rouge_1_recall", "rougeL_recall": "rouge_l_recall", "rougeL_f1": "rouge_l_f1"}
-
-# With fewer rows, the Kolmogorov-Smirnov test sees only differences of more than 0.4 between the distributions.
-FEW_ROWS = 24
-
-
-def texts(value: str | Sequence[str]) -> list[str]:
-    """The texts in a column that may hold one text or a list of them."""
-    return [value] if isinstance(value, str) else list(value)
 
 
 def check(rows: Rows, split: str) -> None:
@@ -49,6 +54,7 @@ def check(rows: Rows, split: str) -> None:
             values = row[column] if several else [row[column]]
             if not values or not all(map(is_text, values)):
                 raise no_text(split, index, column)
+    check_key_words(rows, split)
 
 
 def split_statistics(
@@ -98,6 +104,9 @@ def split_statistics(
         pairs["paraphrased_question"] = [
             [(view, row["answer"]) for view in texts(row["paraphrased_question"])] for row in rows
         ]
+    # What the audit reads token by token needs no second reading.
+    audit = _audit(model, tokenizer, split, rows, settings) if split == "forget" else {}
+    known = {pair: -loss for (pair,), loss in zip(pairs["answer"], audit.get("loss", ()), strict=False)}
     # A dictionary, so that a pair that occurs several times is scored once. One call scores all, so that rows with the
     # same question share its reading.
     names = {
@@ -105,6 +114,7 @@ def split_statistics(
         for lists in pairs.values()
         for index, row_pairs in enumerate(lists)
         for pair in row_pairs
+        if pair not in known
     }
     scores = score_completions(
         model,
@@ -115,7 +125,7 @@ def split_statistics(
         list(names.values()),
         settings.options,
     )
-    score_of = dict(zip(names, scores.tolist(), strict=True))
+    score_of = known | dict(zip(names, scores.tolist(), strict=True))
     statistics: Statistics = {
         name: [[score_of[pair] for pair in row_pairs] for row_pairs in lists] for name, lists in pairs.items()
     }
@@ -133,17 +143,53 @@ def split_statistics(
     )
     rouge = metrics.load("rouge").compute(predictions=generated, references=answers)["rows"]
     statistics |= {ours: rouge[name] for name, ours in ROUGE.items()}
-    return statistics | (_audit(model, tokenizer, split, rows, settings) if split == "forget" else {})
+    return statistics | audit
 
 
 def _audit(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, rows: Rows, settings: Settings
 ) -> Statistics:
-    examples = [
-        [encode_example(tokenizer, row["question"], row["answer"], None, settings.options, f"{split}[{index}]")]
+    examples = [[example] for example in _encoded(tokenizer, rows, split, settings)]
+    return answer_statistics(model, tokenizer, examples, split, settings)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, rows: Rows, split: str, settings: Settings) -> list[Encoded]:
+    return [
+        encode_example(tokenizer, row["question"], row["answer"], None, settings.options, f"{split}[{index}]")
         for index, row in enumerate(rows)
     ]
-    return answer_statistics(model, tokenizer, examples, split, settings)
+
+
+def statements(
+    tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Rows], context: int, settings: Settings
+) -> Statements:
+    """
+    Encode the statements by which [`run_depth`] looks into a model.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        splits (`Mapping[str, Sequence[Mapping]]`):
+            The rows of each split. True and false statements are the answers and the first wrong answers of
+            `"retain"`, and unfamiliar ones the answers of `"holdout"`.
+        context (`int`):
+            Not used.
+        settings ([`Settings`]):
+            How the model is asked.
+
+    Returns:
+        `dict[str, list[dict]]`: The encoded statements of each kind.
+    """
+    forget, retain, holdout = (splits.get(name, ()) for name in ("forget", "retain", "holdout"))
+    wrong = [row | {"answer": texts(row["perturbed_answer"])[0]} for row in retain]
+    forgotten = _encoded(tokenizer, forget, "forget", settings)
+    return {
+        "forget": forgotten,
+        "key_words": at_key_words(tokenizer, forgotten, forget),
+        "true": _encoded(tokenizer, retain, "retain", settings),
+        "false": _encoded(tokenizer, wrong, "retain", settings),
+        "unfamiliar": _encoded(tokenizer, holdout, "holdout", settings),
+    }
 
 
 def summarise(
@@ -177,8 +223,7 @@ def summarise(
         - with a holdout split, the metrics of [`membership`];
         - `overall_score`, with a holdout split, `gold` and `original`.
     """
-    used = ("probability", "truth_ratio", "forget_quality", "model_utility")
-    load = {name: metrics.load(name) for name in used}
+    load = {name: metrics.load(name) for name in ("probability", "model_utility")}
     summary: dict[str, float] = {}
     ratios = {}
     for split, of_rows in statistics.items():
@@ -187,7 +232,7 @@ def summarise(
         # TOFU treats its real-authors and world-facts rows as multiple choice.
         wrong = of_rows["wrong"] if split in ("real_authors", "world_facts") else None
         probability = load["probability"].compute(predictions=of_rows["answer"], wrong=wrong)
-        ratios[split] = load["truth_ratio"].compute(predictions=of_rows["paraphrase"], wrong=of_rows["wrong"])
+        ratios[split] = truth_ratio(of_rows)
         summary[f"{split}_probability"] = probability["probability"]
         summary[f"{split}_rouge_l_recall"] = mean(of_rows["rouge_l_recall"])
         if split != "forget":
@@ -198,16 +243,10 @@ def summarise(
     if "forget" in statistics:
         summary["truth_ratio"] = ratios["forget"]["closer_to_1_better"]
         if gold is not None:
-            reference = load["truth_ratio"].compute(
-                predictions=gold["forget"]["paraphrase"], wrong=gold["forget"]["wrong"]
-            )
-            # One row says nothing about a distribution.
-            if min(len(ratios["forget"]["rows"]), len(reference["rows"])) > 1:
-                quality = load["forget_quality"].compute(predictions=ratios["forget"]["rows"], gold=reference["rows"])
-                summary["forget_quality"] = quality["forget_quality"]
+            summary |= forget_quality(statistics["forget"], gold["forget"])
     # Statistics of older versions lack what the audit needs.
     if "exact_memorisation" in statistics.get("forget", {}):
-        summary |= _memorisation(statistics["forget"], ratios["forget"]["prob_mean"])
+        summary |= _memorisation(statistics["forget"])
     summary |= membership(statistics, gold)
     kept = [split for split in UTILITY_SPLITS if split in statistics]
     if kept:
@@ -223,13 +262,11 @@ def summarise(
     return summary
 
 
-def _memorisation(forget: Statistics, true_share: float) -> dict[str, float]:
-    """What the audit says about the forget rows alone. The truth has a share of the probability of all answers."""
+def _memorisation(forget: Statistics) -> dict[str, float]:
+    """What the audit says about the forget rows alone."""
     found = {f"forget_{name}": mean(forget[name]) for name in ("rouge_1_recall", "rouge_l_f1")}
     found |= memorisation("forget", forget)
-    remembered = [found[f"forget_{name}"] for name in ("extraction_strength", "exact_memorisation")]
-    remembered += [mean(np.exp(forget["paraphrase"])), true_share]
-    return found | metrics.load("memorisation_score").compute(predictions=remembered)
+    return found | memorisation_score(found, forget)
 
 
 def remark(
@@ -255,13 +292,8 @@ def remark(
     rows = len(statistics["forget"]["answer"]) if "forget" in statistics else 0
     if gold is None or rows < 2:
         left_out["forget_quality"] = "It needs a gold model, and at least two forget rows."
-    elif rows < FEW_ROWS:
-        # The critical value of the test for two sets of this size, at 5%.
-        distance = min(1.36 * np.sqrt(2 / rows), 1)
-        notes.append(
-            f"forget_quality: with {rows} rows, the test sees only differences of more than {distance:.2f} between "
-            "the two distributions. A high value then says little."
-        )
+    else:
+        notes += few_for_quality(rows)
     missing = [split for split in UTILITY_SPLITS if split not in statistics]
     if missing:
         notes.append(f"model_utility: the splits {' and '.join(missing)} are not there, and are left out of it.")
@@ -288,6 +320,7 @@ TOFU = Suite(
     | {"holdout": ("question", "answer")},
     check=check,
     statistics=split_statistics,
+    statements=statements,
     summarise=summarise,
     remark=remark,
     headline=(

@@ -109,8 +109,8 @@ class DUET(SecondAnswers):
 
         L = mean over these tokens of smooth L1(log π(v|x) - log π_ref(v|instruction, x))
 
-    It needs the forget set's questions, and not its answers. Log-probabilities are compared in place of logits, whose
-    level means nothing.
+    It reads the forget set's questions, and never its answers: any text may stand in their place. Log-probabilities
+    are compared in place of logits, whose level means nothing.
 
     Args:
         teacher_prompt (`str`, *optional*):
@@ -121,6 +121,7 @@ class DUET(SecondAnswers):
             As in [`SecondAnswers`].
     """
 
+    needs_answers: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = True
     needs_second_distribution: ClassVar[bool] = True
     mean_over: ClassVar[str] = "second_tokens"

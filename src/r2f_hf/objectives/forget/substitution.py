@@ -23,13 +23,14 @@ class IDK(SecondAnswers):
     """
     Negative log-likelihood of a second answer, by default a refusal (IDK, arXiv 2401.06121), mean over tokens.
 
-    It teaches the new answer, and does nothing to the old one itself.
+    It teaches the new answer, and never reads the old one.
 
     Args:
         answers, num_answers, instruction, temperature, max_new_tokens:
             As in [`SecondAnswers`].
     """
 
+    needs_answers: ClassVar[bool] = False
     mean_over: ClassVar[str] = "second_tokens"
 
     def __call__(self, inputs: ForgetInputs) -> Tensor:

@@ -1,0 +1,146 @@
+"""What the objectives need of the model before the first write, and answers that it writes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..data.collator import ForgetRetainCollator
+from ..data.formatting import Encoded
+from ..data.rendering import ChatOptions
+from ..data.second_answers import instructions, usable_answers
+from ..data.splits import Splits
+from ..objectives import ForgetObjective, RetainObjective
+from ..objectives.base import SecondAnswers
+from ..scoring.generation import sample_answers
+from .references import (
+    reference_hidden_states,
+    reference_margin,
+    reference_token_log_probs,
+    reference_top_tokens,
+)
+
+
+def objective_references(
+    model: nn.Module,
+    forget: ForgetObjective,
+    retain: RetainObjective | None,
+    splits: Splits,
+    collator: ForgetRetainCollator,
+    batch_size: int,
+    disable: bool,
+) -> dict[str, Tensor]:
+    """
+    Compute what the objectives declare that they need.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model, in evaluation mode.
+        forget ([`ForgetObjective`]):
+            The forget objective.
+        retain ([`RetainObjective`], *optional*):
+            The retain objective.
+        splits ([`Splits`]):
+            The encoded sets, with second answers if the objective needs them.
+        collator ([`ForgetRetainCollator`]):
+            Pads the batches.
+        batch_size (`int`):
+            Rows per forward pass.
+        disable (`bool`):
+            Whether to show no progress bars.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Tensors of [`References`].
+    """
+    common: dict[str, Any] = {"collator": collator, "batch_size": batch_size, "disable": disable}
+    tensors: dict[str, Tensor] = {}
+    if forget.needs_reference:
+        for name, examples in (("forget", splits.views), ("second", splits.second)):
+            if examples:
+                tensors[f"{name}_log_probs"] = reference_token_log_probs(
+                    model, examples, **common, desc=f"Reference of the {name} set"
+                )
+    for name, k, examples in _distributions(forget, retain, splits):
+        ids, tensors[f"{name}_top_log_probs"] = reference_top_tokens(
+            model, examples, **common, k=k, desc=f"Reference of the {name} set"
+        )
+        if ids is not None:
+            tensors[f"{name}_top_ids"] = ids
+    if forget.needs_reference_norms:
+        desc = "Hidden states of the forget set"
+        states = reference_hidden_states(model, splits.views, **common, layer=forget.layer, desc=desc)
+        tensors["forget_norms"] = torch.cat([batch.norm(dim=-1) for batch in states])
+    if retain is not None and retain.needs_hidden_states:
+        desc = "Hidden states of the retain set"
+        states = reference_hidden_states(model, splits.retain, **common, layer=retain.layer, desc=desc)
+        tensors["retain_hidden_states"] = torch.cat([*states])
+    if forget.needs_holdout_margin:
+        tensors["holdout_margin"] = reference_margin(
+            model, splits.holdout, **common, desc="Margins of the holdout set"
+        )
+    return tensors
+
+
+def _distributions(
+    forget: ForgetObjective, retain: RetainObjective | None, splits: Splits
+) -> Iterator[tuple[str, int | None, list[Encoded]]]:
+    """The sets whose next-token distributions the objectives compare with, and how many tokens of them."""
+    if forget.needs_distribution:
+        yield "forget", forget.k, splits.views
+    if forget.needs_second_distribution:
+        yield "second", forget.k, [second.get("teacher", second) for second in splits.second]
+    if retain is not None and retain.needs_reference:
+        yield "retain", retain.k, splits.retain
+
+
+def written_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: SecondAnswers,
+    splits: Splits,
+    seed: int,
+    batch_size: int,
+    options: ChatOptions,
+) -> list[list[str]]:
+    """
+    Let the model write second answers to the forget set's prompts.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model, in evaluation mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        objective ([`SecondAnswers`]):
+            Says what the model is asked, and how many answers it writes.
+        splits ([`Splits`]):
+            The forget set.
+        seed (`int`):
+            Seed of the draws.
+        batch_size (`int`):
+            Rows per batch.
+        options ([`ChatOptions`]):
+            Arguments of the chat template, and a system prompt.
+
+    Returns:
+        `list[list[str]]`: The answers to each row, the same on all processes.
+
+    Raises:
+        `ValueError`: If a prompt leaves no room for an answer, or if nothing of what was written can be used.
+    """
+    written = sample_answers(
+        model,
+        tokenizer,
+        instructions(splits, objective.instruction),
+        objective.num_answers,
+        objective.temperature,
+        seed,
+        objective.max_new_tokens,
+        batch_size,
+        desc="Second answers",
+        options=options,
+    )
+    return usable_answers(splits, written)
