@@ -82,7 +82,16 @@ def test_mistakes_are_told_in_a_line(unlearned: Path, tmp_path: Path, fails: Any
 
 
 def test_an_undone_run_is_called_so(unlearned: Path, tmp_path: Path) -> None:
+    weights = json.loads((unlearned / "ledger.jsonl").read_text())["weights"]
     cli.main(["undo", str(unlearned)])
+    for place in ("after", "before"):
+        report = {"schema": "r2f-evaluate/1", "model": None, "weights": weights[place], "place": place}
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "report.json").write_text(json.dumps(report))
+    # The figures of the run are those of its weights, and not of those that are there again.
+    (evaluation,) = read_run(unlearned).evaluations
+    assert evaluation["place"] == "after"
+    shutil.rmtree(tmp_path / "after")
     out = tmp_path / "report.html"
     cli.main(["report", str(unlearned), "--out", str(out)])
     text = out.read_text(encoding="utf-8")

@@ -85,11 +85,10 @@ def test_the_model_is_asked_with_the_prompt_and_the_answer(chat: PreTrainedToken
 
 def test_what_cannot_be_used_is_dropped(chat: PreTrainedTokenizerFast) -> None:
     _, splits = splits_of(chat, CONVERSATIONAL["question"])
-    assert usable_answers(splits, [[ANSWER.upper(), OTHER, " ", OTHER]]) == [[OTHER]]
-    with pytest.raises(ValueError, match=r"no second answer to forget\[0\] that differs from its own") as refusal:
-        usable_answers(splits, [[ANSWER, f" {ANSWER}"]])
-    # It may have to stay private.
-    assert "mountain" not in str(refusal.value)
+    written = [ANSWER, OTHER, " ", OTHER]
+    assert usable_answers(splits, 0, written) == [OTHER]
+    assert usable_answers(splits, 0, written, may_repeat=True) == [ANSWER, OTHER]
+    assert usable_answers(splits, 0, [ANSWER.upper(), f" {ANSWER}"]) == []
 
 
 def test_a_column_comes_before_a_file_and_before_the_packages_sentences(chat: PreTrainedTokenizerFast) -> None:

@@ -141,6 +141,24 @@ def test_what_the_model_writes_is_kept_next_to_the_result(
     assert read_answers(tmp_path / "output" / FILE) == kept
 
 
+def test_a_model_that_only_repeats_itself_is_asked_again_and_refused_in_the_end(
+    memorised_model: PreTrainedModel, build_trainer: BuildTrainer
+) -> None:
+    options = {"instruction": "{prompt}", "num_answers": 1, "temperature": 1e-3, "max_new_tokens": 30}
+    before = weights(memorised_model)
+    trainer = build_trainer(memorised_model, forget_objective="altpo", forget_objective_kwargs=options)
+    with pytest.raises(ValueError, match=r"no second answer to forget\[\d\] that differs from its own") as refusal:
+        trainer.train()
+    # The text may have to stay private.
+    assert "lives" not in str(refusal.value)
+    assert not changed(before, weights(trainer.model.unload()))
+    # What the model believes in may be what is to be forgotten.
+    options = {"num_answers": 2, "max_new_tokens": 30}
+    trainer = build_trainer(trainer.model.unload(), forget_objective="bs_s", forget_objective_kwargs=options)
+    trainer.train()
+    assert math.isfinite(losses(trainer)[-1])
+
+
 def test_each_wording_has_second_answers_of_its_own_which_take_turns(
     model: PreTrainedModel, build_trainer: BuildTrainer, data: dict[str, Any]
 ) -> None:

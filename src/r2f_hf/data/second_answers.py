@@ -154,25 +154,28 @@ def instructions(splits: Splits, instruction: str) -> list[str]:
     return prompts
 
 
-def usable_answers(splits: Splits, written: Sequence[Sequence[str]]) -> list[list[str]]:
+def usable_answers(splits: Splits, row: int, written: Sequence[str], may_repeat: bool = False) -> list[str]:
     """
-    Drop what is empty, repeated, or the very answer that is to be forgotten.
+    Leave out what is empty or repeated and, unless it may be there, the very answer that is to be forgotten.
 
-    Raises:
-        `ValueError`: If nothing is left for a row. It names the row, and never the text.
+    Args:
+        splits ([`Splits`]):
+            The forget set.
+        row (`int`):
+            Number of the row.
+        written (`Sequence[str]`):
+            What the model wrote.
+        may_repeat (`bool`, *optional*, defaults to `False`):
+            Whether the row's own answer may be there.
+
+    Returns:
+        `list[str]`: May be empty.
     """
-    kept = []
-    for index, (row, texts) in enumerate(zip(splits.rows, written, strict=True)):
-        _, answer = splits.row_format.turn(row)
-        others = {normal_form([text]): text for text in texts if text.strip()}
+    _, answer = splits.row_format.turn(splits.rows[row])
+    others = {normal_form([text]): text for text in written if text.strip()}
+    if not may_repeat:
         others.pop(normal_form([answer]), None)
-        if not others:
-            raise ValueError(
-                f"The model wrote no second answer to forget[{index}] that differs from its own. Raise the options "
-                '`num_answers` or `temperature` of the `forget_objective`, or set `answers` to "refusals" or a column.'
-            )
-        kept.append(list(others.values()))
-    return kept
+    return list(others.values())
 
 
 def write_answers(answers: Sequence[Sequence[str]]) -> str:

@@ -185,6 +185,10 @@ class SecondAnswers(ForgetObjective):
 
     Each step takes one second answer per forget row. Where there are several, they take turns over the epochs.
 
+    Attributes:
+        may_repeat (`bool`):
+            Whether what the model writes may be the very answer that is to be forgotten.
+
     Args:
         answers (`str`, *optional*, defaults to `"refusals"`):
             Where the second answers come from. `"refusals"`: sentences of the package that say that one does not know.
@@ -201,6 +205,8 @@ class SecondAnswers(ForgetObjective):
         max_new_tokens (`int`, *optional*, defaults to `64`):
             Longest answer that the model writes, in tokens.
     """
+
+    may_repeat: ClassVar[bool] = False
 
     answers: str = "refusals"
     num_answers: int = 5

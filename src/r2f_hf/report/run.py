@@ -97,7 +97,7 @@ def read_run(folder: str | os.PathLike) -> Run:
         folder (`str` or `os.PathLike`):
             The output folder of a run, or the folder that this folder lies in. The reports of `r2f evaluate` and
             `r2f attack` are looked for there, next to the model, and in the current folder, each also one folder
-            deeper. A report counts if it is of the weights that the ledger ends with.
+            deeper. A report counts if it is of the weights that the run has left.
 
     Raises:
         `FileNotFoundError`: If no run has written there.
@@ -107,7 +107,8 @@ def read_run(folder: str | os.PathLike) -> Run:
     model = find_model(asked)
     entries = read_ledger(model)
     numbers = [number for number, entry in enumerate(entries, 1) if entry["kind"] == "unlearn"]
-    weights = entries[-1]["weights"]["after"]
+    # Of an undone run too these are the weights that its figures are of.
+    weights = entries[numbers[-1] - 1]["weights"]["after"]
     evaluations, attacks, outdated = [], [], []
     rows: dict[str, dict[str, list[float | None]]] = {}
     for file, report in reports(dict.fromkeys((asked, model, model.parent, Path()))):

@@ -25,6 +25,11 @@ from .references import (
 )
 
 
+# How often the model is asked for second answers, and by how much warmer each time, where it repeats its own.
+ATTEMPTS = 4
+WARMER = 1.5
+
+
 def objective_references(
     model: nn.Module,
     forget: ForgetObjective,
@@ -131,16 +136,32 @@ def written_answers(
     Raises:
         `ValueError`: If a prompt leaves no room for an answer, or if nothing of what was written can be used.
     """
-    written = sample_answers(
-        model,
-        tokenizer,
-        instructions(splits, objective.instruction),
-        objective.num_answers,
-        objective.temperature,
-        seed,
-        objective.max_new_tokens,
-        batch_size,
-        desc="Second answers",
-        options=options,
-    )
-    return usable_answers(splits, written)
+    prompts = instructions(splits, objective.instruction)
+    answers: list[list[str]] = [[] for _ in prompts]
+    for attempt in range(ATTEMPTS):
+        missing = [row for row, found in enumerate(answers) if not found]
+        if not missing:
+            break
+        # A model that knows an answer by heart gives it again and again.
+        written = sample_answers(
+            model,
+            tokenizer,
+            [prompts[row] for row in missing],
+            objective.num_answers,
+            objective.temperature * WARMER**attempt,
+            seed + attempt,
+            objective.max_new_tokens,
+            batch_size,
+            desc="Second answers",
+            options=options,
+        )
+        for row, texts in zip(missing, written, strict=True):
+            answers[row] = usable_answers(splits, row, texts, objective.may_repeat)
+    missing = [row for row, found in enumerate(answers) if not found]
+    if missing:
+        raise ValueError(
+            f"The model wrote no second answer to forget[{missing[0]}] that differs from its own, nor to "
+            f"{len(missing) - 1} other rows. Raise the options `num_answers` or `temperature` of the "
+            '`forget_objective`, or set `answers` to "refusals" or to a column.'
+        )
+    return answers

@@ -66,6 +66,8 @@ class BootstrappedSequences(SecondAnswers):
     """
 
     needs_logits: ClassVar[bool] = True
+    # A model that knows the answer believes in it.
+    may_repeat: ClassVar[bool] = True
 
     answers: str = "model"
     weight: float = 0.5
