@@ -4,7 +4,7 @@ The audit of SmolLM2-135M on TOFU: R2F, LoRA and the exact gradient, judged by t
     python benchmarks/audit_smollm2.py --data DIR [--forget forget01] [--authors 20] [--runs r2f lora exact]
 
 The model is fine-tuned on the last `--authors` authors of TOFU, and gold on all of them but the forget set's. Every
-run has the losses, batches and steps of recipes/tofu/unlearn.yaml, without its stopping rule: all take the same steps.
+run has the losses, batches and steps of recipes/tofu, without its stopping rule: all take the same steps.
 LoRA's rate is the best of the sweep of benchmarks/tofu_smollm2.py. The first table has the metrics of the TOFU suite,
 and the second one what each attack gets. `comeback` is of the answers that the attack did not use: 0 is gold's level,
 and 1 is as if nothing had been forgotten.

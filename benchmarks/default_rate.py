@@ -4,7 +4,7 @@ What the default learning rate does on models and forget sets of several sizes, 
     python benchmarks/default_rate.py --data DIR [--settings smollm2-1 quickstart-2] [--seeds 0 1 2]
 
 SmolLM2-135M and Gemma 3 270M are fine-tuned on the last twenty authors of TOFU. They forget the last one, two or ten
-of them with recipes/tofu/unlearn.yaml and its stopping rule, in at most 20 steps. For one author these are four passes
+of them with recipes/tofu and its stopping rule, in at most 20 steps. For one author these are four passes
 over the forget set, and for two authors two passes. For ten authors a run may take the 50 steps of one pass.
 
 The quickstart's model knows twenty invented people. It forgets one, two or ten of them with its own recipe, which has

@@ -11,7 +11,7 @@ Utility is here the plain mean of nine numbers. TOFU takes their harmonic mean. 
 about real authors, before as well as after: the harmonic mean would be zero throughout, and 95% of zero are always
 kept. Utility is measured on at most `--utility_rows` rows per split.
 
-All runs have the losses, the forget batches and the schedule of recipes/tofu/unlearn.yaml. Their budget is `--passes`
+All runs have the losses, the forget batches and the schedule of recipes/tofu. Their budget is `--passes`
 passes over the forget set. LoRA and full AdamW do not protect the retain set, and have three retain examples per
 forget example instead of one. R2F takes its own default learning rate. For each peer several rates are swept on the
 first seed, and the best one is used on all seeds. The best one arrives first; if none arrives, it ends with the

@@ -5,7 +5,7 @@ R2F compared with LoRA, full AdamW and the exact gradient under R2F's update rul
 
 The model is fine-tuned on the last `--authors` authors of TOFU, and the gold model on all of them but the forget
 set's. Both are cached. Every run then has the losses, the forget batches, the step budget and the stopping rule of
-recipes/tofu/unlearn.yaml. LoRA and full AdamW do not protect the retain set, and have three retain examples per forget
+recipes/tofu. LoRA and full AdamW do not protect the retain set, and have three retain examples per forget
 example instead of one.
 
 R2F takes its learning rate from the recipe. For each peer several rates are swept on the first seed, and the best one

@@ -22,6 +22,7 @@ COMMANDS = {
     "ledger": "list what a model was asked to forget",
     "verify": "check that a model's weights are those that its ledger accounts for",
     "undo": "restore the weights from before the last request, bit for bit",
+    "completion": "print a script by which the shell completes r2f",
 }
 
 

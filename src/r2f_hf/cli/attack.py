@@ -106,12 +106,16 @@ class AttackArguments:
     )
 
 
+# The dataclasses whose fields are the options.
+OPTIONS = (AttackArguments, ModelArguments)
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments, the rows and the unlearned model of `r2f attack`, and check which attacks fit."""
     sharded = asked_to_shard()
     # Without an accelerator this has to be said here. Otherwise the processes would not find each other.
     PartialState(cpu=not torch.accelerator.is_available())
-    args, model_arguments = parse_recipe("attack", (AttackArguments, ModelArguments), argv)
+    args, model_arguments = parse_recipe("attack", OPTIONS, argv)
     names = chosen_attacks(args.attacks)
     if args.forget_data is None:
         raise ValueError("No rows are named. Set `forget_data` to the rows that were forgotten.")

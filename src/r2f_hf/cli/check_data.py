@@ -79,9 +79,13 @@ class CheckDataArguments:
                 raise ValueError(f"`{name}` must be above 0 and below 1, got {getattr(self, name)}.")
 
 
+# The dataclasses whose fields are the options.
+OPTIONS = (CheckDataArguments, ModelArguments)
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments of `r2f check-data` and its rows."""
-    args, model_arguments = parse_recipe("check-data", (CheckDataArguments, ModelArguments), argv)
+    args, model_arguments = parse_recipe("check-data", OPTIONS, argv)
     if args.forget_data is None:
         raise ValueError("No rows are named. Set `forget_data` to a file, and `retain_data` if there is one.")
     sources = {"forget": args.forget_data, "retain": args.retain_data, "holdout": args.holdout_data}

@@ -98,12 +98,16 @@ class CollectArguments:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
 
 
+# The dataclasses whose fields are the options.
+OPTIONS = (CollectArguments, ModelArguments)
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments, the facts and the model of `r2f collect`, and check the output folder."""
     sharded = asked_to_shard()
     # Without an accelerator this has to be said here. Otherwise the processes would not find each other.
     PartialState(cpu=not torch.accelerator.is_available())
-    args, model_arguments = parse_recipe("collect", (CollectArguments, ModelArguments), argv)
+    args, model_arguments = parse_recipe("collect", OPTIONS, argv)
     if args.about is None or not args.about.strip():
         raise ValueError("Nobody is named. Set `about` to the name of the person to be forgotten.")
     name, neighbours = " ".join(args.about.split()), [" ".join(each.split()) for each in args.neighbours or []]

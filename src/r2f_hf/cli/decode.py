@@ -119,12 +119,16 @@ class DecodeArguments:
         check_min_fidelity(None, self.held_out)
 
 
+# The dataclasses whose fields are the options.
+OPTIONS = (DecodeArguments,)
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments and both adapters of `r2f decode`, and check that the step between them can be decoded."""
     folders = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     if len(folders) == 2:
         argv = ["--before", folders[0], "--after", folders[1], *argv[2:]]
-    (args,) = parse_recipe("decode", (DecodeArguments,), argv)
+    (args,) = parse_recipe("decode", OPTIONS, argv)
     if args.before is None or args.after is None or len(folders) not in (0, 2):
         raise ValueError("Two adapters are needed: r2f decode BEFORE AFTER --out DIR.")
     if Path(args.out).resolve() in (Path(args.before).resolve(), Path(args.after).resolve()):

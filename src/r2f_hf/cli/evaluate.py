@@ -149,12 +149,16 @@ class EvaluateArguments:
     )
 
 
+# The dataclasses whose fields are the options.
+OPTIONS = (EvaluateArguments, ModelArguments)
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments and the rows of `r2f evaluate`."""
     sharded = asked_to_shard()
     # Without an accelerator this has to be said here. Otherwise the processes would not find each other.
     PartialState(cpu=not torch.accelerator.is_available())
-    args, model_arguments = parse_recipe("evaluate", (EvaluateArguments, ModelArguments), argv)
+    args, model_arguments = parse_recipe("evaluate", OPTIONS, argv)
     splits = load_splits(args)
     if args.lm_eval_tasks:
         check_lm_eval(args.lm_eval_tasks, args.lm_eval_include_path)

@@ -13,11 +13,16 @@ from ..runs.ledger import read_ledger, standing_requests
 COLUMNS = ("time", "kind", "rows", "steps", "before", "after", "status")
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """Read the arguments of `r2f ledger`, and the ledger of the model folder."""
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `r2f ledger`."""
     parser = argparse.ArgumentParser(prog="r2f ledger", description="List what a model was asked to forget.")
     parser.add_argument("model", help="a model folder that r2f has written")
-    folder = parser.parse_args(argv).model
+    return parser
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f ledger`, and the ledger of the model folder."""
+    folder = build_parser().parse_args(argv).model
     return partial(show, folder, read_ledger(folder))
 
 

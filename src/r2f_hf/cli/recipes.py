@@ -32,14 +32,7 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
         `ValueError`: If a key or a flag does not exist, with the nearest name that does, or if the recipe is not YAML.
         `FileNotFoundError`: If there is no such recipe.
     """
-    parser = TrlParser(
-        dataclass_types,
-        prog=f"r2f {command}",
-        usage=f"r2f {command} [--config RECIPE.yaml] [--option value ...]",
-        description="Every option is also a key of a recipe (--config RECIPE.yaml). Options override the recipe.",
-    )
-    if R2FConfig in dataclass_types:
-        group_options(parser)
+    parser = build_parser(command, dataclass_types)
     options = {action.dest: action for action in parser._actions}
     # TrlParser only knows `--config FILE`, not `--config=FILE`.
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
@@ -64,6 +57,19 @@ def parse_recipe(command: str, dataclass_types: Sequence[type], argv: Sequence[s
     for flag in unknown:
         check_option(flag.removeprefix("--").split("=")[0], options, "option")
     return tuple(parsed)
+
+
+def build_parser(command: str, dataclass_types: Sequence[type]) -> TrlParser:
+    """The parser of a subcommand whose options are the fields of dataclasses."""
+    parser = TrlParser(
+        dataclass_types,
+        prog=f"r2f {command}",
+        usage=f"r2f {command} [--config RECIPE.yaml] [--option value ...]",
+        description="Every option is also a key of a recipe (--config RECIPE.yaml). Options override the recipe.",
+    )
+    if R2FConfig in dataclass_types:
+        group_options(parser)
+    return parser
 
 
 def check_option(name: str, options: Mapping[str, Any], kind: str) -> None:

@@ -14,8 +14,8 @@ from ..report.run import Run, read_run
 from ..runs.ledger import row_hash
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """Read the arguments of `r2f report`, and the files of the runs."""
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `r2f report`."""
     parser = argparse.ArgumentParser(
         prog="r2f report",
         description="Write what is known about a run, or about several side by side, as one HTML file.",
@@ -29,7 +29,12 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     )
     for kind in ("prompt", "completion"):
         parser.add_argument(f"--{kind}_column", help=f"column of the {kind}, if `r2f unlearn` was given one")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f report`, and the files of the runs."""
+    args = build_parser().parse_args(argv)
     if Path(args.out).is_dir():
         raise ValueError(f"{args.out} is a folder. Name the file to write: --out {Path(args.out) / 'report.html'}")
     runs = [read_run(folder) for folder in args.runs]

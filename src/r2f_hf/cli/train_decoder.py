@@ -96,9 +96,13 @@ class TrainDecoderArguments:
             raise ValueError(f"`num_batches` must be at least 4, so that one validates; got {self.num_batches}.")
 
 
+# The dataclasses whose fields are the options.
+OPTIONS = (TrainDecoderArguments, ModelArguments)
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments, the rows and the proxy of `r2f train-decoder`, and encode the batches."""
-    args, model_arguments = parse_recipe("train-decoder", (TrainDecoderArguments, ModelArguments), argv)
+    args, model_arguments = parse_recipe("train-decoder", OPTIONS, argv)
     if args.data is None:
         raise ValueError("No text is named. Set `data` to a file of rows or to owner/name:config:split.")
     rows = load_rows(args.data)

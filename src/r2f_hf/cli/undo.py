@@ -9,14 +9,19 @@ from functools import partial
 from ..runs.undo import Undo, prepare_undo
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """Read the arguments of `r2f undo`, and check that the weights can be restored."""
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `r2f undo`."""
     parser = argparse.ArgumentParser(
         prog="r2f undo",
         description="Restore the weights from before the last run that is not undone yet, bit for bit.",
     )
     parser.add_argument("model", help="a model folder that r2f has written")
-    return partial(undo, prepare_undo(parser.parse_args(argv).model))
+    return parser
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f undo`, and check that the weights can be restored."""
+    return partial(undo, prepare_undo(build_parser().parse_args(argv).model))
 
 
 def undo(prepared: Undo) -> None:

@@ -55,12 +55,16 @@ class UnlearnArguments:
     )
 
 
+# The dataclasses whose fields are the options.
+OPTIONS = (UnlearnArguments, R2FConfig, QuantisedModelArguments)
+
+
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the arguments, the rows and the model of `r2f unlearn`, and check all of them before any weight changes."""
     sharded = asked_to_shard()
     if sharded:
         check_sharding_versions()
-    data, args, model_arguments = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, QuantisedModelArguments), argv)
+    data, args, model_arguments = parse_recipe("unlearn", OPTIONS, argv)
     if args.update_target == "weights" and model_arguments.quantisation() is not None:
         raise ValueError(
             "A quantised model cannot take the updates: a step is far smaller than the distance between two quantised "

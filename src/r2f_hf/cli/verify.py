@@ -12,14 +12,19 @@ from ..runs.undo import UNDO_FOLDER
 from ..runs.weights import saved_weights_hash
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """Read the arguments of `r2f verify`, and the ledger. A damaged ledger is refused."""
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `r2f verify`."""
     parser = argparse.ArgumentParser(
         prog="r2f verify",
         description="Check a model folder's ledger and weights, and name the first entry that does not fit.",
     )
     parser.add_argument("model", help="a model folder that r2f has written")
-    folder = parser.parse_args(argv).model
+    return parser
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Read the arguments of `r2f verify`, and the ledger. A damaged ledger is refused."""
+    folder = build_parser().parse_args(argv).model
     return partial(verify, folder, read_ledger(folder))
 
 
