@@ -73,11 +73,12 @@ def test_an_attack_restores_the_model_and_can_be_repeated(
 
 
 def test_relearning_brings_back_more_than_a_model_that_never_knew_learns(
-    forgotten: PreTrainedModel, build_target: BuildTarget, forget_rows: list[dict[str, Any]]
+    forgotten: PreTrainedModel, model: PreTrainedModel, build_target: BuildTarget, forget_rows: list[dict[str, Any]]
 ) -> None:
     from r2f_hf.attacks import relearning
 
     values = relearning.relearn(build_target(forgotten))
+    never_knew = relearning.relearn(build_target(model))
     assert len(values[UNATTACKED]) == len(forget_rows) - 1
     assert len(values[f"{UNATTACKED}: all rows"]) == len(forget_rows)
     # At a rate of fine-tuning, twenty steps on one row of six change what is said of the others.

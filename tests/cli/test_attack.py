@@ -70,6 +70,42 @@ def test_without_gold_and_original_some_are_left_out(
     assert "Without `gold_model` compare each line with `no attack`" in capsys.readouterr().out
 
 
+def test_all_with_a_further_name_leaves_out_too(options: dict[str, str]) -> None:
+    cli.main(flags(options, gold_model=None, original_model=None, attacks="all,pruning"))
+    report = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    assert report["left_out"].keys() == {"reversed_guidance", "merging"}
+
+
+def test_prompts_and_completions_are_sampled_as_they_stand(
+    options: dict[str, str], tmp_path: Path, forget_rows: list[Any]
+) -> None:
+    asked = {"attacks": "sampling", "gold_model": None, "original_model": None}
+    cli.main(flags(options, **asked))
+    expected = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    rows = [
+        {"prompt": f"Question: {row['question']}\nAnswer:", "completion": f" {row['answer']}"} for row in forget_rows
+    ]
+    asked["forget_data"] = write_rows(tmp_path / "rows" / "completions.jsonl", rows)
+    asked["retain_data"] = None
+    cli.main(flags(options, **asked))
+    found = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    greedy = [each["attacks"]["sampling"]["results"]["no attack"]["unlearned"] for each in (expected, found)]
+    assert greedy[0] == greedy[1] > 0.5
+    asked["attacks"] = "all"
+    cli.main(flags(options, **asked))
+    found = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    assert "stand as they are" in found["left_out"]["format_shift"] and "sampling" not in found["left_out"]
+    assert any("6 forget rows" in note for note in found["notes"])
+
+
+def test_retain_rows_that_are_to_be_forgotten_are_refused(
+    options: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(flags(options, retain_data=options["forget_data"]))
+    assert "The forget and retain sets share 6 rows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
@@ -79,6 +115,7 @@ def test_without_gold_and_original_some_are_left_out(
             "The attack 'merging' cannot be made: it needs the model from before",
         ),
         ({"forget_data": None}, "Set `forget_data`"),
+        ({"batch_size": "0"}, "`batch_size` must be at least 1, got 0."),
         ({"forget_data": "nowhere.jsonl"}, "There is no data file nowhere.jsonl"),
     ],
 )

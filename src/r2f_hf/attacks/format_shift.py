@@ -62,7 +62,9 @@ def shift_format(target: Target) -> Values:
     """Probability of the answers, asked for in other ways."""
     assert target.rows is not None
     pairs = [(row["question"], row["answer"]) for row in target.rows["forget"]]
-    retained = [(row["question"], row["answer"]) for row in target.rows.get("retain", ())]
+    retained = [
+        (row["question"], row["answer"]) for row in target.rows.get("retain", ()) if isinstance(row["question"], str)
+    ]
     tokenizer, options = target.tokenizer, target.options
     variants: dict[str, list[Encoded]] = {}
 
@@ -101,9 +103,18 @@ def shift_format(target: Target) -> Values:
     }
 
 
+def does_not_fit(target: Target) -> str | None:
+    """Why the questions cannot be asked in other ways, or `None`."""
+    if reason := needs_questions(target):
+        return reason
+    if not all(isinstance(row["question"], str) for row in (target.rows or {})["forget"]):
+        return "the forget rows are prompts that stand as they are, and have no format to change"
+    return None
+
+
 FORMAT_SHIFT = Attack(
     meaning="Asking the same questions in another format, after other questions or with a begun answer gets this.",
     quantity="probability",
     run=shift_format,
-    does_not_fit=needs_questions,
+    does_not_fit=does_not_fit,
 )
