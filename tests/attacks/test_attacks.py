@@ -81,8 +81,9 @@ def test_relearning_brings_back_more_than_a_model_that_never_knew_learns(
     never_knew = relearning.relearn(build_target(model))
     assert len(values[UNATTACKED]) == len(forget_rows) - 1
     assert len(values[f"{UNATTACKED}: all rows"]) == len(forget_rows)
-    # At a rate of fine-tuning, twenty steps on one row of six change what is said of the others.
-    assert mean(values["10% of the rows, LoRA, rate 1e-3"]) != pytest.approx(mean(values[UNATTACKED]), rel=1e-3)
+    lora = "10% of the rows, LoRA, rate 1e-3"
+    gains = [mean(each[lora]) - mean(each[UNATTACKED]) for each in (values, never_knew)]
+    assert gains[0] > 2 * gains[1] > 0
 
 
 def test_the_attacker_has_a_tenth_of_the_rows_with_all_their_windows(build_target: BuildTarget) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cli.test_launch import launch
-from conftest import build_model, write_rows
+from conftest import CONFIGS, build_model, write_rows
 from transformers import PreTrainedTokenizerFast
 
 from r2f_hf import cli
@@ -30,6 +30,14 @@ def options(
         "output_dir": str(tmp_path / "attacks"),
         "max_new_tokens": "8",
     }
+
+
+@pytest.fixture
+def model_gpt2(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model of another architecture with the same tokenizer."""
+    build_model(CONFIGS["gpt2"]).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
 
 
 def flags(options: dict[str, str], **others: str | None) -> list[str]:
@@ -96,6 +104,15 @@ def test_prompts_and_completions_are_sampled_as_they_stand(
     found = json.loads((Path(options["output_dir"]) / "report.json").read_text())
     assert "stand as they are" in found["left_out"]["format_shift"] and "sampling" not in found["left_out"]
     assert any("6 forget rows" in note for note in found["notes"])
+
+
+def test_an_attack_that_does_not_fit_gold_is_left_out(options: dict[str, str], model_gpt2: Path) -> None:
+    cli.main(flags(options, gold_model=str(model_gpt2), attacks="all"))
+    report = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    assert report["left_out"] == {
+        "merging": "on the gold model: the original model has weights of other names or shapes"
+    }
+    assert "gold" in report["attacks"]["pruning"]["results"]["no attack"]
 
 
 def test_retain_rows_that_are_to_be_forgotten_are_refused(

@@ -112,7 +112,11 @@ def test_depth_is_measured_if_it_is_asked_for(
 def test_a_model_writes_what_own_rows_lack(
     run: Callable[..., tuple[dict[str, Any], str]], models: Path, tmp_path: Path
 ) -> None:
-    asked = (f"--forget_data={DATA / 'own' / 'questions.jsonl'}", "--write_wrong_answers", "2", "--write_paraphrases")
+    lines = (DATA / "own" / "questions.jsonl").read_text().splitlines()
+    for name, part in (("forget", lines[:3]), ("retain", lines[3:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(part) + "\n")
+    sets = tuple(f"--{name}_data={tmp_path / name}.jsonl" for name in ("forget", "retain"))
+    asked = (*sets, "--write_wrong_answers", "2", "--write_paraphrases")
     report, _ = run("own", *asked, "--gold_model", str(models / "gold"))
     assert {"truth_ratio", "forget_quality", "retain_truth_ratio", "model_utility"} <= report["metrics"].keys()
     assert report["notes"][0].startswith("truth_ratio: the model itself wrote")

@@ -120,9 +120,13 @@ def remark_on_rows(examples: Sequence[Encoded], names: Sequence[str]) -> list[st
     notes = []
     # The widest 95% interval of a mean of numbers from 0 to 1.
     if (half := 0.98 / np.sqrt(rows)) > UNCERTAIN:
-        notes.append(f"{rows} forget rows. A mean over so few is uncertain by up to {min(half, 1):.2f} (95%).")
+        counted = "1 forget row" if rows == 1 else f"{rows} forget rows"
+        notes.append(f"{counted}. A mean over so few is uncertain by up to {min(half, 1):.2f} (95%).")
     if "relearning" in names and rows == 1:
-        notes.append("relearning: the one row is both fine-tuned on and measured, so no other row can come back.")
+        notes.append(
+            "relearning: the one row is both fine-tuned on and measured. So nothing is known about rows that the "
+            "attacker does not have."
+        )
     elif "relearning" in names and rows < 1 / SHARE:
         notes.append(f"relearning: a tenth of {rows} rows is less than one. The attacker has one row.")
     return notes

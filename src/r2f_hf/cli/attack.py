@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -145,7 +145,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             check_tokenizer(tokenizer, its_tokenizer, name)
     original = others.get("original")
     target = replace(target, original=None if original is None else place(original))
-    left_out = {name: reason for name in names if (reason := ATTACKS[name].does_not_fit(target)) is not None}
+    models = {"unlearned": target.model, **others}
+    left_out = {name: reason for name in names if (reason := why_not(name, target, models)) is not None}
     if left_out and "all" not in split_names(args.attacks):
         name, reason = next(iter(left_out.items()))
         raise ValueError(f"The attack {name!r} cannot be made: {reason}. Leave it out, or mend that.")
@@ -196,6 +197,15 @@ def attack(
         print_report(lines, left_out, notes, gold is not None)
         print(f"The report is {folder / 'report.json'}.")
     state.destroy_process_group()
+
+
+def why_not(name: str, target: Target, models: Mapping[str, PreTrainedModel]) -> str | None:
+    """Why an attack cannot be made on one of the models, or `None`. All of them are attacked in the same way."""
+    for role, model in models.items():
+        reason = ATTACKS[name].does_not_fit(replace(target, model=model))
+        if reason is not None:
+            return reason if role == "unlearned" else f"on the {role} model: {reason}"
+    return None
 
 
 def place(model: PreTrainedModel) -> PreTrainedModel:

@@ -228,9 +228,7 @@ def check_unused(args: EvaluateArguments) -> None:
         if not own and getattr(args, name) is not None:
             raise ValueError(f"The {args.suite} suite has columns of its own. Leave out `{name}`.")
     if args.gradnorm and "holdout" not in SUITES[args.suite].splits:
-        raise ValueError(
-            f"The {args.suite} suite has no membership attacks against holdout rows. Leave out `gradnorm`."
-        )
+        raise ValueError(f"The {args.suite} suite has no holdout rows to compare with. Leave out `gradnorm`.")
 
 
 def check_written(args: EvaluateArguments, splits: Mapping[str, Rows]) -> None:
