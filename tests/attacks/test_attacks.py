@@ -191,6 +191,16 @@ def test_formats_that_rows_and_tokenizer_allow(
     assert values["paraphrased question"] == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+def test_formats_that_are_too_long_for_the_model_are_left_out(
+    build_target: BuildTarget, memorised_model: PreTrainedModel
+) -> None:
+    target = build_target(memorised_model)
+    longest = max(len(example["input_ids"]) for example in target.forget)
+    memorised_model.config.max_position_embeddings = longest + 8
+    values = ATTACKS["format_shift"].run(target)
+    assert "few-shot" not in values and {UNATTACKED, "misspelled question"} <= values.keys()
+
+
 def test_the_last_layer_reads_as_the_model_does(memorised_model: PreTrainedModel, build_target: BuildTarget) -> None:
     values = ATTACKS["logit_lens"].run(build_target(memorised_model))
     assert values["best layer"] == values["layer 1"]

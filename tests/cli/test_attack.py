@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from cli.test_launch import launch
-from conftest import CONFIGS, build_model, write_rows
-from transformers import PreTrainedTokenizerFast
+from conftest import CONFIGS, SHAPE, build_model, write_rows
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from r2f_hf import cli
 
@@ -33,11 +33,11 @@ def options(
 
 
 @pytest.fixture
-def model_gpt2(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+def qwen(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A model of another architecture with the same tokenizer."""
-    build_model(CONFIGS["gpt2"]).save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
-    return tmp_path / "gpt2"
+    build_model(CONFIGS["qwen"]).save_pretrained(tmp_path / "qwen")
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    return tmp_path / "qwen"
 
 
 def flags(options: dict[str, str], **others: str | None) -> list[str]:
@@ -106,13 +106,22 @@ def test_prompts_and_completions_are_sampled_as_they_stand(
     assert any("6 forget rows" in note for note in found["notes"])
 
 
-def test_an_attack_that_does_not_fit_gold_is_left_out(options: dict[str, str], model_gpt2: Path) -> None:
-    cli.main(flags(options, gold_model=str(model_gpt2), attacks="all"))
+def test_an_attack_that_does_not_fit_gold_is_left_out(options: dict[str, str], qwen: Path) -> None:
+    cli.main(flags(options, gold_model=str(qwen), attacks="all"))
     report = json.loads((Path(options["output_dir"]) / "report.json").read_text())
     assert report["left_out"] == {
         "merging": "on the gold model: the original model has weights of other names or shapes"
     }
     assert "gold" in report["attacks"]["pruning"]["results"]["no attack"]
+
+
+def test_a_gold_model_that_reads_less_is_named(
+    options: dict[str, str], tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_model(LlamaConfig(**SHAPE | {"max_position_embeddings": 4})).save_pretrained(options["gold_model"])
+    with pytest.raises(SystemExit):
+        cli.main(flags(options, attacks="pruning"))
+    assert "The gold model does not take the forget rows: forget[0] has" in capsys.readouterr().err
 
 
 def test_retain_rows_that_are_to_be_forgotten_are_refused(

@@ -31,6 +31,7 @@ from ..report.run import ATTACK_SCHEMA
 from ..runs.files import write_json
 from ..runs.ledger import last_weights
 from ..scoring import context_length
+from ..scoring.completions import check_examples
 from ..settings import check_counts
 from .recipes import parse_recipe
 
@@ -143,6 +144,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         if name is not None:
             others[role], its_tokenizer = load_model(model_arguments, name, sharded=sharded)
             check_tokenizer(tokenizer, its_tokenizer, name)
+            check_takes(others[role], role, target)
     original = others.get("original")
     target = replace(target, original=None if original is None else place(original))
     models = {"unlearned": target.model, **others}
@@ -273,6 +275,14 @@ def check_tokenizer(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBa
             f"The model {name} has another tokenizer than the unlearned one, so their probabilities cannot be "
             "compared. Name a model of the same family."
         )
+
+
+def check_takes(model: PreTrainedModel, role: str, target: Target) -> None:
+    """Refuse a model that reads less than the unlearned one, or has fewer embeddings."""
+    try:
+        check_examples(model, target.forget, [f"forget[{example['item']}]" for example in target.forget])
+    except ValueError as error:
+        raise ValueError(f"The {role} model does not take the forget rows: {error}") from error
 
 
 def print_report(
