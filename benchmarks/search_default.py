@@ -115,12 +115,7 @@ class Search:
         """Mean score over seeds."""
         options, scores, questions = options_of(trial), [], []
         for seed in self.options.seeds:
-            try:
-                result = self.of_seed(seed).run("r2f", options, seed)
-            except ValueError as error:
-                # The package refuses these options together.
-                trial.set_user_attr("refused", str(error))
-                raise optuna.TrialPruned from error
+            result = self.of_seed(seed).run("r2f", options, seed)
             scores.append(score(result["figures"]))
             questions.append(answers(result["figures"]))
             means = {name: fmean(each[name] for each in questions if name in each) for name in QUESTIONS}
