@@ -120,7 +120,8 @@ class Setting:
         if key not in self.runs_of:
             tuning = seed == TUNING_SEED
             folder = options.output_dir
-            world = make_world(self.name, seed, options.data, folder / "worlds", tuning, options.utility_rows)
+            sizes = (options.utility_rows, options.set)
+            world = make_world(self.name, seed, folder / "worlds", options.data, tuning, *sizes)
             # Choices are made by the score, which needs only one of the attacks.
             attacks = ("relearning",) if tuning else options.attacks
             self.runs_of[key] = Runs(world, folder / "runs", attacks, options.eval_batch_size, not options.all_steps)
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only the quickstart with 4 people, and no sampling")
     parser.add_argument("--all_steps", action="store_true", help="without the recipe's stopping rule")
     parser.add_argument("--share", default="0/1", help="make only every n-th run: 2/4 is the third share of four")
+    parser.add_argument("--set", nargs="+", default=[], help="options that override the recipe's: max_steps=40")
     parser.add_argument("--utility_rows", type=int, default=30, help="most rows of a split of TOFU for utility")
     parser.add_argument("--eval_batch_size", type=int, default=64)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/lasting"))

@@ -106,7 +106,7 @@ class Search:
         """The runs on the world of a seed."""
         if seed not in self.runs:
             folder = self.options.output_dir
-            world = make_world(self.options.setting, seed, None, folder / "worlds", tuning=True, utility_rows=0)
+            world = make_world(self.options.setting, seed, folder / "worlds", overrides=self.options.set)
             # The score needs only this attack.
             self.runs[seed] = Runs(world, folder / "runs", ("relearning",))
         return self.runs[seed]
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--enqueue", action="store_true", help="try today's default first")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--setting", default=SETTING, choices=[f"quickstart-{people}" for people in (1, 2, 4, 10)])
+    parser.add_argument("--set", nargs="+", default=[], help="options that override the recipe's, outside the space")
     parser.add_argument("--best", type=int, default=10, help="how many trials to print")
     parser.add_argument("--sampler_seed", type=int, help="makes the proposals repeatable if one command works alone")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/search_default"))
@@ -162,7 +163,7 @@ def main() -> None:
         load_if_exists=True,
     )
     if options.enqueue:
-        study.enqueue_trial(todays_default(read_recipe("quickstart")), skip_if_exists=True)
+        study.enqueue_trial(todays_default(read_recipe("quickstart", options.set)), skip_if_exists=True)
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
     if len(study.get_trials(deepcopy=False, states=ended)) < options.trials:
         study.optimize(Search(options), callbacks=[MaxTrialsCallback(options.trials, ended)])

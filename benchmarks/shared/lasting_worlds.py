@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -85,7 +86,15 @@ class World:
         return fmean(metrics[f"{split}_{name}"] for split in UTILITY_SPLITS for name in names)
 
 
-def make_world(setting: str, seed: int, data: Path | None, folder: Path, tuning: bool, utility_rows: int) -> World:
+def make_world(
+    setting: str,
+    seed: int,
+    folder: Path,
+    data: Path | None = None,
+    tuning: bool = False,
+    utility_rows: int = 30,
+    overrides: Sequence[str] = (),
+) -> World:
     """
     The models and rows of a setting. Models are trained on first use.
 
@@ -94,27 +103,30 @@ def make_world(setting: str, seed: int, data: Path | None, folder: Path, tuning:
             One of [`SETTINGS`].
         seed (`int`):
             Seed of the quickstart's world and models. TOFU's are the same for all seeds.
-        data (`Path`, *optional*):
-            Folder with TOFU's files. The quickstart needs none.
         folder (`Path`):
             Folder for the quickstart's worlds.
-        tuning (`bool`):
+        data (`Path`, *optional*):
+            Folder with TOFU's files. The quickstart needs none.
+        tuning (`bool`, *optional*, defaults to `False`):
             Whether the world is one to make choices on: TOFU's first authors instead of the last ones.
-        utility_rows (`int`):
+        utility_rows (`int`, *optional*, defaults to `30`):
             Most rows of each split of TOFU that utility is measured on.
+        overrides (`Sequence[str]`, *optional*):
+            Options that override the recipe's, such as `rank=8`.
 
     Returns:
         [`World`]
     """
     base, _, count = setting.partition("-")
     if base == "quickstart":
-        return quickstart_world(setting, seed, int(count), folder)
+        return quickstart_world(setting, seed, int(count), folder, read_recipe("quickstart", overrides))
     if data is None:
         raise SystemExit(f"The setting {setting} needs TOFU: name the folder of its files with --data.")
-    return tofu_world(setting, BASES[base](), int(count), data, tuning, utility_rows)
+    recipe = read_recipe("tofu", overrides)
+    return tofu_world(setting, BASES[base](), int(count), data, tuning, utility_rows, recipe)
 
 
-def quickstart_world(setting: str, seed: int, people: int, folder: Path) -> World:
+def quickstart_world(setting: str, seed: int, people: int, folder: Path, recipe: R2FConfig) -> World:
     """The quickstart's own data and models, with its own recipe."""
     name = f"{setting}, seed {seed}"
     folder = folder / f"{setting}-{seed}"
@@ -135,10 +147,12 @@ def quickstart_world(setting: str, seed: int, people: int, folder: Path) -> Worl
     files["world_facts"] = "world_facts_perturbed"
     splits = {split: rows(f"tofu/{file}.json") for split, file in files.items()}
     data = {split: rows(f"{split}.jsonl") for split in ("forget", "retain")}
-    return World(name, models, data, splits, read_recipe("quickstart"), 32)
+    return World(name, models, data, splits, recipe, 32)
 
 
-def tofu_world(setting: str, base: Path, authors: int, data: Path, tuning: bool, utility_rows: int) -> World:
+def tofu_world(
+    setting: str, base: Path, authors: int, data: Path, tuning: bool, utility_rows: int, recipe: R2FConfig
+) -> World:
     """A model fine-tuned on the last twenty authors of TOFU, which forgets the last of them, or the first to tune."""
     from default_rate import FORGET, few_authors
     from time_to_forget import spread, tuning_data
@@ -154,16 +168,14 @@ def tofu_world(setting: str, base: Path, authors: int, data: Path, tuning: bool,
     splits = {
         name: spread(rows, utility_rows) if name in UTILITY_SPLITS else rows for name, rows in sets["splits"].items()
     }
-    recipe = read_recipe("tofu")
     # A forget set of more than 80 rows takes one pass, as the recipe says.
-    steps = max(recipe.max_steps, -(-len(sets["forget"]) // recipe.per_device_train_batch_size))
-    recipe.max_steps = steps
+    recipe.max_steps = max(recipe.max_steps, -(-len(sets["forget"]) // recipe.per_device_train_batch_size))
     rows = {name: sets[name] for name in ("forget", "retain", "holdout")}
     return World(setting + ", first authors" * tuning, models, rows, splits, recipe, 64)
 
 
-def read_recipe(name: str) -> R2FConfig:
-    """A recipe of `recipes/`, for training alone."""
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> R2FConfig:
+    """A recipe of `recipes/`, for training alone, with other options where they are named."""
     flags = ["--config", str(RECIPES / name / "unlearn.yaml"), "--eval_strategy", "no", "--disable_tqdm", "True"]
     # Each of many runs would print its steps.
     flags += ["--logging_strategy", "no"]
@@ -171,5 +183,6 @@ def read_recipe(name: str) -> R2FConfig:
         flags.append("--use_cpu")
     if name == "tofu":
         flags += ["--bf16", str(computes_bf16())]
+    flags += [f"--{option}" for option in overrides]
     _, recipe, _ = parse_recipe("unlearn", (UnlearnArguments, R2FConfig, QuantisedModelArguments), flags)
     return recipe

@@ -95,7 +95,8 @@ def test_runs_are_judged_next_to_gold_and_read_again(output: Path, monkeypatch: 
     import lasting
 
     monkeypatch.setattr(lasting, "SWEEP", {"quickstart": {"lora": (4e-3,)}})
-    command = (*("--quick", "--settings", "quickstart-1", "--methods", "r2f", "lora", "--seeds", "4"),)
+    command = ("--quick", "--settings", "quickstart-1", "--methods", "r2f", "lora", "--seeds", "4")
+    command += ("--set", "rank=8")
     run(lasting, monkeypatch, output, *command)
     runs = kept_runs(output)
     assert len(runs) == len(lasting.OBJECTIVES) + 2
@@ -115,10 +116,23 @@ def test_the_search_starts_from_todays_default_and_goes_on(output: Path, monkeyp
     pytest.importorskip("optuna")
     import search_default
 
-    command = ("--setting", "quickstart-1", "--seeds", "0", "--enqueue", "--sampler_seed", "0", "--trials")
+    # The tiny model has no room for more.
+    monkeypatch.setitem(search_default.SPACE, "rank", search_default.CategoricalDistribution((8,)))
+    command = (
+        "--set",
+        "rank=8",
+        "--setting",
+        "quickstart-1",
+        "--seeds",
+        "0",
+        "--enqueue",
+        "--sampler_seed",
+        "0",
+        "--trials",
+    )
     run(search_default, monkeypatch, output, *command, "1")
     (first,) = json.loads((output / "trials.json").read_text()).values()
-    default = search_default.todays_default(search_default.read_recipe("quickstart"))
+    default = search_default.todays_default(search_default.read_recipe("quickstart", ["rank=8"]))
     assert first.items() >= default.items() and first["score"] == min(first[name] for name in search_default.QUESTIONS)
     runs = kept_runs(output)
     run(search_default, monkeypatch, output, *command, "2")
