@@ -176,7 +176,8 @@ def tofu_world(
 
 def read_recipe(name: str, overrides: Sequence[str] = ()) -> R2FConfig:
     """A recipe of `recipes/`, for training alone, with other options where they are named."""
-    flags = ["--config", str(RECIPES / name / "unlearn.yaml"), "--eval_strategy", "no", "--disable_tqdm", "True"]
+    file = "forget01.yaml" if name == "tofu" else "unlearn.yaml"
+    flags = ["--config", str(RECIPES / name / file), "--eval_strategy", "no", "--disable_tqdm", "True"]
     # Each of many runs would print its steps.
     flags += ["--logging_strategy", "no"]
     if not torch.cuda.is_available():
