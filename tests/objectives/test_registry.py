@@ -34,7 +34,7 @@ def inputs(scores: Tensor, k: int | None = None, second: ForgetInputs | None = N
     return found
 
 
-@pytest.mark.parametrize("name", FORGET_OBJECTIVES.keys() - NOT_ON_ANSWERS)
+@pytest.mark.parametrize("name", sorted(FORGET_OBJECTIVES.keys() - NOT_ON_ANSWERS))
 def test_descending_a_forget_objective_makes_the_answer_less_probable(name: str) -> None:
     objective = build_objective(FORGET_OBJECTIVES, name, OPTIONS.get(name, {}), "forget objective")
     objective.token_ids = [5]
