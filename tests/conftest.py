@@ -210,6 +210,7 @@ def distance(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) ->
 # Options of the forget objectives without which a tiny model, or a run without a holdout set, cannot do.
 OBJECTIVE_OPTIONS: dict[str, dict[str, Any]] = {
     "margin": {"anchor": -2.0},
+    "ignorance": {"level": -3.0, "lift_after": 2},
     "jensun": {"target": "Cleo lives"},
     "dpo": {"answers": "refusal"},
     "idk": {"answers": "refusal"},

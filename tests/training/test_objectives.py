@@ -262,6 +262,7 @@ def test_refusals_are_dealt_by_the_seed(build_trainer: BuildTrainer, data: dict[
             "`layer` of the objective HiddenStates is 9",
         ),
         ({"forget_objective": "margin"}, {}, "takes its `anchor` from the holdout set, and there is none"),
+        ({"forget_objective": "ignorance"}, {}, "takes its `level` from the holdout set, and there is none"),
         ({"forget_objective": "pdu", "retain_objective": "none"}, {}, "only defined together with a retain loss"),
         (
             {"forget_objective": "dpo", "forget_objective_kwargs": {"answers": "refusl"}},

@@ -272,10 +272,11 @@ def check_objectives(objectives: Sequence[Any], splits: Splits) -> None:
         `ValueError`: Naming the objective and the set.
     """
     forget = objectives[0]
-    if forget.needs_holdout_margin and not splits.holdout:
+    options = {"anchor": forget.needs_holdout_margin, "level": forget.needs_ignorance and forget.level is None}
+    for option in (name for name, needed in options.items() if needed and not splits.holdout):
         raise ValueError(
-            f"The forget objective {type(forget).__name__} takes its `anchor` from the holdout set, and there is "
-            "none. Pass a `holdout_dataset`, or set `anchor` in `forget_objective_kwargs` (-3, for example)."
+            f"The forget objective {type(forget).__name__} takes its `{option}` from the holdout set, and there is "
+            f"none. Pass a `holdout_dataset`, or set `{option}` in `forget_objective_kwargs` (-3, for example)."
         )
     if forget.answers is not None:
         check_second_answers(splits)

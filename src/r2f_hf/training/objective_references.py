@@ -98,10 +98,9 @@ def _ignorance(model: nn.Module, forget: ForgetObjective, splits: Splits, **comm
     ngrams = AnswerNgrams(splits.retain)
     log_probs = torch.tensor([value for view in splits.views for value in ngrams.log_probs(view)])
     level = forget.level
-    if level is None and splits.holdout:
-        holdout = reference_token_log_probs(model, splits.holdout, **common, desc="Level of the holdout set")
-        level = float(holdout.mean())
-    return log_probs if level is None else log_probs * (level / log_probs.mean())
+    if level is None:
+        level = reference_token_log_probs(model, splits.holdout, **common, desc="Level of the holdout set").mean()
+    return log_probs * (level / log_probs.mean())
 
 
 def _distributions(

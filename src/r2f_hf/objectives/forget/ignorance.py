@@ -34,8 +34,8 @@ class Ignorance(ForgetObjective):
         lift_after (`int`, *optional*, defaults to `20`):
             Steps before tokens are lifted. They need about as many steps again.
         level (`float`, *optional*):
-            Mean log-probability per token of answers that the model never saw, below zero. It defaults to that of the
-            holdout set before unlearning. Without a holdout set `c` is 1.
+            Mean log-probability per token of answers that the model never saw, below zero. By default it is that of
+            the holdout set before unlearning.
     """
 
     needs_ignorance: ClassVar[bool] = True
