@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from r2f_hf.decoders import GradientDecoder, SketchCore, TikhonovDecoder
 from r2f_hf.decoders.training import FilterPairs
-from r2f_hf.gradients import LoraSketch, LowRankGradient
+from r2f_hf.gradients import LoraSketch, LowRankGradient, damp_spectra
 from r2f_hf.gradients.fidelity import error_moments
 from r2f_hf.probes import GradientSubspace, draw_probes
 from r2f_hf.probes.subspace import DECAY
@@ -272,6 +273,28 @@ def test_the_cosine_of_several_modules(gradients: list[Tensor]) -> None:
     cores = [SketchCore.of(sketch_of(G)) for G in gradients]
     total, cosines, true, _ = weigh([dense(core.reconstruct(0 * core.sigma)) for core in cores])
     torch.testing.assert_close(total, (true * cosines).square().sum().sqrt())
+
+
+def test_a_damped_step_gains_less_of_its_own_batch(gradients: list[Tensor]) -> None:
+    for G in gradients:
+        U, S, Vt = torch.linalg.svd(G, full_matrices=False)
+        s = S[(S / S[0]) > 1e-3]
+        kept = LowRankGradient(U[:, : len(s)] * s, Vt[: len(s)].T)
+        cosines = []
+        for damping in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0):
+            found = dense(damp_spectra([kept], damping)[0])
+            powers = s ** (1 - 2 * damping)
+            torch.testing.assert_close(found.norm(), s.norm())
+            # Each direction has this share of the squared norm: its energy without damping, and 1/r with 0.5.
+            along = torch.einsum("or,oi,ri->r", U[:, : len(s)], found, Vt[: len(s)])
+            torch.testing.assert_close(along.square() / found.square().sum(), powers.square() / powers.square().sum())
+            expected = (s * powers).sum() / (s.norm() * powers.norm())
+            torch.testing.assert_close(cosine(dense(kept), found), expected)
+            cosines.append(expected.item())
+            if damping == 0.5:
+                torch.testing.assert_close(expected, s.sum() / (len(s) ** 0.5 * s.norm()))
+        assert cosines[0] == pytest.approx(1)
+        assert all(first > second > 0 for first, second in pairwise(cosines))
 
 
 class Nothing(GradientDecoder):

@@ -107,7 +107,8 @@ class R2FConfig(TrainingArguments):
             `retain_objective`, since there is nothing to protect then.
         spectrum_damping (`float`, *optional*, defaults to `0.0`):
             `k`, from 0 to 1: a singular value `S` of a module's gradient becomes `S^(1-2k)`. With 0.5 all directions
-            of a step weigh the same. Relearning restores the leading directions first.
+            of a gradient weigh the same. Where forget rows share directions, a few of them then bring back less of the
+            others. Each step forgets less.
         min_fidelity (`float`, *optional*):
             Least estimated cosine between a module's reconstruction and its full gradient. Off by default.
         on_bad_gradient (`str`, *optional*, defaults to `"skip"`):

@@ -30,6 +30,7 @@ def inputs(scores: Tensor, k: int | None = None, second: ForgetInputs | None = N
     log_probs, before = (each.log_softmax(-1).gather(-1, LABELS[:, None])[:, 0] for each in (scores, reference))
     found = ForgetInputs(log_probs, ROWS, 2, before, LABELS, scores, *top_log_probs(reference, k))
     found.hidden_states, found.reference_norms, found.second = scores, torch.ones(3), second
+    found.ignorant_log_probs = torch.full((3,), -8.0)
     return found
 
 
@@ -68,6 +69,7 @@ def test_a_process_without_forget_rows_has_a_loss_of_zero_with_a_gradient(name: 
         torch.empty(0, 3),
         scores,
         nothing,
+        nothing,
     )
     empty.second = empty
     losses = objective(empty)
@@ -81,7 +83,8 @@ def test_what_each_objective_needs() -> None:
         return {name for name, objective in table.items() if getattr(objective(), need)}
 
     assert those("needs_reference") == {"npo", "tnpo", "dpo", "altpo", "shred"}
-    assert those("needs_retain") == {"grad_diff", "pdu"}
+    assert those("needs_retain") == {"grad_diff", "pdu", "ignorance"}
+    assert those("needs_ignorance") == {"ignorance"}
     assert those("needs_distribution") == {"undial", "shred"}
     assert those("needs_second_distribution") == {"duet"}
     assert those("needs_hidden_states") == {"rmu", "adaptive_rmu"}
@@ -139,6 +142,8 @@ def test_inputs_are_summed_over_the_tokens_of_a_row() -> None:
         ),
         ("rmu", {"layer": 0}, "`layer` of the objective RMU must be a whole number above 0"),
         ("margin", {"anchor": "low"}, "`anchor` of the objective MarginCalibration must be a finite number"),
+        ("ignorance", {"lift_after": -1}, "`lift_after` of the objective Ignorance must be a number of at least 0"),
+        ("ignorance", {"level": 0.5}, "`level` of the objective Ignorance must be below zero, got 0.5"),
         ("pdu", {"dual_step": -1}, "`dual_step` of the objective PDU must be a number of at least 0"),
     ],
 )

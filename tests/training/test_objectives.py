@@ -63,7 +63,9 @@ def test_every_retain_objective_trains_by_its_name(
         assert first == pytest.approx(0, abs=1e-5) and second > 1e-7
 
 
-@pytest.mark.parametrize("name", ["pdu", "altpo", "bs_s", "duet", "idk", "undial", "shred", "adaptive_rmu"])
+@pytest.mark.parametrize(
+    "name", ["pdu", "ignorance", "altpo", "bs_s", "duet", "idk", "undial", "shred", "adaptive_rmu"]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     name: str, tmp_path: Path, build_trainer: BuildTrainer, data: dict[str, Any]
 ) -> None:

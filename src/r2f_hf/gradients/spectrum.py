@@ -19,8 +19,9 @@ def damp_spectra(gradients: Sequence[LowRankGradient], damping: float) -> list[L
     r"""
     Damp the leading directions of gradients: `U S Vᵀ` becomes `U S^(1-2k) Vᵀ` (arXiv 2605.11685).
 
-    Relearning first restores the leading directions, which all rows of the forget set share. With `k = 0.5` all
-    directions weigh the same, as in an orthogonalised step.
+    Where the rows of a forget set share directions, these lead, and relearning a few rows restores them in all rows.
+    With `k = 0.5` all directions weigh the same, as in an orthogonalised step. `docs/theory.md` derives what this
+    changes, in section 7.
 
     Args:
         gradients (`Sequence[LowRankGradient]`):

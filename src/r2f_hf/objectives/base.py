@@ -48,6 +48,8 @@ class ForgetInputs:
             The output of the objective's `layer` at the labelled tokens (`needs_hidden_states`).
         reference_norms (`torch.Tensor` of shape `(tokens,)`, *optional*):
             Norms of these states under the model before unlearning (`needs_reference_norms`).
+        ignorant_log_probs (`torch.Tensor` of shape `(tokens,)`, *optional*):
+            The log-probability of each token to someone who has read only the retain set (`needs_ignorance`).
         holdout_margin (`torch.Tensor` of shape `()`, *optional*):
             Mean margin of the holdout set's tokens under the model before unlearning (`needs_holdout_margin`).
         second ([`ForgetInputs`], *optional*):
@@ -64,6 +66,7 @@ class ForgetInputs:
     reference_top_log_probs: Tensor | None = None
     hidden_states: Tensor | None = None
     reference_norms: Tensor | None = None
+    ignorant_log_probs: Tensor | None = None
     holdout_margin: Tensor | None = None
     second: ForgetInputs | None = None
 
@@ -107,6 +110,8 @@ class ForgetObjective:
             Whether it looks at the output of the layer that its field `layer` names.
         needs_reference_norms (`bool`):
             Whether it compares with the norms of these states before unlearning.
+        needs_ignorance (`bool`):
+            Whether it compares with what the retain set's answers alone predict.
         needs_holdout_margin (`bool`):
             Whether it compares with the margins of the holdout set before unlearning.
         answers (`str`, *optional*):
@@ -127,6 +132,7 @@ class ForgetObjective:
     needs_second_distribution: ClassVar[bool] = False
     needs_hidden_states: ClassVar[bool] = False
     needs_reference_norms: ClassVar[bool] = False
+    needs_ignorance: ClassVar[bool] = False
     needs_holdout_margin: ClassVar[bool] = False
     answers: ClassVar[str | None] = None
     teacher_prompt: ClassVar[str | None] = None

@@ -26,6 +26,7 @@ from .forget import (
     BootstrappedTokens,
     GradientAscent,
     GradientDifference,
+    Ignorance,
     InvertedHinge,
     JensUn,
     MarginCalibration,
@@ -60,6 +61,7 @@ FORGET_OBJECTIVES: dict[str, type[ForgetObjective]] = {
     "rmu": RMU,
     "adaptive_rmu": AdaptiveRMU,
     "pdu": PDU,
+    "ignorance": Ignorance,
 }
 
 RETAIN_OBJECTIVES: dict[str, type[RetainObjective]] = {

@@ -96,6 +96,7 @@ def forget_retain_loss(
     inputs = forget_inputs("forget", is_forget)
     inputs.hidden_states = hidden_states(forget_objective, is_forget)
     inputs.reference_norms = looked_up("forget_norms", is_forget)
+    inputs.ignorant_log_probs = looked_up("forget_ignorance", is_forget)
     if forget_objective.needs_holdout_margin:
         inputs.holdout_margin = references.tensors["holdout_margin"].to(logits.device)
     if forget_objective.answers is not None:

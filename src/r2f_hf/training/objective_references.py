@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.collator import ForgetRetainCollator
 from ..data.formatting import Encoded
+from ..data.ngrams import AnswerNgrams
 from ..data.rendering import ChatOptions
 from ..data.second_answers import instructions, usable_answers
 from ..data.splits import Splits
@@ -83,11 +84,24 @@ def objective_references(
         desc = "Hidden states of the retain set"
         states = reference_hidden_states(model, splits.retain, **common, layer=retain.layer, desc=desc)
         tensors["retain_hidden_states"] = torch.cat([*states])
+    if forget.needs_ignorance:
+        tensors["forget_ignorance"] = _ignorance(model, forget, splits, **common)
     if forget.needs_holdout_margin:
         tensors["holdout_margin"] = reference_margin(
             model, splits.holdout, **common, desc="Margins of the holdout set"
         )
     return tensors
+
+
+def _ignorance(model: nn.Module, forget: ForgetObjective, splits: Splits, **common: Any) -> Tensor:
+    """What the retain set's answers predict of each token of the forget set, with a mean that is the objective's."""
+    ngrams = AnswerNgrams(splits.retain)
+    log_probs = torch.tensor([value for view in splits.views for value in ngrams.log_probs(view)])
+    level = forget.level
+    if level is None and splits.holdout:
+        holdout = reference_token_log_probs(model, splits.holdout, **common, desc="Level of the holdout set")
+        level = float(holdout.mean())
+    return log_probs if level is None else log_probs * (level / log_probs.mean())
 
 
 def _distributions(

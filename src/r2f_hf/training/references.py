@@ -37,6 +37,7 @@ PER_TOKEN = frozenset(
         "forget_top_ids",
         "forget_top_log_probs",
         "forget_norms",
+        "forget_ignorance",
         "second_log_probs",
         "second_top_ids",
         "second_top_log_probs",
@@ -59,6 +60,8 @@ class References:
             - `forget_top_ids` and `forget_top_log_probs` of shape `(tokens, k)`: the most likely tokens at each
               labelled token, and their log-probabilities; without ids those of the whole vocabulary;
             - `forget_norms` of shape `(tokens,)`: norm of a layer's output at each labelled token;
+            - `forget_ignorance` of shape `(tokens,)`: what an objective takes as the log-probability of each labelled
+              token to someone who has read only the retain set;
             - `second_log_probs`, `second_top_ids` and `second_top_log_probs`: the same for the second answers;
             - `retain_top_ids` and `retain_top_log_probs`: the same for the retain examples;
             - `retain_hidden_states` of shape `(tokens, hidden size)`: a layer's output at each labelled token;

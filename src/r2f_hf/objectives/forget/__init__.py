@@ -3,6 +3,7 @@
 from .ascent import GradientAscent, GradientDifference, SatImp, WeightedGradientAscent
 from .bootstrapping import BootstrappedSequences, BootstrappedTokens
 from .distillation import CEU, DUET, SHRED, UNDIAL
+from .ignorance import Ignorance
 from .margin import InvertedHinge, MarginCalibration
 from .preference import DPO, NPO, TNPO, AltPO, SimNPO
 from .primal_dual import PDU
@@ -28,6 +29,7 @@ __all__ = [
     "BootstrappedTokens",
     "GradientAscent",
     "GradientDifference",
+    "Ignorance",
     "InvertedHinge",
     "JensUn",
     "MarginCalibration",

@@ -1,0 +1,69 @@
+"""An objective that ends where a model would stand that has read only the retain set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base import ForgetInputs, ForgetObjective, check_number
+
+
+@dataclass
+class Ignorance(ForgetObjective):
+    r"""
+    Down to ignorance, and not below it, for each token:
+
+        L = max(0, log π(yₜ) - τₜ),    τₜ = c · log q(yₜ | the three tokens before)
+
+    `q` is an n-gram model of the retain set's answers ([`AnswerNgrams`][r2f_hf.data.ngrams.AnswerNgrams]), to which a
+    token of the prompt is no surprise. So words that any answer has stay likely, and what only the forget set tells
+    becomes as unlikely as to a reader of the retain set. `c` sets the mean of `τ` to `level`.
+
+    Updates have one norm, and the first steps go too deep. After `lift_after` steps tokens below `τ` are lifted back:
+
+        L = Huber(log π(yₜ) - τₜ)
+
+    The losses of a row's tokens are summed, and the mean is taken over rows. This objective is the project's own.
+
+    Args:
+        lift_after (`int`, *optional*, defaults to `20`):
+            Steps before tokens are lifted. They need about as many steps again.
+        level (`float`, *optional*):
+            Mean log-probability per token of answers that the model never saw, below zero. It defaults to that of the
+            holdout set before unlearning. Without a holdout set `c` is 1.
+    """
+
+    needs_ignorance: ClassVar[bool] = True
+    needs_retain: ClassVar[bool] = True
+
+    lift_after: int = 20
+    level: float | None = None
+    steps: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self):
+        check_number(self, "lift_after", low=0)
+        self.lift_after = int(self.lift_after)
+        if self.level is not None:
+            check_number(self, "level", positive=False)
+            if self.level >= 0:
+                raise ValueError(f"`level` of the objective Ignorance must be below zero, got {self.level}.")
+
+    def __call__(self, inputs: ForgetInputs) -> Tensor:
+        above = inputs.log_probs - inputs.ignorant_log_probs
+        if self.steps < self.lift_after:
+            return F.relu(above)
+        return F.huber_loss(above, torch.zeros_like(above), reduction="none")
+
+    def after_step(self, losses: Mapping[str, float]) -> None:
+        self.steps += 1
+
+    def state(self) -> dict[str, Tensor]:
+        return {"steps": torch.tensor(self.steps)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.steps = int(state.get("steps", 0))

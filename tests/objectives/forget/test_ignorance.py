@@ -1,0 +1,34 @@
+"""Ignorance by hand: down to a target, no further, and back up."""
+
+from __future__ import annotations
+
+import torch
+
+from r2f_hf.objectives import FORGET_OBJECTIVES, ForgetInputs
+
+
+def inputs() -> ForgetInputs:
+    log_probs = torch.tensor([-1.0, -5.0, -2.0], requires_grad=True)
+    return ForgetInputs(log_probs, torch.tensor([0, 0, 1]), 2, ignorant_log_probs=torch.tensor([-3.0, -3.0, -2.0]))
+
+
+def test_only_tokens_above_the_target_are_lowered_at_first() -> None:
+    objective, batch = FORGET_OBJECTIVES["ignorance"](lift_after=1), inputs()
+    losses = objective(batch)
+    assert losses.tolist() == [2.0, 0.0, 0.0]
+    losses.sum().backward()
+    assert batch.log_probs.grad.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_tokens_below_the_target_are_lifted_later_and_a_checkpoint_knows_when() -> None:
+    objective = FORGET_OBJECTIVES["ignorance"](lift_after=2)
+    objective.after_step({})
+    objective.after_step({})
+    resumed, batch = FORGET_OBJECTIVES["ignorance"](lift_after=2), inputs()
+    resumed.load_state(objective.state())
+    losses = resumed(batch)
+    assert losses.tolist() == [1.5, 1.5, 0.0]
+    losses.sum().backward()
+    assert batch.log_probs.grad.tolist() == [1.0, -1.0, 0.0]
+    resumed.load_state({})
+    assert resumed(inputs()).tolist() == [2.0, 0.0, 0.0]
