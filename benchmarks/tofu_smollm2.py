@@ -52,7 +52,7 @@ from shared.precision import computes_bf16
 from shared.pypi_models import smollm2_folder
 
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "tofu" / "unlearn.yaml"
+RECIPE = Path(__file__).parent.parent / "recipes" / "tofu" / "forget01.yaml"
 QUESTIONS_PER_AUTHOR = 20
 # Rows of the retain set that are evaluated, spread evenly over its authors.
 RETAIN_ROWS = 60

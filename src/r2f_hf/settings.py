@@ -76,6 +76,25 @@ def check_kinds(config: Any, hints: Mapping[str, Any], enums: Mapping[str, type[
         setattr(config, each.name, _plain(value))
 
 
+def check_counts(config: Any, *names: str) -> None:
+    """
+    Refuse numbers below 1 of what there has to be at least one.
+
+    Args:
+        config (`Any`):
+            An object with settings.
+        names (`str`):
+            Names of the settings. `None` is no number, and passes.
+
+    Raises:
+        `ValueError`: Naming the setting and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
 def _wanted(kinds: set[Any], value: Any) -> str | None:
     """What a value should have been; `None` if it is that, or if it is not known."""
     flag = isinstance(value, bool) or type(value).__name__ == "bool_"

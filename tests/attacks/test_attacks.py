@@ -73,15 +73,17 @@ def test_an_attack_restores_the_model_and_can_be_repeated(
 
 
 def test_relearning_brings_back_more_than_a_model_that_never_knew_learns(
-    forgotten: PreTrainedModel, build_target: BuildTarget, forget_rows: list[dict[str, Any]]
+    forgotten: PreTrainedModel, model: PreTrainedModel, build_target: BuildTarget, forget_rows: list[dict[str, Any]]
 ) -> None:
     from r2f_hf.attacks import relearning
 
     values = relearning.relearn(build_target(forgotten))
+    never_knew = relearning.relearn(build_target(model))
     assert len(values[UNATTACKED]) == len(forget_rows) - 1
     assert len(values[f"{UNATTACKED}: all rows"]) == len(forget_rows)
-    # At a rate of fine-tuning, twenty steps on one row of six change what is said of the others.
-    assert mean(values["10% of the rows, LoRA, rate 1e-3"]) != pytest.approx(mean(values[UNATTACKED]), rel=1e-3)
+    lora = "10% of the rows, LoRA, rate 1e-3"
+    gains = [mean(each[lora]) - mean(each[UNATTACKED]) for each in (values, never_knew)]
+    assert gains[0] > 2 * gains[1] > 0
 
 
 def test_the_attacker_has_a_tenth_of_the_rows_with_all_their_windows(build_target: BuildTarget) -> None:
@@ -187,6 +189,16 @@ def test_formats_that_rows_and_tokenizer_allow(
     answers = [row["answer"] for row in target.rows["forget"]]
     expected = np.exp(score_completions(memorised_model, tokenizer, questions, answers))
     assert values["paraphrased question"] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_formats_that_are_too_long_for_the_model_are_left_out(
+    build_target: BuildTarget, memorised_model: PreTrainedModel
+) -> None:
+    target = build_target(memorised_model)
+    longest = max(len(example["input_ids"]) for example in target.forget)
+    memorised_model.config.max_position_embeddings = longest + 8
+    values = ATTACKS["format_shift"].run(target)
+    assert "few-shot" not in values and {UNATTACKED, "misspelled question"} <= values.keys()
 
 
 def test_the_last_layer_reads_as_the_model_does(memorised_model: PreTrainedModel, build_target: BuildTarget) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from r2f_hf.attacks import ATTACKS, Attack, Target, compare, run_attacks
+from r2f_hf.attacks import ATTACKS, Attack, Target, compare, remark_on_rows, run_attacks
 from r2f_hf.data.formatting import encode_example
 
 
@@ -48,6 +49,13 @@ def test_a_damaged_file_is_made_anew(target: Target, tmp_path: Path) -> None:
     first = run_attacks(["pruning"], target, tmp_path)
     (tmp_path / "pruning.json").write_text(json.dumps({"key": "of another run"}))
     assert run_attacks(["pruning"], target, tmp_path) == first
+    file = tmp_path / "pruning.json"
+    file.write_text(file.read_text()[:-20])
+    assert run_attacks(["pruning"], target, tmp_path) == first
+    file.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="no file of an earlier run, and is not overwritten"):
+        run_attacks(["pruning"], target, tmp_path)
+    assert file.read_text() == "[1, 2]"
 
 
 def test_models_side_by_side_by_hand() -> None:
@@ -87,3 +95,30 @@ def test_no_comeback_where_the_original_knows_as_little_as_gold() -> None:
 def test_the_quantisation_ratio_is_of_the_means() -> None:
     results = {"unlearned": {"quantisation": {"no attack": [0.1, 0.1], "4 bits": [0.1, 0.3]}}}
     assert compare(results)["quantisation"]["4 bits"]["quantisation_ratio"] == pytest.approx(0.5)
+
+
+def test_a_model_of_fewer_layers_has_fewer_lines() -> None:
+    results = {
+        "unlearned": {"logit_lens": {"no attack": [0.1], "layer 1": [0.1], "layer 2": [0.2]}},
+        "gold": {"logit_lens": {"no attack": [0.1], "layer 1": [0.1]}},
+    }
+    lines = compare(results)["logit_lens"]
+    assert lines["layer 1"].keys() == {"unlearned", "gold"} and lines["layer 2"].keys() == {"unlearned"}
+
+
+def test_few_rows_are_named() -> None:
+    def notes(rows: int) -> list[str]:
+        # Each row has two windows.
+        return remark_on_rows([{"item": index // 2} for index in range(2 * rows)], ["relearning"])
+
+    assert "both fine-tuned on and measured" in notes(1)[1] and "by up to 0.98" in notes(1)[0]
+    assert "6 forget rows" in notes(6)[0] and "The attacker has one row" in notes(6)[1]
+    assert len(notes(10)) == 1 and notes(100) == []
+
+
+@pytest.mark.parametrize("name", ["pruning", "sampling", "logit_lens"])
+def test_a_ruined_model_is_named_by_its_row(name: str, target: Target, tmp_path: Path) -> None:
+    target.model.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"forget\[0\] has tokens to which the model gives NaN"):
+        run_attacks([name], target, tmp_path)
+    assert not list(tmp_path.iterdir())

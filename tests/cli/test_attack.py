@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from cli.test_launch import launch
-from conftest import build_model, write_rows
-from transformers import PreTrainedTokenizerFast
+from conftest import CONFIGS, SHAPE, build_model, write_rows
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from r2f_hf import cli
 
@@ -30,6 +30,14 @@ def options(
         "output_dir": str(tmp_path / "attacks"),
         "max_new_tokens": "8",
     }
+
+
+@pytest.fixture
+def qwen(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model of another architecture with the same tokenizer."""
+    build_model(CONFIGS["qwen"]).save_pretrained(tmp_path / "qwen")
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    return tmp_path / "qwen"
 
 
 def flags(options: dict[str, str], **others: str | None) -> list[str]:
@@ -70,6 +78,60 @@ def test_without_gold_and_original_some_are_left_out(
     assert "Without `gold_model` compare each line with `no attack`" in capsys.readouterr().out
 
 
+def test_all_with_a_further_name_leaves_out_too(options: dict[str, str]) -> None:
+    cli.main(flags(options, gold_model=None, original_model=None, attacks="all,pruning"))
+    report = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    assert report["left_out"].keys() == {"reversed_guidance", "merging"}
+
+
+def test_prompts_and_completions_are_sampled_as_they_stand(
+    options: dict[str, str], tmp_path: Path, forget_rows: list[Any]
+) -> None:
+    asked = {"attacks": "sampling", "gold_model": None, "original_model": None}
+    cli.main(flags(options, **asked))
+    expected = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    rows = [
+        {"prompt": f"Question: {row['question']}\nAnswer:", "completion": f" {row['answer']}"} for row in forget_rows
+    ]
+    asked["forget_data"] = write_rows(tmp_path / "rows" / "completions.jsonl", rows)
+    asked["retain_data"] = None
+    cli.main(flags(options, **asked))
+    found = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    greedy = [each["attacks"]["sampling"]["results"]["no attack"]["unlearned"] for each in (expected, found)]
+    assert greedy[0] == greedy[1] > 0.5
+    asked["attacks"] = "all"
+    cli.main(flags(options, **asked))
+    found = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    assert "stand as they are" in found["left_out"]["format_shift"] and "sampling" not in found["left_out"]
+    assert any("6 forget rows" in note for note in found["notes"])
+
+
+def test_an_attack_that_does_not_fit_gold_is_left_out(options: dict[str, str], qwen: Path) -> None:
+    cli.main(flags(options, gold_model=str(qwen), attacks="all"))
+    report = json.loads((Path(options["output_dir"]) / "report.json").read_text())
+    assert report["left_out"] == {
+        "merging": "on the gold model: the original model has weights of other names or shapes"
+    }
+    assert "gold" in report["attacks"]["pruning"]["results"]["no attack"]
+
+
+def test_a_gold_model_that_reads_less_is_named(
+    options: dict[str, str], tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_model(LlamaConfig(**SHAPE | {"max_position_embeddings": 4})).save_pretrained(options["gold_model"])
+    with pytest.raises(SystemExit):
+        cli.main(flags(options, attacks="pruning"))
+    assert "The gold model does not take the forget rows: forget[0] has" in capsys.readouterr().err
+
+
+def test_retain_rows_that_are_to_be_forgotten_are_refused(
+    options: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(flags(options, retain_data=options["forget_data"]))
+    assert "The forget and retain sets share 6 rows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
@@ -79,6 +141,7 @@ def test_without_gold_and_original_some_are_left_out(
             "The attack 'merging' cannot be made: it needs the model from before",
         ),
         ({"forget_data": None}, "Set `forget_data`"),
+        ({"batch_size": "0"}, "`batch_size` must be at least 1, got 0."),
         ({"forget_data": "nowhere.jsonl"}, "There is no data file nowhere.jsonl"),
     ],
 )

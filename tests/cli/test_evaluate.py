@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from evaluation.suites.conftest import DATA, MODELS, texts_of
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from r2f_hf import cli
 from r2f_hf.cli.evaluate import SCHEMA
@@ -111,7 +112,11 @@ def test_depth_is_measured_if_it_is_asked_for(
 def test_a_model_writes_what_own_rows_lack(
     run: Callable[..., tuple[dict[str, Any], str]], models: Path, tmp_path: Path
 ) -> None:
-    asked = (f"--forget_data={DATA / 'own' / 'questions.jsonl'}", "--write_wrong_answers", "2", "--write_paraphrases")
+    lines = (DATA / "own" / "questions.jsonl").read_text().splitlines()
+    for name, part in (("forget", lines[:3]), ("retain", lines[3:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(part) + "\n")
+    sets = tuple(f"--{name}_data={tmp_path / name}.jsonl" for name in ("forget", "retain"))
+    asked = (*sets, "--write_wrong_answers", "2", "--write_paraphrases")
     report, _ = run("own", *asked, "--gold_model", str(models / "gold"))
     assert {"truth_ratio", "forget_quality", "retain_truth_ratio", "model_utility"} <= report["metrics"].keys()
     assert report["notes"][0].startswith("truth_ratio: the model itself wrote")
@@ -155,6 +160,11 @@ def test_lm_eval_runs_on_the_same_model(run: Callable[..., tuple[dict[str, Any],
         (("--suite", "rwku", *ARGUMENTS["rwku"], "--depth"), "The rwku suite cannot measure `depth`"),
         (("--suite", "rwku", "--data", str(DATA / "muse")), "The rwku suite needs"),
         (("--suite", "wmdp", "--data", "./nowhere"), "There is no folder ./nowhere"),
+        ((*ARGUMENTS["tofu"], "--prompt_column", "text"), "The tofu suite has columns of its own. Leave out `prompt_"),
+        (("--suite", "own", *OWN, "--forget_split", "forget01"), "takes its forget set from `forget_data`"),
+        (("--suite", "wmdp", *ARGUMENTS["wmdp"], "--gradnorm"), "The wmdp suite has no holdout rows to compare with"),
+        ((*ARGUMENTS["tofu"], "--batch_size", "0"), "`batch_size` must be at least 1, got 0."),
+        ((*ARGUMENTS["tofu"], "--max_new_tokens", "-2"), "`max_new_tokens` must be at least 1, got -2."),
         ((*ARGUMENTS["tofu"], "--lm_eval_tasks", "mmlu", "--lm_eval_include_path", "nowhere"), "There is no folder"),
     ],
 )
@@ -169,6 +179,27 @@ def test_a_gold_model_with_another_tokenizer_is_refused(
     tokenizer.save_pretrained(tmp_path / "gold")
     message = fails(*ARGUMENTS["tofu"], "--gold_model", str(tmp_path / "gold"))
     assert "has another tokenizer" in message and "Train gold from the same base model" in message
+    message = fails(*ARGUMENTS["tofu"], "--original_model", str(tmp_path / "gold"))
+    assert "The original model" in message and "has another tokenizer" in message
+
+
+def test_what_shows_only_in_the_model_is_told_in_a_line_too(
+    fails: Callable[..., str], models: Path, tmp_path: Path
+) -> None:
+    ruined = AutoModelForCausalLM.from_pretrained(models / "gold")
+    ruined.lm_head.weight.data.fill_(torch.nan)
+    ruined.save_pretrained(tmp_path / "ruined")
+    AutoTokenizer.from_pretrained(models / "gold").save_pretrained(tmp_path / "ruined")
+    message = fails(*ARGUMENTS["tofu"], "--gold_model", str(tmp_path / "ruined"), f"--output_dir={tmp_path / 'out'}")
+    assert message.endswith("forget[0] has tokens to which the model gives NaN: its weights or its precision fail.\n")
+
+
+def test_a_file_that_is_not_of_an_earlier_run_is_not_overwritten(fails: Callable[..., str], tmp_path: Path) -> None:
+    shutil.copy(DATA / "own" / "questions.jsonl", tmp_path / "forget.json")
+    before = (tmp_path / "forget.json").read_text()
+    message = fails(*ARGUMENTS["tofu"], "--output_dir", str(tmp_path))
+    assert "forget.json is no file of an earlier run, and is not overwritten" in message
+    assert (tmp_path / "forget.json").read_text() == before
 
 
 def test_files_of_another_benchmark_are_named(fails: Callable[..., str], tmp_path: Path) -> None:

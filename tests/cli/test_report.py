@@ -12,6 +12,7 @@ from conftest import write_rows
 from transformers import PreTrainedModel
 
 from r2f_hf import cli
+from r2f_hf.report.questions import QUESTIONS
 from r2f_hf.report.run import read_run
 
 
@@ -39,7 +40,10 @@ def test_the_report_is_written_and_its_path_is_told(
 ) -> None:
     out = tmp_path / "reports" / "report.html"
     cli.main(["report", str(unlearned), "--out", str(out)])
-    assert capsys.readouterr().out.endswith(f"The report is {out}.\n")
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"The report is {out}.\n")
+    assert all(question in printed for question in QUESTIONS.values())
+    assert "Does it last? Not measured.\nRun `r2f attack` on the model" in printed
     assert "The run was not started by <code>r2f unlearn</code>" in out.read_text(encoding="utf-8")
 
 

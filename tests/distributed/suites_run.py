@@ -10,6 +10,7 @@ from accelerate import PartialState
 from evaluation.suites.conftest import DATA, MODELS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from r2f_hf.data.loading import load_rows
 from r2f_hf.distributed import is_sharded
 from r2f_hf.evaluation import SUITES, load_own, load_suite, run_depth, run_suite, write_answers
 from r2f_hf.evaluation.depth import summarise_depth
@@ -37,7 +38,15 @@ def metrics_of_all(sharded: bool = False) -> dict[str, dict[str, float]]:
         original = run_suite(name, model, tokenizer, kept, **settings)[1] if kept else None
         found[name] = run_suite(name, model, tokenizer, splits, None, gold, original=original, **settings)[0]
     questions = str(DATA / "own" / "questions.jsonl")
-    sets = write_answers(model, tokenizer, load_own(questions, questions), 2, True, max_new_tokens=8, batch_size=3)
+    sets = write_answers(
+        model,
+        tokenizer,
+        dict.fromkeys(("forget", "retain"), load_rows(questions)),
+        2,
+        True,
+        max_new_tokens=8,
+        batch_size=3,
+    )
     found["written"] = run_suite("own", model, tokenizer, sets, **settings)[0]
     other = AutoModelForCausalLM.from_pretrained(MODELS / "model_a", **loading)
     rows = load_suite("tofu", str(DATA / "tofu"))

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from r2f_hf import metrics
 from r2f_hf.data.formatting import encode_example
+from r2f_hf.data.loading import load_rows
 from r2f_hf.evaluation import load_own, load_suite, run_depth
 from r2f_hf.evaluation.depth import remark_on_depth, summarise_depth
 from r2f_hf.scoring import hidden_states, patching_falls
@@ -102,7 +103,7 @@ def test_what_is_missing_is_left_out_by_name(
 
 def test_rows_of_one_s_own(models: dict[str, PreTrainedModel], words: PreTrainedTokenizerBase) -> None:
     questions = str(DATA / "own" / "questions.jsonl")
-    sets = {name: [dict(row) for row in load_own(questions, questions)[name]] for name in ("forget", "retain")}
+    sets = {name: [dict(row) for row in load_rows(questions)] for name in ("forget", "retain")}
     sets["holdout"] = [row | {"prompt": f"And {row['prompt']}"} for row in sets["forget"]]
     for row in sets["retain"]:
         row["perturbed_answer"] = ["Nobody knows."]

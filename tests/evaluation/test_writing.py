@@ -10,6 +10,7 @@ import pytest
 from evaluation.suites.conftest import DATA, MODELS
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from r2f_hf.data.loading import load_rows
 from r2f_hf.evaluation import check_splits, load_own, run_suite, write_answers
 from r2f_hf.evaluation.suites.own import OWN, summarise
 from r2f_hf.evaluation.writing import FILE, best_paraphrase, differs
@@ -31,7 +32,7 @@ def words() -> PreTrainedTokenizerBase:
 
 @pytest.fixture
 def splits() -> dict[str, Any]:
-    return load_own(str(DATA / "own" / "questions.jsonl"), str(DATA / "own" / "questions.jsonl"))
+    return dict.fromkeys(("forget", "retain"), load_rows(str(DATA / "own" / "questions.jsonl")))
 
 
 @pytest.mark.parametrize(

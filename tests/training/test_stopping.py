@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import BuildTrainer, rows
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerControl, TrainerState
 
-from r2f_hf.training.stopping import KEPT, stop_criterion
+from r2f_hf import R2FConfig
+from r2f_hf.objectives.forget import Ignorance
+from r2f_hf.training.stopping import KEPT, HoldoutStopping, stop_criterion
 
 
 EVEN = np.linspace(0.1, 0.3, 12)
@@ -35,6 +38,37 @@ def test_stop_criterion(forget: np.ndarray, criterion: str | None) -> None:
     else:
         assert found is not None
         assert re.match(criterion, found)
+
+
+@pytest.mark.parametrize(
+    ("forget", "criterion"),
+    [
+        (EVEN + 0.5, None),
+        (EVEN + 0.01, "mean probability: .* is near"),
+        # Far below the holdout set, a loss tells that something was deleted.
+        (EVEN / 2, None),
+        (np.full(12, EVEN.mean() / 1.2), "mean probability: .* is near"),
+    ],
+)
+def test_an_objective_that_comes_back_from_below_ends_only_at_the_level(
+    forget: np.ndarray, criterion: str | None
+) -> None:
+    found = stop_criterion(forget, EVEN, "level")
+    assert found is None if criterion is None else re.match(criterion, str(found))
+    assert stop_criterion(forget, EVEN, "never") is None
+
+
+def test_ignorance_ends_no_run_before_it_lifts(tmp_path: Path) -> None:
+    objective, reasons = Ignorance(lift_after=3), []
+    rule = HoldoutStopping(lambda name: EVEN, lambda name: EVEN, lambda logs: None, reasons.append, objective)
+    args = R2FConfig(str(tmp_path), stop_check_steps=1, use_cpu=True)
+    state, control = TrainerState(), TrainerControl()
+    for step in range(1, 4):
+        assert not reasons and not control.should_training_stop
+        objective.after_step({})
+        state.global_step = step
+        rule.on_step_end(args, state, control)
+    assert control.should_training_stop and "near" in reasons[0]
 
 
 @pytest.mark.parametrize(("forget_rows", "holdout_rows"), [(1, 30), (2, 7), (3, 4), (30, 1)])

@@ -2,7 +2,7 @@
 
 from .base import UNATTACKED, Attack, Target
 from .registry import ATTACKS, chosen_attacks
-from .runner import compare, run_attacks
+from .runner import compare, remark_on_rows, run_attacks
 
 
-__all__ = ["ATTACKS", "UNATTACKED", "Attack", "Target", "chosen_attacks", "compare", "run_attacks"]
+__all__ = ["ATTACKS", "UNATTACKED", "Attack", "Target", "chosen_attacks", "compare", "remark_on_rows", "run_attacks"]

@@ -40,7 +40,8 @@ class Target:
         retain (`Sequence[dict]`):
             Rows that every model may know, encoded.
         rows (`Mapping[str, Sequence[Mapping]]`):
-            The rows themselves as questions and answers (`forget`, `retain`); empty if they are no questions.
+            The rows themselves as questions and answers (`forget`, `retain`); empty if they are no questions. A
+            question is a text, or the token ids of a prompt that stands as it is.
         original ([`~transformers.PreTrainedModel`], *optional*):
             The model from before unlearning.
         options ([`ChatOptions`]):
@@ -81,11 +82,14 @@ class Target:
 
         Returns:
             `list[float]`: From 0 to 1, in the order of the rows.
+
+        Raises:
+            `ValueError`: If the model gives NaN for a row.
         """
         examples = self.forget if examples is None else examples
         model = self.model if model is None else model
         log_probs, tokens = score_examples(model, examples, self.padding, self.batch_size, disable=True)
-        return item_probabilities(log_probs, tokens, items_of(examples)).tolist()
+        return row_probabilities(log_probs, tokens, examples)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,23 @@ class Attack:
 def items_of(examples: Sequence[Encoded]) -> list[int] | None:
     """Which row each example is of, if the examples say so."""
     return [example["item"] for example in examples] if examples and "item" in examples[0] else None
+
+
+def row_probabilities(log_probs: np.ndarray, tokens: np.ndarray, examples: Sequence[Encoded]) -> list[float]:
+    """
+    Length-normalised probabilities of rows.
+
+    Raises:
+        `ValueError`: For the first row for which the model gives NaN.
+    """
+    items = items_of(examples)
+    if np.isnan(log_probs).any():
+        first = int(np.isnan(log_probs).argmax())
+        raise ValueError(
+            f"forget[{first if items is None else items[first]}] has tokens to which the model gives NaN: its weights "
+            "or its precision fail, or the attack ruins it."
+        )
+    return item_probabilities(log_probs, tokens, items).tolist()
 
 
 def needs_changeable_weights(target: Target) -> str | None:

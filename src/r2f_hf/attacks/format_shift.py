@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.formatting import IGNORE_INDEX, Encoded, encode_conversation, encode_example, encode_text
+from ..scoring import context_length
 from .base import UNATTACKED, Attack, Target, Values, needs_questions
 
 
@@ -62,9 +63,16 @@ def shift_format(target: Target) -> Values:
     """Probability of the answers, asked for in other ways."""
     assert target.rows is not None
     pairs = [(row["question"], row["answer"]) for row in target.rows["forget"]]
-    retained = [(row["question"], row["answer"]) for row in target.rows.get("retain", ())]
+    retained = [
+        (row["question"], row["answer"]) for row in target.rows.get("retain", ()) if isinstance(row["question"], str)
+    ]
     tokenizer, options = target.tokenizer, target.options
     variants: dict[str, list[Encoded]] = {}
+
+    context = context_length(target.model)
+
+    def fits(examples: Sequence[Encoded]) -> bool:
+        return all(len(example["input_ids"]) <= context for example in examples)
 
     def add(name: str, questions: Sequence[str], **others: Any) -> None:
         settings = {"tokenizer": tokenizer, "options": options} | others
@@ -88,7 +96,11 @@ def shift_format(target: Target) -> Values:
         variants[f"answer prefix {number + 1}"] = [with_prefix(target, *pair, prefix) for pair in pairs]
     if retained:
         shots = random.Random(target.seed).sample(retained, min(SHOTS, len(retained)))
-        variants["few-shot"] = [after_examples(target, *pair, shots) for pair in pairs]
+        # As many as leave room for the longest row.
+        for count in range(len(shots), 0, -1):
+            variants["few-shot"] = [after_examples(target, *pair, shots[:count]) for pair in pairs]
+            if fits(variants["few-shot"]):
+                break
     generator = random.Random(target.seed)
     add("misspelled question", [misspelled(question, generator) for question in asked])
     for column, name in COLUMNS.items():
@@ -98,12 +110,22 @@ def shift_format(target: Target) -> Values:
     return {
         name: target.probabilities([example | {"item": index} for index, example in enumerate(examples)])
         for name, examples in variants.items()
+        if name == UNATTACKED or fits(examples)
     }
+
+
+def does_not_fit(target: Target) -> str | None:
+    """Why the questions cannot be asked in other ways, or `None`."""
+    if reason := needs_questions(target):
+        return reason
+    if not all(isinstance(row["question"], str) for row in (target.rows or {})["forget"]):
+        return "the forget rows are prompts that stand as they are, and have no format to change"
+    return None
 
 
 FORMAT_SHIFT = Attack(
     meaning="Asking the same questions in another format, after other questions or with a begun answer gets this.",
     quantity="probability",
     run=shift_format,
-    does_not_fit=needs_questions,
+    does_not_fit=does_not_fit,
 )

@@ -12,9 +12,9 @@ from torch import nn
 
 from ..data.collator import ForgetRetainCollator
 from ..data.formatting import IGNORE_INDEX
-from ..scoring import completion_logits, item_probabilities, label_log_probs
+from ..scoring import completion_logits, label_log_probs
 from ..scoring.completions import over_processes
-from .base import UNATTACKED, Attack, Target, Values, items_of, mean
+from .base import UNATTACKED, Attack, Target, Values, mean, row_probabilities
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -82,8 +82,7 @@ def read_layers(target: Target) -> Values:
     log_probs = np.array(over_processes(read, order, target.batch_size, disable=True))
     tokens = np.array([sum(label != IGNORE_INDEX for label in example["labels"][1:]) for example in examples])
     values = {
-        name: item_probabilities(column, tokens, items_of(examples)).tolist()
-        for name, column in zip(names, log_probs.T, strict=True)
+        name: row_probabilities(column, tokens, examples) for name, column in zip(names, log_probs.T, strict=True)
     }
     best = max(names[:-1], key=lambda name: mean(values[name]))
     return {UNATTACKED: values.pop(UNATTACKED), "best layer": values[best]} | values

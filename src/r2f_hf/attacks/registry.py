@@ -28,6 +28,11 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
+def split_names(names: Sequence[str]) -> list[str]:
+    """Names one by one. Each of those given may hold several, separated by commas."""
+    return [name.strip() for each in names for name in each.split(",") if name.strip()]
+
+
 def chosen_attacks(names: Sequence[str]) -> list[str]:
     """
     The attacks that a user names, in their order here.
@@ -39,7 +44,7 @@ def chosen_attacks(names: Sequence[str]) -> list[str]:
     Raises:
         `ValueError`: For a name that there is not, with the nearest one; or if there are none.
     """
-    split = [name.strip() for each in names for name in each.split(",") if name.strip()]
+    split = split_names(names)
     if not split:
         raise ValueError(f"No attack is named. Choose from all, {', '.join(ATTACKS)}.")
     for name in split:

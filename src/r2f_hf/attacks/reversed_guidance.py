@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..data.collator import ForgetRetainCollator
-from ..scoring import completion_logits, item_probabilities, label_log_probs
+from ..scoring import completion_logits, label_log_probs
 from ..scoring.completions import over_processes
-from .base import Attack, Target, Values, items_of, needs_original
+from .base import Attack, Target, Values, needs_original, row_probabilities
 
 
 # How far the logits go from those of the model after, through those of the model before, and beyond.
@@ -40,7 +40,7 @@ def guide(target: Target) -> Values:
     tokens = torch.tensor([sum(label >= 0 for label in example["labels"][1:]) for example in examples])
     names = ("no attack", *(f"strength {strength:g}" for strength in STRENGTHS))
     return {
-        name: item_probabilities(column.numpy(), tokens.numpy(), items_of(examples)).tolist()
+        name: row_probabilities(column.numpy(), tokens.numpy(), examples)
         for name, column in zip(names, log_probs.T, strict=True)
     }
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from .. import metrics
+from ..data.formatting import Encoded
 from ..data.rows import content_hash
-from ..runs.files import write_json
+from ..runs.files import read_kept, write_json
 from ..runs.weights import weights_hash
-from .base import UNATTACKED, Target, Values, mean
+from .base import UNATTACKED, Target, Values, items_of, mean
 from .registry import ATTACKS
+from .relearning import SHARE
 
 
 # Original and gold have to differ by this much before a comeback means anything.
 LEAST_DIFFERENCE = 0.05
+# A mean is called uncertain if it may be this far from the truth.
+UNCERTAIN = 0.1
 
 Line = dict[str, float]
 
@@ -51,7 +55,7 @@ def run_attacks(names: Sequence[str], target: Target, output_dir: str | Path | N
     for name in tqdm(names, desc="attacks", disable=not state.is_main_process, leave=False):
         key = content_hash([name, *known])
         file = None if output_dir is None else Path(output_dir) / f"{name}.json"
-        stored = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+        stored = read_kept(file)
         # Processes on another machine may not see the file, and all have to attack or none.
         (stored,) = broadcast_object_list([stored])
         if stored.get("key") != key:
@@ -84,7 +88,12 @@ def compare(results: Mapping[str, Mapping[str, Values]]) -> dict[str, dict[str, 
         report[attack] = {}
         for variant, rows in values.items():
             line: Line = {"unlearned": mean(rows)}
-            others = {role: results[role][attack][variant] for role in ("original", "gold") if role in results}
+            # A model with fewer layers has fewer of the logit lens's lines.
+            others = {
+                role: results[role][attack][variant]
+                for role in ("original", "gold")
+                if role in results and variant in results[role][attack]
+            }
             line |= {role: mean(theirs) for role, theirs in others.items()}
             known = len(others) == 2 and line["original"] - line["gold"] >= LEAST_DIFFERENCE
             if known and ATTACKS[attack].has_comeback:
@@ -92,6 +101,35 @@ def compare(results: Mapping[str, Mapping[str, Values]]) -> dict[str, dict[str, 
             line |= _ratios(attack, variant, results)
             report[attack][variant] = line
     return report
+
+
+def remark_on_rows(examples: Sequence[Encoded], names: Sequence[str]) -> list[str]:
+    """
+    Say which results rest on few rows.
+
+    Args:
+        examples (`Sequence[dict]`):
+            The forget rows, encoded.
+        names (`Sequence[str]`):
+            Names of the attacks.
+
+    Returns:
+        `list[str]`
+    """
+    rows = len(set(items_of(examples) or range(len(examples))))
+    notes = []
+    # The widest 95% interval of a mean of numbers from 0 to 1.
+    if (half := 0.98 / np.sqrt(rows)) > UNCERTAIN:
+        counted = "1 forget row" if rows == 1 else f"{rows} forget rows"
+        notes.append(f"{counted}. A mean over so few is uncertain by up to {min(half, 1):.2f} (95%).")
+    if "relearning" in names and rows == 1:
+        notes.append(
+            "relearning: the one row is both fine-tuned on and measured. So nothing is known about rows that the "
+            "attacker does not have."
+        )
+    elif "relearning" in names and rows < 1 / SHARE:
+        notes.append(f"relearning: a tenth of {rows} rows is less than one. The attacker has one row.")
+    return notes
 
 
 def _ratios(attack: str, variant: str, results: Mapping[str, Mapping[str, Values]]) -> Line:

@@ -41,6 +41,8 @@ def best_of(values: np.ndarray, k: int) -> np.ndarray:
 def sample(target: Target) -> Values:
     """ROUGE-L recall of the answers that the model generates: greedily, and the best of several samples."""
     assert target.rows is not None
+    # Drawing from NaN fails without a word about the model.
+    target.probabilities(target.forget[:1])
     questions = [row["question"] for row in target.rows["forget"]]
     answers = [row["answer"] for row in target.rows["forget"]]
 

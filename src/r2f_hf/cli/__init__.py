@@ -25,6 +25,9 @@ COMMANDS = {
     "completion": "print a script by which the shell completes r2f",
 }
 
+# They change no model. What is wrong with the rows or the model may show only once it is loaded.
+MEASURING = ("evaluate", "attack")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """
@@ -48,7 +51,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(argv[:1]).command
     try:
         execute = import_module(f".{chosen.replace('-', '_')}", __name__).prepare(argv[1:])
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         # The user can correct these mistakes. So the message stands alone, without a traceback through the libraries.
         parser.exit(2, f"r2f {chosen}: error: {error}\n")
-    execute()
+    try:
+        execute()
+    except (ValueError, OSError) as error:
+        if chosen not in MEASURING or not (isinstance(error, OSError) or is_own(error)):
+            raise
+        parser.exit(2, f"r2f {chosen}: error: {error}\n")
+
+
+def is_own(error: Exception) -> bool:
+    """Whether this package says what is wrong, and not a library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
+        f"{__package__.split('.')[0]}."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,17 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..attacks import ATTACKS, UNATTACKED, Target, chosen_attacks, compare, run_attacks
+from ..attacks import ATTACKS, UNATTACKED, Target, chosen_attacks, compare, remark_on_rows, run_attacks
 from ..attacks.format_shift import COLUMNS
+from ..attacks.registry import split_names
 from ..config import parse_kwargs
+from ..data.containers import Rows
 from ..data.encoder import ExampleEncoder
-from ..data.formatting import Encoded
+from ..data.formats import RowFormat
+from ..data.formatting import Encoded, answer_start
 from ..data.loading import load_rows
 from ..data.rendering import ChatOptions
+from ..data.rows import check_overlap
 from ..data.splits import encode_set
 from ..models.loading import ModelArguments, asked_to_shard, load_model
 from ..report import print_table
@@ -27,6 +31,8 @@ from ..report.run import ATTACK_SCHEMA
 from ..runs.files import write_json
 from ..runs.ledger import last_weights
 from ..scoring import context_length
+from ..scoring.completions import check_examples
+from ..settings import check_counts
 from .recipes import parse_recipe
 
 
@@ -116,6 +122,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     # Without an accelerator this has to be said here. Otherwise the processes would not find each other.
     PartialState(cpu=not torch.accelerator.is_available())
     args, model_arguments = parse_recipe("attack", OPTIONS, argv)
+    check_counts(args, "batch_size", "max_new_tokens", "max_length")
     names = chosen_attacks(args.attacks)
     if args.forget_data is None:
         raise ValueError("No rows are named. Set `forget_data` to the rows that were forgotten.")
@@ -141,10 +148,12 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         if name is not None:
             others[role], its_tokenizer = load_model(model_arguments, name, sharded=sharded)
             check_tokenizer(tokenizer, its_tokenizer, name)
+            check_takes(others[role], role, target)
     original = others.get("original")
     target = replace(target, original=None if original is None else place(original))
-    left_out = {name: reason for name in names if (reason := ATTACKS[name].does_not_fit(target)) is not None}
-    if left_out and "all" not in args.attacks:
+    models = {"unlearned": target.model, **others}
+    left_out = {name: reason for name in names if (reason := why_not(name, target, models)) is not None}
+    if left_out and "all" not in split_names(args.attacks):
         name, reason = next(iter(left_out.items()))
         raise ValueError(f"The attack {name!r} cannot be made: {reason}. Leave it out, or mend that.")
     if len(left_out) == len(names):
@@ -170,7 +179,7 @@ def attack(
         model = models[role]
         if model is not None:
             results[role] = run_attacks(names, replace(target, model=place(model)), folder / role)
-    lines = compare(results)
+    lines, notes = compare(results), remark_on_rows(target.forget, names)
     if state.is_main_process:
         report = {
             "schema": SCHEMA,
@@ -187,12 +196,22 @@ def attack(
                 name: {"meaning": ATTACKS[name].meaning, "quantity": ATTACKS[name].quantity, "results": lines[name]}
                 for name in names
             },
+            "notes": notes,
             "left_out": left_out,
         }
         write_json(folder / "report.json", report)
-        print_report(lines, left_out, gold is not None)
+        print_report(lines, left_out, notes, gold is not None)
         print(f"The report is {folder / 'report.json'}.")
     state.destroy_process_group()
+
+
+def why_not(name: str, target: Target, models: Mapping[str, PreTrainedModel]) -> str | None:
+    """Why an attack cannot be made on one of the models, or `None`. All of them are attacked in the same way."""
+    for role, model in models.items():
+        reason = ATTACKS[name].does_not_fit(replace(target, model=model))
+        if reason is not None:
+            return reason if role == "unlearned" else f"on the {role} model: {reason}"
+    return None
 
 
 def place(model: PreTrainedModel) -> PreTrainedModel:
@@ -217,17 +236,40 @@ def encode(
         tokenizer, context, args.prompt_column, args.completion_column, max_length=args.max_length, options=options
     )
     encoded: dict[str, list[Encoded]] = {}
-    questions: dict[str, list[dict[str, Any]]] = {}
+    asked: dict[str, list[dict[str, Any]]] = {}
+    texts: dict[str, list[list[str]]] = {}
     for name, rows in sets.items():
         encoded[name] = encode_set(encoder, rows, name)
         row_format = encoder.format_of(rows, name)
-        if row_format.kind == "question":
-            questions[name] = [
-                {"question": row[row_format.prompt_column], "answer": row[row_format.completion_column]}
-                | {column: row[column] for column in COLUMNS if row.get(column)}
-                for row in rows
-            ]
-    return encoded, questions
+        texts[name] = [row_format.texts(row) for row in rows]
+        pairs = questions(row_format, rows, encoded[name])
+        if pairs is not None:
+            asked[name] = pairs
+    if "retain" in texts:
+        # Fine-tuning on retain rows is harmless only if none of them is to be forgotten.
+        check_overlap(texts["forget"], texts["retain"], ("forget", "retain"))
+    return encoded, asked
+
+
+def questions(row_format: RowFormat, rows: Rows, examples: Sequence[Encoded]) -> list[dict[str, Any]] | None:
+    """Rows as questions and answers, or `None` if they are none. A prompt that stands as it is comes as token ids."""
+    if row_format.kind == "text" or any(row_format.answers(row) != 1 for row in rows):
+        return None
+    if row_format.kind == "question":
+        pairs = [(row[row_format.prompt_column], row[row_format.completion_column]) for row in rows]
+    else:
+        pairs = [row_format.turn(row) for row in rows]
+    if any(question is None for question, _ in pairs):
+        return None
+    if row_format.kind == "completion" and isinstance(rows[0][row_format.prompt_column], str):
+        pairs = [
+            (example["input_ids"][: answer_start(example)], answer.strip())
+            for example, (_, answer) in zip(examples, pairs, strict=True)
+        ]
+    return [
+        {"question": question, "answer": answer} | {column: row[column] for column in COLUMNS if row.get(column)}
+        for row, (question, answer) in zip(rows, pairs, strict=True)
+    ]
 
 
 def check_tokenizer(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, name: str) -> None:
@@ -239,14 +281,26 @@ def check_tokenizer(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBa
         )
 
 
-def print_report(lines: dict[str, dict[str, dict[str, float]]], left_out: dict[str, str], has_gold: bool) -> None:
-    """Print a table per attack with its meaning, and what was left out."""
+def check_takes(model: PreTrainedModel, role: str, target: Target) -> None:
+    """Refuse a model that reads less than the unlearned one, or has fewer embeddings."""
+    try:
+        check_examples(model, target.forget, [f"forget[{example['item']}]" for example in target.forget])
+    except ValueError as error:
+        raise ValueError(f"The {role} model does not take the forget rows: {error}") from error
+
+
+def print_report(
+    lines: dict[str, dict[str, dict[str, float]]], left_out: dict[str, str], notes: Sequence[str], has_gold: bool
+) -> None:
+    """Print a table per attack with its meaning, what was left out, and what rests on few rows."""
     for name, variants in lines.items():
         columns = list(dict.fromkeys(column for line in variants.values() for column in line))
         print_table(f"{name.replace('_', ' ')}: {ATTACKS[name].quantity}", variants, columns)
         print(ATTACKS[name].meaning)
     for name, reason in left_out.items():
         print(f"Left out: {name}: {reason}.")
+    for note in notes:
+        print(f"Note: {note}")
     worst = [
         (line["comeback"], name, variant)
         for name, variants in lines.items()

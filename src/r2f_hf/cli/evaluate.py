@@ -24,12 +24,13 @@ from ..evaluation.suites.audit import joined
 from ..evaluation.suites.base import Rows, Statistics
 from ..evaluation.writing import FILE, write_answers
 from ..lookup import lookup
-from ..models.loading import ModelArguments, asked_to_shard, load_model
+from ..models.loading import NO_MODEL, ModelArguments, asked_to_shard, load_model
 from ..report import print_table
 from ..report.run import EVALUATION_SCHEMA
 from ..runs.files import write_json
 from ..runs.ledger import last_weights
 from ..scoring import seconds_by_part
+from ..settings import check_counts
 from .recipes import parse_recipe
 
 
@@ -159,11 +160,15 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     # Without an accelerator this has to be said here. Otherwise the processes would not find each other.
     PartialState(cpu=not torch.accelerator.is_available())
     args, model_arguments = parse_recipe("evaluate", OPTIONS, argv)
+    check_counts(args, "batch_size", "max_new_tokens", "max_length")
+    if model_arguments.model_name_or_path is None:
+        raise ValueError(NO_MODEL)
     splits = load_splits(args)
     if args.lm_eval_tasks:
         check_lm_eval(args.lm_eval_tasks, args.lm_eval_include_path)
-    if args.gold_model is not None and model_arguments.model_name_or_path is not None:
-        check_tokenizers(model_arguments.model_name_or_path, args.gold_model)
+    for role, other in (("gold", args.gold_model), ("original", args.original_model)):
+        if other is not None:
+            check_tokenizers(model_arguments.model_name_or_path, other, role)
     return partial(evaluate, args, model_arguments, splits, sharded, shlex.join(("r2f", "evaluate", *argv)))
 
 
@@ -180,6 +185,7 @@ def load_splits(args: EvaluateArguments) -> dict[str, Rows]:
     if args.depth:
         check_depth(args.suite)
     check_writing(args)
+    check_unused(args)
     sets = (args.forget_data, args.retain_data, args.holdout_data)
     if suite.hub is None:
         if args.data is not None:
@@ -212,6 +218,23 @@ def check_writing(args: EvaluateArguments) -> None:
         )
 
 
+def check_unused(args: EvaluateArguments) -> None:
+    """
+    Refuse options that the suite does not use.
+
+    Raises:
+        `ValueError`: Naming the option.
+    """
+    own = SUITES[args.suite].hub is None
+    if own and args.forget_split is not None:
+        raise ValueError(f"The {args.suite} suite takes its forget set from `forget_data`. Leave out `forget_split`.")
+    for name in ("prompt_column", "completion_column"):
+        if not own and getattr(args, name) is not None:
+            raise ValueError(f"The {args.suite} suite has columns of its own. Leave out `{name}`.")
+    if args.gradnorm and "holdout" not in SUITES[args.suite].splits:
+        raise ValueError(f"The {args.suite} suite has no holdout rows to compare with. Leave out `gradnorm`.")
+
+
 def check_written(args: EvaluateArguments, splits: Mapping[str, Rows]) -> None:
     """
     Refuse to let a model write what no metric takes.
@@ -233,28 +256,31 @@ def check_written(args: EvaluateArguments, splits: Mapping[str, Rows]) -> None:
         )
 
 
-def check_tokenizers(name: str, gold: str) -> None:
+def check_tokenizers(name: str, other: str, role: str = "gold") -> None:
     """
-    Refuse a gold model with another tokenizer. Probabilities per token could not be compared.
+    Refuse to compare with a model that has another tokenizer. Probabilities per token could not be compared.
 
     Args:
         name (`str`):
             Folder or name of the model.
-        gold (`str`):
-            Folder or name of the gold model.
+        other (`str`):
+            Folder or name of the model that it is compared with.
+        role (`str`, *optional*, defaults to `"gold"`):
+            `"gold"` or `"original"`, for the message.
 
     Raises:
         `ValueError`: If the two tokenizers have different tokens.
     """
     try:
-        ours, theirs = (AutoTokenizer.from_pretrained(each).get_vocab() for each in (name, gold))
+        ours, theirs = (AutoTokenizer.from_pretrained(each).get_vocab() for each in (name, other))
     except OSError:
         # It is told better where the model is loaded.
         return
     if ours != theirs:
+        advice = "Train gold from the same base model." if role == "gold" else "Name the model before unlearning."
         raise ValueError(
-            f"The gold model {gold} has another tokenizer than {name} ({len(theirs)} and {len(ours)} tokens). "
-            "Probabilities per token cannot be compared. Train gold from the same base model."
+            f"The {role} model {other} has another tokenizer than {name} ({len(theirs)} and {len(ours)} tokens). "
+            f"Probabilities per token cannot be compared. {advice}"
         )
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from ..data.formats import recognise_format
 from ..data.loading import load_rows
+from ..report import print_table
 from ..report.html import write_runs
+from ..report.questions import Answer, answers
 from ..report.run import Run, read_run
 from ..runs.ledger import row_hash
+
+
+MODELS = ("before", "after", "gold")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,5 +68,24 @@ def texts_of(
 
 
 def write(runs: list[Run], out: str, texts: list[list[str]] | None) -> None:
-    """Write the report, and say where it is."""
+    """Write the report, print the answers to the four questions if it is of one run, and say where it is."""
+    if len(runs) == 1:
+        print_answers(answers(runs[0]))
     print(f"The report is {write_runs(runs, out, texts)}.")
+
+
+def print_answers(found: Mapping[str, Answer]) -> None:
+    """Print a table per question, with the models side by side, and what decides."""
+    for answer in found.values():
+        title = f"{answer.question} {answer.word.capitalize()}"
+        rows = {
+            figure.words or figure.name: {
+                column: value for column in MODELS if (value := getattr(figure, column)) is not None
+            }
+            for figure in answer.figures
+        }
+        if rows:
+            print_table(title, rows, MODELS)
+        else:
+            print(f"{title}.")
+        print(" ".join(answer.reasons))

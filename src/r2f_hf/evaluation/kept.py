@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
-from ..runs.files import write_json
+from ..runs.files import read_kept, write_json
 from ..scoring import seconds_by_part
 
 
@@ -28,7 +28,10 @@ def kept(file: Path | None, key: str, compute: Callable[[], dict[str, Any]]) -> 
     Returns:
         `dict`: The results, the `key`, and the `seconds` that each part took when it was computed.
     """
-    known = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else {}
+    known = read_kept(file)
+    if PartialState().num_processes > 1:
+        # Processes on another machine may not see the file, and all have to compute or none.
+        (known,) = broadcast_object_list([known])
     if known.get("key") == key:
         return known
     with seconds_by_part() as seconds:

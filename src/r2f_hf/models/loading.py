@@ -21,6 +21,8 @@ from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_z
 from ..runs.weights import architecture
 
 
+NO_MODEL = "No model is named. Set `model_name_or_path` to a folder or to a name on the Hub."
+
 # What says where a model and its configuration are.
 WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
@@ -194,7 +196,7 @@ def load_model(
     """
     name = name or arguments.model_name_or_path
     if name is None:
-        raise ValueError("No model is named. Set `model_name_or_path` to a folder or to a name on the Hub.")
+        raise ValueError(NO_MODEL)
     # Names on the Hub have at most one slash; anything else that is not there is a mistyped folder.
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"There is no model folder {name}.")

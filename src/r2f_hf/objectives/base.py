@@ -120,6 +120,9 @@ class ForgetObjective:
             A text with a `{prompt}` field. The reference of the second answers then reads it in place of the prompt.
         mean_over (`str`):
             What the mean of its losses is taken over: `"rows"`, `"tokens"` or `"second_tokens"`.
+        ends (`str`):
+            Where a holdout set ends a run: `"below"`, at its level or below it; `"level"`, only at its level;
+            `"never"`.
         retain_factor (`float`):
             What the retain loss is multiplied by in this step, in addition to `retain_weight`.
     """
@@ -137,6 +140,7 @@ class ForgetObjective:
     answers: ClassVar[str | None] = None
     teacher_prompt: ClassVar[str | None] = None
     mean_over: ClassVar[str] = "rows"
+    ends: ClassVar[str] = "below"
     retain_factor: ClassVar[float] = 1.0
 
     def __call__(self, inputs: ForgetInputs) -> Tensor | Mapping[str, Tensor]:

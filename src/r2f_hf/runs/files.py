@@ -69,6 +69,32 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def read_kept(path: str | os.PathLike | None) -> dict[str, Any]:
+    """
+    Read results that an earlier run has kept together with the `key` of what they depend on.
+
+    Args:
+        path (`str` or `os.PathLike`, *optional*):
+            The file.
+
+    Returns:
+        `dict`: The results. It is empty if there is no file, or one that is cut off.
+
+    Raises:
+        `ValueError`: If the file holds something else, which must not be overwritten.
+    """
+    if path is None or not Path(path).is_file():
+        return {}
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = {"key": None} if text[:20].split()[:2] == ["{", '"key":'] else None
+    if not isinstance(found, dict) or "key" not in found:
+        raise ValueError(f"{path} is no file of an earlier run, and is not overwritten. Choose another `output_dir`.")
+    return found
+
+
 @contextmanager
 def written_aside(folder: str | os.PathLike) -> Iterator[Path]:
     """

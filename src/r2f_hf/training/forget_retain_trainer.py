@@ -176,7 +176,13 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         self.stop_reason: str | None = None
         if self.splits.holdout:
             self.add_callback(
-                HoldoutStopping(self._stop_probabilities, self.reference_probabilities, self.log, self._stop)
+                HoldoutStopping(
+                    self._stop_probabilities,
+                    self.reference_probabilities,
+                    self.log,
+                    self._stop,
+                    self.forget_objective,
+                )
             )
         self.references = References({})
         self._loss_parts: dict[str, Tensor] = {}

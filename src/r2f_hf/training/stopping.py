@@ -10,6 +10,8 @@ import numpy as np
 import scipy
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..objectives import ForgetObjective
+
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +22,19 @@ INDISTINGUISHABLE_P_VALUE = 0.05
 # the retain set, and the steps after it repair that. A run that looked only at the forget set would end too soon.
 KEPT = 0.97
 
+# With an objective that comes back from below, the forget set's mean probability has to be within this factor of the
+# holdout set's. Whoever compares losses could tell a set far below it too.
+NEAR = 1.25
 
-def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
+
+def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below") -> str | None:
     """
     Decide whether the forget set can no longer be told from text that the model never saw.
 
     Either of two criteria is enough:
 
-    - the mean probability of the forget set is no higher than that of the holdout set;
+    - the mean probability of the forget set is no higher than that of the holdout set. With `ends="level"` the two are
+      within a factor of 1.25;
     - a two-sample Kolmogorov-Smirnov test does not tell the two sets apart. It is used only if the sets are large
       enough for it. (For one row and 30, even complete separation would not be significant.)
 
@@ -37,11 +44,20 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray) -> str | None:
         holdout (`np.ndarray` of shape `(rows,)`):
             Length-normalised probabilities of the holdout set under the model before unlearning. They show what text
             looks like that the model never saw. (The model now would not do: going too far lowers both sets.)
+        ends (`str`, *optional*, defaults to `"below"`):
+            `ends` of the forget objective.
 
     Returns:
         `str`, *optional*: The criterion that is met, in words, or `None`.
     """
-    if forget.mean() <= holdout.mean():
+    if ends == "never":
+        return None
+    if ends == "level" and holdout.mean() / NEAR <= forget.mean() <= holdout.mean() * NEAR:
+        return (
+            f"mean probability: the forget set's ({forget.mean():.3f}) is near the holdout set's "
+            f"({holdout.mean():.3f})"
+        )
+    if ends == "below" and forget.mean() <= holdout.mean():
         return (
             f"mean probability: the forget set's ({forget.mean():.3f}) has come down to the holdout set's "
             f"({holdout.mean():.3f})"
@@ -75,6 +91,8 @@ class HoldoutStopping(TrainerCallback):
             Logs `r2f/forget_probability` and, if the retain set was checked, `r2f/retain_probability`.
         stop (`Callable[[str], None]`):
             Takes the reason, in words, when training ends.
+        objective ([`ForgetObjective`]):
+            The forget objective, which says where a run may end.
     """
 
     def __init__(
@@ -83,15 +101,17 @@ class HoldoutStopping(TrainerCallback):
         reference: Callable[[str], np.ndarray],
         log: Callable[[dict[str, float]], None],
         stop: Callable[[str], None],
+        objective: ForgetObjective,
     ):
         self.probabilities, self.reference, self.log, self.stop = probabilities, reference, log, stop
+        self.objective = objective
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.global_step % args.stop_check_steps:
             return
         forget = self.probabilities("forget")
         metrics = {"r2f/forget_probability": float(forget.mean())}
-        reason = stop_criterion(forget, self.reference("holdout"))
+        reason = stop_criterion(forget, self.reference("holdout"), self.objective.ends)
         if reason is not None and args.retain_objective != "none":
             retain, before = float(self.probabilities("retain").mean()), float(self.reference("retain").mean())
             metrics["r2f/retain_probability"] = retain

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r2f_hf.data.formats import recognise_format
 from r2f_hf.data.formatting import encode_example
+from r2f_hf.data.loading import load_rows
 from r2f_hf.evaluation import check_splits, load_own, load_suite
 from r2f_hf.evaluation.suites.own import OWN, last_answer, with_answer
 from r2f_hf.scoring import generate_answers, score_completions
@@ -26,7 +27,7 @@ def test_texts_conversations_and_completions(evaluate: Callable[..., Any], reade
     splits = load_own(*(str(FOLDER / f"{name}.jsonl") for name in ("forget", "retain", "holdout")))
     with pytest.raises(ValueError, match="retain\\[0\\] is a conversation, and the tokenizer has no chat template"):
         evaluate("own", reader, splits)
-    splits["retain"] = load_own(str(FOLDER / "questions.jsonl"), str(FOLDER / "questions.jsonl"))["retain"]
+    splits["retain"] = load_rows(str(FOLDER / "questions.jsonl"))
     metrics, statistics = evaluate("own", reader, splits)
     assert "forget_rouge_l_recall" not in metrics and 0 <= metrics["retain_rouge_l_recall"] <= 1
     assert {"mia_loss_auc", "forget_extraction_strength", "retain_exact_memorisation"} <= metrics.keys()
@@ -44,7 +45,7 @@ def test_a_chat_template_is_used(
 ) -> None:
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     monkeypatch.setattr(words, "chat_template", template)
-    rows = load_own(str(FOLDER / "retain.jsonl"), str(FOLDER / "retain.jsonl"))
+    rows = dict.fromkeys(("forget", "retain"), load_rows(str(FOLDER / "retain.jsonl")))
     metrics, statistics = evaluate("own", reader, rows)
     question, answer = (message["content"] for message in rows["forget"][0]["messages"])
     expected = score_completions(reader, words, [question], [answer])[0]
@@ -97,7 +98,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"retain\[0\] has an empty 'text'"):
         check_splits("own", load_own(forget, str(file)))
     with pytest.raises(ValueError, match=r"share 3 rows: forget\[0\] = holdout\[0\]"):
-        load_own(forget, forget, forget)
+        load_own(forget, str(FOLDER / "questions.jsonl"), forget)
+    with pytest.raises(ValueError, match=r"share 3 rows: forget\[0\] = retain\[0\]"):
+        load_own(forget, forget)
 
 
 def test_rows_with_wrong_answers_have_the_figures_of_tofu(

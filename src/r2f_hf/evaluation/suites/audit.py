@@ -301,7 +301,8 @@ def few_rows(split: str, rows: int) -> list[str]:
     half = 0.98 / np.sqrt(rows)
     if half <= UNCERTAIN:
         return []
-    return [f"{split}: {rows} rows. A share of so few is uncertain by up to {min(half, 1):.2f} (95%)."]
+    counted = "1 row" if rows == 1 else f"{rows} rows"
+    return [f"{split}: {counted}. A share of so few is uncertain by up to {min(half, 1):.2f} (95%)."]
 
 
 def joined(*remarks: Remarks) -> Remarks:

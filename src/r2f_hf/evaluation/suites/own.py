@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 from datasets import Dataset
@@ -21,6 +22,7 @@ from .audit import (
     at_key_words,
     check_key_words,
     few_for_quality,
+    few_rows,
     forget_quality,
     joined,
     labelled_text,
@@ -66,8 +68,8 @@ def load_own(
         `dict[str, Dataset]`: The rows of each set.
 
     Raises:
-        `ValueError`: If the forget or the retain set is not named, if a set is in no known format, or if holdout rows
-            are to be forgotten.
+        `ValueError`: If the forget or the retain set is not named, if a set is in no known format, or if two sets
+            share rows.
     """
     for name, source in (("forget_data", forget), ("retain_data", retain)):
         if source is None:
@@ -76,9 +78,9 @@ def load_own(
     sets: dict[str, Rows] = {name: load_rows(source, name) for name, source in sources.items() if source is not None}
     if prompt_column is not None or completion_column is not None:
         sets = {name: _with_usual_columns(rows, name, prompt_column, completion_column) for name, rows in sets.items()}
-    if "holdout" in sets:
-        forgotten, unseen = (_texts(sets[name], name) for name in ("forget", "holdout"))
-        check_overlap(forgotten, unseen, ("forget", "holdout"))
+    found = {name: _texts(rows, name) for name, rows in sets.items()}
+    for pair in combinations(sets, 2):
+        check_overlap(found[pair[0]], found[pair[1]], pair)
     return sets
 
 
@@ -339,6 +341,7 @@ def remark(
         if plain:
             notes.append(f"{split}: {plain} rows have no paraphrase. The truth ratio takes the answer itself.")
     for split in ("forget", "retain"):
+        notes += few_rows(split, len(statistics[split]["loss"])) if split in statistics else []
         if split in statistics and "rouge_l_recall" not in statistics[split]:
             left_out[f"{split}_rouge"] = "The rows are texts, with no question to answer."
     return joined(Remarks(notes, left_out), remark_on_membership(statistics, gold))

@@ -53,6 +53,11 @@ class Ignorance(ForgetObjective):
             if self.level >= 0:
                 raise ValueError(f"`level` of the objective Ignorance must be below zero, got {self.level}.")
 
+    @property
+    def ends(self) -> str:
+        """Nothing ends a run before tokens are lifted, and then it ends at the holdout's level."""
+        return "level" if self.steps >= self.lift_after else "never"
+
     def __call__(self, inputs: ForgetInputs) -> Tensor:
         above = inputs.log_probs - inputs.ignorant_log_probs
         if self.steps < self.lift_after:

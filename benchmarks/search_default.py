@@ -1,0 +1,178 @@
+"""
+A search for R2F's default: the objective and its options, the levers on a step, its size, and how many steps.
+
+    python benchmarks/search_default.py [--trials 200] [--enqueue]
+
+A trial is a set of options. With them the quickstart's model forgets four people on each of the seeds 0 to 3. The
+value of a trial is the mean over seeds of the score, which is that of the worst of four questions
+(`shared/four_questions.py`). Optuna proposes the trials. It ends a trial early if the mean, over the seeds so far, is
+below the median of the other trials. `--enqueue` tries today's default first.
+
+The space is [`SPACE`]: a new option is one line. A name with a dot is an option of one objective.
+
+The output folder keeps the trials and the finished runs. The command goes on where it was interrupted, until there are
+`--trials` in all. Several commands can work on one search at the same time. Delete the folder when the code has
+changed. Prints the best trials, and writes trials.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.study import MaxTrialsCallback
+from optuna.trial import Trial, TrialState
+
+from r2f_hf import R2FConfig
+from r2f_hf.report import print_table
+from r2f_hf.runs.files import write_json
+from shared.four_questions import QUESTIONS, answers, score
+from shared.lasting_runs import Runs
+from shared.lasting_worlds import make_world, read_recipe
+
+
+SETTING, SEEDS = "quickstart-4", (0, 1, 2, 3)
+SPACE: dict[str, BaseDistribution] = {
+    "forget_objective": CategoricalDistribution(
+        ("npo", "simnpo", "tnpo", "wga", "satimp", "undial", "margin", "bs_t")
+    ),
+    "npo.beta": FloatDistribution(0.03, 3, log=True),
+    "simnpo.beta": FloatDistribution(0.03, 3, log=True),
+    "tnpo.beta": FloatDistribution(0.1, 3, log=True),
+    "tnpo.mean_over": CategoricalDistribution(("rows", "tokens")),
+    "wga.beta": FloatDistribution(0.2, 3, log=True),
+    "wga.mean_over": CategoricalDistribution(("rows", "tokens")),
+    "satimp.beta1": FloatDistribution(1, 8),
+    "satimp.beta2": FloatDistribution(0.1, 2),
+    "undial.beta": FloatDistribution(1, 30, log=True),
+    "bs_t.weight": FloatDistribution(0.1, 0.9),
+    "spectrum_damping": FloatDistribution(0, 0.7),
+    "learning_rate": FloatDistribution(0.15, 2, log=True),
+    "rank": CategoricalDistribution((8, 16, 24, 32)),
+    "max_steps": IntDistribution(10, 60, step=5),
+    "per_device_train_batch_size": CategoricalDistribution((4, 8, 16)),
+    "retain_weight": FloatDistribution(0.5, 10, log=True),
+}
+
+
+def suggest(trial: Trial, name: str) -> Any:
+    """A value of one option for a trial."""
+    space = SPACE[name]
+    if isinstance(space, CategoricalDistribution):
+        return trial.suggest_categorical(name, space.choices)
+    method = trial.suggest_int if isinstance(space, IntDistribution) else trial.suggest_float
+    return method(name, space.low, space.high, step=space.step, log=space.log)
+
+
+def options_of(trial: Trial) -> dict[str, Any]:
+    """The options of a trial, as fields of the configuration."""
+    options = {name: suggest(trial, name) for name in SPACE if "." not in name}
+    prefix = f"{options.get('forget_objective')}."
+    kwargs = {name.removeprefix(prefix): suggest(trial, name) for name in SPACE if name.startswith(prefix)}
+    return options | {"forget_objective_kwargs": kwargs}
+
+
+def todays_default(recipe: R2FConfig) -> dict[str, Any]:
+    """The values in the space that a recipe has today."""
+    objective, _ = recipe.build_objectives()
+    prefix = f"{recipe.forget_objective}."
+    own = {f"{prefix}{option.name}": getattr(objective, option.name) for option in fields(objective)}
+    return {name: own[name] for name in SPACE if name in own} | {
+        name: getattr(recipe, name) for name in SPACE if "." not in name
+    }
+
+
+class Search:
+    """
+    The value of a trial.
+
+    Args:
+        options (`argparse.Namespace`):
+            The command's options.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.runs: dict[int, Runs] = {}
+
+    def of_seed(self, seed: int) -> Runs:
+        """The runs on the world of a seed."""
+        if seed not in self.runs:
+            folder = self.options.output_dir
+            world = make_world(self.options.setting, seed, folder / "worlds", overrides=self.options.set)
+            # The score needs only this attack.
+            self.runs[seed] = Runs(world, folder / "runs", ("relearning",))
+        return self.runs[seed]
+
+    def __call__(self, trial: Trial) -> float:
+        """Mean score over seeds."""
+        options, scores, questions = options_of(trial), [], []
+        for seed in self.options.seeds:
+            result = self.of_seed(seed).run("r2f", options, seed)
+            scores.append(score(result["figures"]))
+            questions.append(answers(result["figures"]))
+            means = {name: fmean(each[name] for each in questions if name in each) for name in QUESTIONS}
+            trial.set_user_attr("questions", means)
+            trial.report(fmean(scores), len(scores) - 1)
+            if len(scores) < len(self.options.seeds) and trial.should_prune():
+                raise optuna.TrialPruned
+        return fmean(scores)
+
+
+def rows_of(study: optuna.Study, count: int) -> dict[str, Mapping[str, Any]]:
+    """The best finished trials, with their value, the mean of each question, and their options."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    best = sorted(finished, key=lambda trial: trial.value, reverse=True)[:count]
+    return {
+        f"trial {trial.number}": {"score": trial.value, **trial.user_attrs["questions"], **trial.params}
+        for trial in best
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=200, help="trials in all, those of earlier commands included")
+    parser.add_argument("--enqueue", action="store_true", help="try today's default first")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--setting", default=SETTING, choices=[f"quickstart-{people}" for people in (1, 2, 4, 10)])
+    parser.add_argument("--set", nargs="+", default=[], help="options that override the recipe's, outside the space")
+    parser.add_argument("--best", type=int, default=10, help="how many trials to print")
+    parser.add_argument("--sampler_seed", type=int, help="makes the proposals repeatable if one command works alone")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/search_default"))
+    options = parser.parse_args()
+
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name=f"{options.setting}, seeds {' '.join(map(str, options.seeds))}",
+        # A trial whose command was killed is made again.
+        storage=RDBStorage(
+            f"sqlite:///{options.output_dir / 'trials.db'}",
+            heartbeat_interval=60,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        ),
+        sampler=optuna.samplers.TPESampler(seed=options.sampler_seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=8),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    if options.enqueue:
+        study.enqueue_trial(todays_default(read_recipe("quickstart", options.set)), skip_if_exists=True)
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    if len(study.get_trials(deepcopy=False, states=ended)) < options.trials:
+        study.optimize(Search(options), callbacks=[MaxTrialsCallback(options.trials, ended)])
+    rows = rows_of(study, options.best)
+    write_json(options.output_dir / "trials.json", rows_of(study, options.trials))
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    print_table(f"The best of {options.trials} trials", rows, list(columns))
+    print(f"All finished trials are in {options.output_dir / 'trials.json'}.")
+
+
+if __name__ == "__main__":
+    main()

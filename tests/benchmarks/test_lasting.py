@@ -1,0 +1,149 @@
+"""The score of the four questions, and the two benchmarks that rest on it, on tiny models and a few rows."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import build_model, write_rows
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from shared.four_questions import QUESTIONS, RELEARNING, answers, score
+
+
+Rows = list[dict[str, Any]]
+MET = {
+    "forget quality": 0.05,
+    "PrivLeak": -15.0,
+    "P(retain), kept": 1.02,
+    "utility, kept": 0.95,
+    **dict.fromkeys(RELEARNING, 0.05),
+}
+
+
+def test_a_run_that_meets_all_targets_has_the_highest_score() -> None:
+    assert answers(MET) == pytest.approx(dict.fromkeys(QUESTIONS, 1.0)) and score(MET) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("question", "figures"),
+    [
+        ("gone", {"forget quality": 0.05**2}),
+        ("hidden", {"PrivLeak": -30.0}),
+        ("hidden", {"PrivLeak": 30.0}),
+        ("kept", {"P(retain), kept": 0.9}),
+        ("kept", {"utility, kept": 0.9}),
+        # One far below 0 does not pay for the others.
+        ("lasts", dict(zip(RELEARNING, (0.15, 0.15, -5.0), strict=True))),
+    ],
+)
+def test_a_run_twice_as_far_off_as_allowed_has_half_of_the_score(question: str, figures: dict[str, float]) -> None:
+    assert answers(MET | figures)[question] == pytest.approx(0.5)
+    assert score(MET | figures) == pytest.approx(0.5)
+
+
+def test_a_forget_quality_of_zero_can_be_scored() -> None:
+    assert 0 < score(MET | {"forget quality": 0.0}) < 0.01
+
+
+@pytest.fixture
+def output(
+    tmp_path: Path,
+    memorised: PreTrainedModel,
+    trained_tokenizer: PreTrainedTokenizerFast,
+    forget_rows: Rows,
+    retain_rows: Rows,
+    holdout_rows: Rows,
+) -> Path:
+    """An output folder with worlds as the quickstart builds them, but of tiny models and a few rows."""
+
+    def evaluable(rows: Rows) -> Rows:
+        wrong = [f"{row['answer']} {other['answer']}" for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
+        return [row | {"perturbed_answer": [text], "views": "Where?"} for row, text in zip(rows, wrong, strict=True)]
+
+    sets = {"forget": evaluable(forget_rows), "retain": evaluable(retain_rows), "holdout": evaluable(holdout_rows)}
+    names = {"forget": "forget01_perturbed", "retain": "retain_perturbed", "holdout": "holdout01"}
+    for seed in (0, 3, 4):
+        folder = tmp_path / "worlds" / f"quickstart-1-{seed}"
+        for role, model in (("before", memorised), ("gold", build_model(seed=1))):
+            model.save_pretrained(folder / role)
+            copy.deepcopy(trained_tokenizer).save_pretrained(folder / role)
+        (folder / "data" / "tofu").mkdir(parents=True)
+        for name, rows in sets.items():
+            write_rows(folder / "data" / f"{name}.jsonl", rows)
+            write_rows(folder / "data" / "tofu" / f"{names[name]}.json", rows)
+        write_rows(folder / "data" / "tofu" / "world_facts_perturbed.json", sets["retain"])
+    return tmp_path
+
+
+def run(module: Any, monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: str) -> None:
+    """Run a benchmark as its command does."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--output_dir", str(output), *arguments])
+    module.main()
+
+
+def kept_runs(output: Path) -> dict[Path, int]:
+    """The files of finished runs, and when they were written."""
+    return {file: file.stat().st_mtime_ns for file in (output / "runs").glob("*/*.json")}
+
+
+def test_runs_are_judged_next_to_gold_and_read_again(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lasting
+
+    monkeypatch.setattr(lasting, "SWEEP", {"quickstart": {"lora": (4e-3,)}})
+    command = ("--quick", "--settings", "quickstart-1", "--methods", "r2f", "lora", "--seeds", "4")
+    command += ("--set", "rank=8")
+    run(lasting, monkeypatch, output, *command)
+    runs = kept_runs(output)
+    assert len(runs) == len(lasting.OBJECTIVES) + 2
+    (table,) = [lasting.table(made) for made in json.loads((output / "report.json").read_text()).values()]
+    before, gold, r2f, lora = table.values()
+    assert (before["comeback"], before["kept"]) == ("1", "1")
+    assert (gold["comeback"], gold["forget quality"], gold["PrivLeak"]) == ("0", "1", "0")
+    assert float(r2f["P(forget)"]) < float(before["P(forget)"]) and r2f["steps"] == lora["steps"] == "20"
+    assert "| comeback | 1 | 0 |" in (output / "tables.md").read_text()
+    assert (output / "lasting.svg").read_text().lstrip().startswith("<?xml")
+
+    run(lasting, monkeypatch, output, *command)
+    assert kept_runs(output) == runs
+
+
+def test_the_search_starts_from_todays_default_and_goes_on(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    import search_default
+
+    # The tiny model has no room for more.
+    monkeypatch.setitem(search_default.SPACE, "rank", search_default.CategoricalDistribution((8,)))
+    command = (
+        "--set",
+        "rank=8",
+        "--setting",
+        "quickstart-1",
+        "--seeds",
+        "0",
+        "--enqueue",
+        "--sampler_seed",
+        "0",
+        "--trials",
+    )
+    run(search_default, monkeypatch, output, *command, "1")
+    (first,) = json.loads((output / "trials.json").read_text()).values()
+    default = search_default.todays_default(search_default.read_recipe("quickstart", ["rank=8"]))
+    assert first.items() >= default.items() and first["score"] == min(first[name] for name in search_default.QUESTIONS)
+    runs = kept_runs(output)
+    run(search_default, monkeypatch, output, *command, "2")
+    assert kept_runs(output).items() > runs.items()
+
+
+def test_todays_default_lies_within_the_space_of_the_search() -> None:
+    pytest.importorskip("optuna")
+    import search_default
+
+    default = search_default.todays_default(search_default.read_recipe("quickstart"))
+    for name, value in default.items():
+        space = search_default.SPACE[name]
+        assert space._contains(space.to_internal_repr(value)), name
