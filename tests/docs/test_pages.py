@@ -91,6 +91,12 @@ def test_the_reference_has_every_name_of_a_registry(page: str, names: list[str])
     assert [name for name in names if f'"{name}"' not in text and f"`{name}`" not in text] == []
 
 
+def test_the_page_on_choosing_an_objective_has_every_name() -> None:
+    named = set(re.findall(r"^\| `(\w+)`", (DOCS / "objectives.md").read_text(encoding="utf-8"), re.MULTILINE))
+    listed = set(re.findall(r"`(\w+)`", (DOCS / "objectives.md").read_text(encoding="utf-8")))
+    assert set(FORGET_OBJECTIVES) - named == set() and set(RETAIN_OBJECTIVES) - listed == set()
+
+
 def test_the_page_of_training_arguments_has_every_field() -> None:
     page = (DOCS / "training_arguments.md").read_text(encoding="utf-8")
     made_with = re.search(r"with transformers ([\d.]+\d)", page)[1]
