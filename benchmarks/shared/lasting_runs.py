@@ -118,7 +118,7 @@ class Runs:
         others = {role: self.measured(role, seed) for role in ROLES}
         rows = {name: rows for name, rows in self.world.rows.items() if self.stopping or name != "holdout"}
         if options.get("forget_objective") == "ignorance":
-            # Not to stop: the objective takes its level from these rows.
+            # The objective takes its level from these rows, and ends there.
             rows["holdout"] = list(self.world.splits["holdout"])
         with tempfile.TemporaryDirectory() as scratch:
             args = replace(self.world.recipe, output_dir=scratch, seed=seed, keep_original=False, **options)

@@ -33,8 +33,7 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below")
 
     Either of two criteria is enough:
 
-    - the mean probability of the forget set is no higher than that of the holdout set. With `ends="level"` the two are
-      within a factor of 1.25;
+    - the mean probability of the forget set is no higher than that of the holdout set;
     - a two-sample Kolmogorov-Smirnov test does not tell the two sets apart. It is used only if the sets are large
       enough for it. (For one row and 30, even complete separation would not be significant.)
 
@@ -45,19 +44,19 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below")
             Length-normalised probabilities of the holdout set under the model before unlearning. They show what text
             looks like that the model never saw. (The model now would not do: going too far lowers both sets.)
         ends (`str`, *optional*, defaults to `"below"`):
-            `ends` of the forget objective.
+            `ends` of the forget objective. With `"level"` there is one criterion: the two mean probabilities are
+            within a factor of 1.25. With `"never"` there is none.
 
     Returns:
         `str`, *optional*: The criterion that is met, in words, or `None`.
     """
     if ends == "never":
         return None
-    if ends == "level" and holdout.mean() / NEAR <= forget.mean() <= holdout.mean() * NEAR:
-        return (
-            f"mean probability: the forget set's ({forget.mean():.3f}) is near the holdout set's "
-            f"({holdout.mean():.3f})"
-        )
-    if ends == "below" and forget.mean() <= holdout.mean():
+    if ends == "level":
+        near = holdout.mean() / NEAR <= forget.mean() <= holdout.mean() * NEAR
+        found = f"mean probability: the forget set's ({forget.mean():.3f}) is near the holdout set's"
+        return f"{found} ({holdout.mean():.3f})" if near else None
+    if forget.mean() <= holdout.mean():
         return (
             f"mean probability: the forget set's ({forget.mean():.3f}) has come down to the holdout set's "
             f"({holdout.mean():.3f})"
