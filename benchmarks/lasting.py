@@ -50,12 +50,14 @@ SWEEP = {
     "quickstart": {
         "lora": (1e-3, 2e-3, 4e-3, 8e-3),
         "full": (2.5e-4, 5e-4, 1e-3, 2e-3),
-        "exact": (0.15, 0.3, 0.6, 1.2),
+        "exact": (0.0375, 0.075, 0.15, 0.3, 0.6),
     },
     "tofu": TOFU_SWEEP,
 }
 PEERS = ("lora", "full", "exact")
-COLUMNS = (*METRICS, "P(retain), kept", "utility, kept", *ATTACKED, "kept", "comeback", *QUESTIONS, "score", "steps")
+SCORES = {question: f"score, {question}" for question in QUESTIONS}
+COLUMNS = (*METRICS, "P(retain), kept", "utility, kept", *ATTACKED)
+COLUMNS += ("kept", "comeback", *SCORES.values(), "score", "steps")
 QUICK_SETTINGS, QUICK_ATTACKS = ("quickstart-4",), ("relearning", "quantisation", "pruning")
 
 
@@ -169,8 +171,9 @@ class Setting:
 def all_figures(result: Mapping[str, Any], role: str = "unlearned") -> dict[str, float]:
     """The columns of the table for one run, or for a model that it is compared with."""
     found = figures(result, role)
-    more = {"kept": kept(found), "comeback": comeback(found), "score": score(found)}
-    return found | more | answers(found) | ({"steps": result["steps"]} if role == "unlearned" else {})
+    scores = {SCORES[question]: value for question, value in answers(found).items()}
+    more = {"kept": kept(found), "comeback": comeback(found), **scores, "score": score(found)}
+    return found | more | ({"steps": result["steps"]} if role == "unlearned" else {})
 
 
 def summary(results: Sequence[dict[str, Any]], role: str = "unlearned") -> dict[str, str]:

@@ -103,6 +103,8 @@ def test_runs_are_judged_next_to_gold_and_read_again(output: Path, monkeypatch: 
     (table,) = [lasting.table(made) for made in json.loads((output / "report.json").read_text()).values()]
     before, gold, r2f, lora = table.values()
     assert (before["comeback"], before["kept"]) == ("1", "1")
+    for row in (r2f, lora):
+        assert float(row["kept"]) == min(float(row["P(retain), kept"]), float(row["utility, kept"]))
     assert (gold["comeback"], gold["forget quality"], gold["PrivLeak"]) == ("0", "1", "0")
     assert float(r2f["P(forget)"]) < float(before["P(forget)"]) and r2f["steps"] == lora["steps"] == "20"
     assert "| comeback | 1 | 0 |" in (output / "tables.md").read_text()
