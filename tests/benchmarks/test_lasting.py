@@ -50,6 +50,15 @@ def test_a_forget_quality_of_zero_can_be_scored() -> None:
     assert 0 < score(MET | {"forget quality": 0.0}) < 0.01
 
 
+def test_peers_can_be_chosen_without_the_question_that_deep_runs_fail() -> None:
+    import lasting
+
+    shallow = {"figures": MET | {"PrivLeak": 30.0, "P(retain), kept": 0.8}}
+    deep = {"figures": MET | {"PrivLeak": 90.0}}
+    assert max((shallow, deep), key=lambda run: lasting.merit(run, "lora")) is shallow
+    assert max((shallow, deep), key=lambda run: lasting.merit(run, "lora-open")) is deep
+
+
 @pytest.fixture
 def output(
     tmp_path: Path,
