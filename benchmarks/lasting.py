@@ -14,7 +14,8 @@ with `-damped` also `spectrum_damping=0.5`. `r2f-ignorance` has the options of r
 more steps. All take R2F's default learning rate. The peers are LoRA with AdamW, full
 AdamW, and the exact gradient under R2F's update rule. Each peer has the objective and the learning rate that are best
 for it, among three objectives and at least four rates. The best have the highest score. They are chosen where no table
-looks: on the quickstart's seed 3, and on the first authors of TOFU.
+looks: on the quickstart's seed 3, and on the first authors of TOFU. Those with `-open` are chosen by the worst of the
+other three questions, without whether one can tell that it was there.
 
 There is one table per setting: the median over seeds, and the range in parentheses. Columns with `kept` are parts of
 what was there before. Columns with `comeback` say what an attack brings back: 0 is gold's level, and 1 is as if
@@ -51,12 +52,15 @@ SWEEP = {
     "quickstart": {
         "lora": (1e-3, 2e-3, 4e-3, 8e-3),
         "full": (2.5e-4, 5e-4, 1e-3, 2e-3),
-        "exact": (0.15, 0.3, 0.6, 1.2),
+        "exact": (0.0375, 0.075, 0.15, 0.3, 0.6),
     },
     "tofu": TOFU_SWEEP,
 }
 PEERS = ("lora", "full", "exact")
-COLUMNS = (*METRICS, "P(retain), kept", "utility, kept", *ATTACKED, "kept", "comeback", *QUESTIONS, "score", "steps")
+OPEN = "-open"
+SCORES = {question: f"score, {question}" for question in QUESTIONS}
+COLUMNS = (*METRICS, "P(retain), kept", "utility, kept", *ATTACKED)
+COLUMNS += ("kept", "comeback", *SCORES.values(), "score", "steps")
 QUICK_SETTINGS, QUICK_ATTACKS = ("quickstart-4",), ("relearning", "quantisation", "pruning")
 
 
@@ -87,7 +91,12 @@ R2F_RUNS["r2f-ignorance"] = {
     "max_steps": 60,
     "stop_check_steps": 1,
 }
-METHODS = (*R2F_RUNS, *PEERS)
+METHODS = (*R2F_RUNS, *PEERS, *(peer + OPEN for peer in PEERS))
+
+
+def trainer_of(method: str) -> str:
+    """The trainer of a method, see [`RUNS`](`shared.peers`)."""
+    return "r2f" if method in R2F_RUNS else method.removesuffix(OPEN)
 
 
 def sweep(setting: str, peer: str) -> list[Job]:
@@ -96,9 +105,11 @@ def sweep(setting: str, peer: str) -> list[Job]:
     return [Job(peer, with_objective(name, learning_rate=rate), TUNING_SEED) for name in OBJECTIVES for rate in rates]
 
 
-def merit(result: Mapping[str, Any]) -> tuple[float, float]:
-    """What the best run of a sweep has most of: the score, and where it is equal the mean over the questions."""
-    return score(result["figures"]), fmean(answers(result["figures"]).values())
+def merit(result: Mapping[str, Any], method: str) -> tuple[float, float]:
+    """What the best run of a sweep has most of: its worst question, and where that is equal the mean over all."""
+    found = answers(result["figures"])
+    judged = [value for name, value in found.items() if name != "hidden" or not method.endswith(OPEN)]
+    return min(judged), fmean(found.values())
 
 
 def of_this_share(jobs: Sequence[Job], share: str) -> Sequence[Job]:
@@ -149,14 +160,16 @@ class Setting:
             print(f"{result['world']}: {job.trainer} {job.options}: score {score(result['figures']):.2f}", flush=True)
         return result
 
-    def chosen(self, peer: str) -> dict[str, Any]:
+    def chosen(self, method: str) -> dict[str, Any]:
         """The options of a peer that did best where it was tuned."""
-        return max(map(self.run, sweep(self.name, peer)), key=merit)["options"]
+        swept = map(self.run, sweep(self.name, trainer_of(method)))
+        return max(swept, key=lambda result: merit(result, method))["options"]
 
     def results(self) -> dict[str, list[dict[str, Any]]] | None:
         """The runs of the table by method; `None` if other shares have to finish first."""
         options = self.options
-        swept = [job for peer in PEERS if peer in options.methods for job in sweep(self.name, peer)]
+        used = set(map(trainer_of, options.methods))
+        swept = [job for peer in PEERS if peer in used for job in sweep(self.name, peer)]
         for job in of_this_share(swept, options.share):
             self.run(job)
         if not all(map(self.finished, swept)):
@@ -165,7 +178,7 @@ class Setting:
             method: R2F_RUNS[method] if method in R2F_RUNS else self.chosen(method) for method in options.methods
         }
         jobs = {
-            method: [Job(method if method in PEERS else "r2f", chosen[method], seed) for seed in options.seeds]
+            method: [Job(trainer_of(method), chosen[method], seed) for seed in options.seeds]
             for method in options.methods
         }
         every = [job for of_method in jobs.values() for job in of_method]
@@ -179,8 +192,9 @@ class Setting:
 def all_figures(result: Mapping[str, Any], role: str = "unlearned") -> dict[str, float]:
     """The columns of the table for one run, or for a model that it is compared with."""
     found = figures(result, role)
-    more = {"kept": kept(found), "comeback": comeback(found), "score": score(found)}
-    return found | more | answers(found) | ({"steps": result["steps"]} if role == "unlearned" else {})
+    scores = {SCORES[question]: value for question, value in answers(found).items()}
+    more = {"kept": kept(found), "comeback": comeback(found), **scores, "score": score(found)}
+    return found | more | ({"steps": result["steps"]} if role == "unlearned" else {})
 
 
 def summary(results: Sequence[dict[str, Any]], role: str = "unlearned") -> dict[str, str]:
@@ -204,8 +218,9 @@ def table(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, st
 
 def label(method: str, result: Mapping[str, Any]) -> str:
     """The name of a method, and of what was chosen for a peer."""
-    options = result["options"]
-    return f"{method} ({options['forget_objective']}, {options['learning_rate']:g})" if method in PEERS else method
+    if method in R2F_RUNS:
+        return method
+    return f"{method} ({result['options']['forget_objective']}, {result['options']['learning_rate']:g})"
 
 
 def markdown(rows: Mapping[str, Mapping[str, str]]) -> Iterator[str]:

@@ -50,6 +50,15 @@ def test_a_forget_quality_of_zero_can_be_scored() -> None:
     assert 0 < score(MET | {"forget quality": 0.0}) < 0.01
 
 
+def test_peers_can_be_chosen_without_the_question_that_deep_runs_fail() -> None:
+    import lasting
+
+    shallow = {"figures": MET | {"PrivLeak": 30.0, "P(retain), kept": 0.8}}
+    deep = {"figures": MET | {"PrivLeak": 90.0}}
+    assert max((shallow, deep), key=lambda run: lasting.merit(run, "lora")) is shallow
+    assert max((shallow, deep), key=lambda run: lasting.merit(run, "lora-open")) is deep
+
+
 @pytest.fixture
 def output(
     tmp_path: Path,
@@ -103,6 +112,8 @@ def test_runs_are_judged_next_to_gold_and_read_again(output: Path, monkeypatch: 
     (table,) = [lasting.table(made) for made in json.loads((output / "report.json").read_text()).values()]
     before, gold, r2f, lora = table.values()
     assert (before["comeback"], before["kept"]) == ("1", "1")
+    for row in (r2f, lora):
+        assert float(row["kept"]) == min(float(row["P(retain), kept"]), float(row["utility, kept"]))
     assert (gold["comeback"], gold["forget quality"], gold["PrivLeak"]) == ("0", "1", "0")
     assert float(r2f["P(forget)"]) < float(before["P(forget)"]) and r2f["steps"] == lora["steps"] == "20"
     assert "| comeback | 1 | 0 |" in (output / "tables.md").read_text()
