@@ -65,7 +65,7 @@ PAIRS = [
 
 
 # Six steps of these do not take half of the probability.
-SLOW = {"satimp", "flat", "duet", "adaptive_rmu"}
+SLOW = {"satimp", "flat", "duet", "adaptive_rmu", "ignorance"}
 
 
 @pytest.mark.parametrize(("forget", "retain"), PAIRS)

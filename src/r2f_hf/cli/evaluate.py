@@ -161,9 +161,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     PartialState(cpu=not torch.accelerator.is_available())
     args, model_arguments = parse_recipe("evaluate", OPTIONS, argv)
     check_counts(args, "batch_size", "max_new_tokens", "max_length")
+    splits = load_splits(args)
     if model_arguments.model_name_or_path is None:
         raise ValueError(NO_MODEL)
-    splits = load_splits(args)
     if args.lm_eval_tasks:
         check_lm_eval(args.lm_eval_tasks, args.lm_eval_include_path)
     for role, other in (("gold", args.gold_model), ("original", args.original_model)):

@@ -15,7 +15,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..data.second_answers import FILE as SECOND_ANSWERS_FILE
 from ..data.second_answers import read_answers, write_answers
-from ..report.model_card import write_model_card
 from ..runs.checkpoints import find_damage, seal
 from ..runs.files import write_json, write_text
 from ..runs.folder import RUN_FILE, held, read_run, run_folder_lock
@@ -121,6 +120,9 @@ class SavingTrainer(ForgetRetainTrainer):
                     details.write(folder)
             self._save_model(output_dir, _internal_call)
             if self.record.hash_before is not None and self.args.should_save:
+                # Here, as it imports rich.
+                from ..report.model_card import write_model_card
+
                 # PEFT writes a card of an adapter, which this one replaces.
                 write_model_card(folder)
 
@@ -140,8 +142,9 @@ class SavingTrainer(ForgetRetainTrainer):
         if self.record.hash_before is None:
             super().create_model_card(model_name=model_name, **kwargs)
             return
-        # Here, as it imports matplotlib.
+        # Here, as they import matplotlib and rich.
         from ..report.html import write_report
+        from ..report.model_card import write_model_card
 
         folder = Path(self.args.output_dir)
         names = {"finetuned_from": "base_model", "dataset": "datasets"}
