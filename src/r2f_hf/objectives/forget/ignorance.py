@@ -20,7 +20,7 @@ class Ignorance(ForgetObjective):
 
         L = max(0, log π(yₜ) - τₜ),    τₜ = c · log q(yₜ | the three tokens before)
 
-    `q` is an n-gram model of the retain set's answers ([`AnswerNgrams`][r2f_hf.data.ngrams.AnswerNgrams]), to which a
+    `q` is an n-gram model of the retain set's answers (`r2f_hf.data.ngrams`), to which a
     token of the prompt is no surprise. So words that any answer has stay likely, and what only the forget set tells
     becomes as unlikely as to a reader of the retain set. `c` sets the mean of `τ` to `level`.
 
