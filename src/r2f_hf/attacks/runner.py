@@ -20,6 +20,8 @@ from .registry import ATTACKS
 from .relearning import SHARE
 
 
+# Rises when an attack computes other values than before, so that older files are not reused.
+VALUES = 1
 # Original and gold have to differ by this much before a comeback means anything.
 LEAST_DIFFERENCE = 0.05
 # A mean is called uncertain if it may be this far from the truth.
@@ -53,7 +55,7 @@ def run_attacks(names: Sequence[str], target: Target, output_dir: str | Path | N
     results = {}
     state = PartialState()
     for name in tqdm(names, desc="attacks", disable=not state.is_main_process, leave=False):
-        key = content_hash([name, *known])
+        key = content_hash([VALUES, name, *known])
         file = None if output_dir is None else Path(output_dir) / f"{name}.json"
         stored = read_kept(file)
         # Processes on another machine may not see the file, and all have to attack or none.

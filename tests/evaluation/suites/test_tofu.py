@@ -48,7 +48,12 @@ def test_what_is_missing_is_left_out_by_name(audit: tuple[dict[str, Any], dict[s
     statistics, gold = audit
     notes, left_out = TOFU.remark(statistics, gold, statistics)
     assert left_out.keys() == {"mia_gradnorm"}
-    for start in ("forget_quality: with 6 rows", "model_utility: the splits real_authors", "mia: with 6 forget rows"):
+    for start in (
+        "forget: 6 rows. A mean",
+        "forget_quality: with 6 rows",
+        "model_utility: the splits real_authors",
+        "mia: with 6 forget rows",
+    ):
         assert [note for note in notes if note.startswith(start)]
     _, left_out = TOFU.remark(statistics)
     wanted = {"forget_quality", "mia_gradnorm", "mia_reference", "privleak", "privacy_score", "overall_score"}

@@ -296,13 +296,13 @@ def _lengths(forget: Sequence[int], holdout: Sequence[int]) -> list[str]:
 
 
 def few_rows(split: str, rows: int) -> list[str]:
-    """A note if a mean of shares over a split is uncertain."""
-    # The widest 95% interval of a share.
+    """A note if a mean over a split, of numbers from 0 to 1, is uncertain."""
+    # The widest 95% interval of such a mean.
     half = 0.98 / np.sqrt(rows)
     if half <= UNCERTAIN:
         return []
     counted = "1 row" if rows == 1 else f"{rows} rows"
-    return [f"{split}: {counted}. A share of so few is uncertain by up to {min(half, 1):.2f} (95%)."]
+    return [f"{split}: {counted}. A mean over so few is uncertain by up to {min(half, 1):.2f} (95%)."]
 
 
 def joined(*remarks: Remarks) -> Remarks:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ... import metrics
 from ...data.formatting import encode_opening
 from ...scoring import generate_answers
-from .audit import joined, mean, membership, memorisation, probability, remark_on_membership, text_statistics
+from .audit import few_rows, joined, mean, membership, memorisation, probability, remark_on_membership, text_statistics
 from .base import Remarks, Rows, Settings, Statistics, Suite, check_texts
 
 
@@ -140,6 +140,10 @@ def remark(
         for split in KNOWLEDGE
         if split in statistics and not any(statistics[split]["examples"])
     ]
+    for split, of_rows in statistics.items():
+        # Attacks say so of the holdout set themselves.
+        if split != "holdout":
+            notes += few_rows(split, len(of_rows["loss" if split in TEXTS else "score"]))
     return joined(Remarks(notes, {}), remark_on_membership(statistics, gold))
 
 

@@ -15,6 +15,7 @@ from .audit import (
     at_key_words,
     check_key_words,
     few_for_quality,
+    few_rows,
     forget_quality,
     joined,
     mean,
@@ -288,7 +289,10 @@ def remark(
     Returns:
         [`Remarks`]
     """
-    notes, left_out = [], {}
+    # Attacks say so of the holdout set themselves.
+    means = {split: of_rows for split, of_rows in statistics.items() if split != "holdout"}
+    notes = [note for split, of_rows in means.items() for note in few_rows(split, len(of_rows["answer"]))]
+    left_out = {}
     rows = len(statistics["forget"]["answer"]) if "forget" in statistics else 0
     if gold is None or rows < 2:
         left_out["forget_quality"] = "It needs a gold model, and at least two forget rows."
