@@ -1,12 +1,13 @@
 """
 A search for R2F's default: the objective and its options, the levers on a step, its size, and how many steps.
 
-    python benchmarks/search_default.py [--trials 200] [--enqueue]
+    python benchmarks/search_default.py [--trials 200] [--enqueue quickstart lasting] [--objectives ignorance]
 
 A trial is a set of options. With them the quickstart's model forgets four people on each of the seeds 0 to 3. The
 value of a trial is the mean over seeds of the score, which is that of the worst of four questions
 (`shared/four_questions.py`). Optuna proposes the trials. It ends a trial early if the mean, over the seeds so far, is
-below the median of the other trials. `--enqueue` tries today's default first.
+below the median of the other trials. `--enqueue` tries the options of recipes first: `quickstart` has today's default.
+`--objectives` searches among some objectives only.
 
 The space is [`SPACE`]: a new option is one line. A name with a dot is an option of one objective.
 
@@ -39,10 +40,9 @@ from shared.lasting_worlds import make_world, read_recipe
 
 
 SETTING, SEEDS = "quickstart-4", (0, 1, 2, 3)
+OBJECTIVES = ("npo", "simnpo", "tnpo", "wga", "satimp", "undial", "margin", "bs_t", "ignorance")
 SPACE: dict[str, BaseDistribution] = {
-    "forget_objective": CategoricalDistribution(
-        ("npo", "simnpo", "tnpo", "wga", "satimp", "undial", "margin", "bs_t")
-    ),
+    "forget_objective": CategoricalDistribution(OBJECTIVES),
     "npo.beta": FloatDistribution(0.03, 3, log=True),
     "simnpo.beta": FloatDistribution(0.03, 3, log=True),
     "tnpo.beta": FloatDistribution(0.1, 3, log=True),
@@ -53,9 +53,11 @@ SPACE: dict[str, BaseDistribution] = {
     "satimp.beta2": FloatDistribution(0.1, 2),
     "undial.beta": FloatDistribution(1, 30, log=True),
     "bs_t.weight": FloatDistribution(0.1, 0.9),
+    "ignorance.lift_after": IntDistribution(8, 30),
     "spectrum_damping": FloatDistribution(0, 0.7),
+    "simulated_relearning": FloatDistribution(0, 0.15),
     "learning_rate": FloatDistribution(0.15, 2, log=True),
-    "rank": CategoricalDistribution((8, 16, 24, 32)),
+    "rank": CategoricalDistribution((8, 16, 24, 32, 48)),
     "max_steps": IntDistribution(10, 60, step=5),
     "per_device_train_batch_size": CategoricalDistribution((4, 8, 16)),
     "retain_weight": FloatDistribution(0.5, 10, log=True),
@@ -79,8 +81,8 @@ def options_of(trial: Trial) -> dict[str, Any]:
     return options | {"forget_objective_kwargs": kwargs}
 
 
-def todays_default(recipe: R2FConfig) -> dict[str, Any]:
-    """The values in the space that a recipe has today."""
+def values_of(recipe: R2FConfig) -> dict[str, Any]:
+    """The values in the space that a recipe has."""
     objective, _ = recipe.build_objectives()
     prefix = f"{recipe.forget_objective}."
     own = {f"{prefix}{option.name}": getattr(objective, option.name) for option in fields(objective)}
@@ -139,7 +141,8 @@ def rows_of(study: optuna.Study, count: int) -> dict[str, Mapping[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200, help="trials in all, those of earlier commands included")
-    parser.add_argument("--enqueue", action="store_true", help="try today's default first")
+    parser.add_argument("--enqueue", nargs="+", default=[], help="recipes to try first, such as quickstart")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--setting", default=SETTING, choices=[f"quickstart-{people}" for people in (1, 2, 4, 10)])
     parser.add_argument("--set", nargs="+", default=[], help="options that override the recipe's, outside the space")
@@ -148,9 +151,10 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/search_default"))
     options = parser.parse_args()
 
+    SPACE["forget_objective"] = CategoricalDistribution(options.objectives)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        study_name=f"{options.setting}, seeds {' '.join(map(str, options.seeds))}",
+        study_name=f"{options.setting}, seeds {' '.join(map(str, options.seeds))}, {' '.join(options.objectives)}",
         # A trial whose command was killed is made again.
         storage=RDBStorage(
             f"sqlite:///{options.output_dir / 'trials.db'}",
@@ -162,8 +166,8 @@ def main() -> None:
         direction="maximize",
         load_if_exists=True,
     )
-    if options.enqueue:
-        study.enqueue_trial(todays_default(read_recipe("quickstart", options.set)), skip_if_exists=True)
+    for recipe in options.enqueue:
+        study.enqueue_trial(values_of(read_recipe(recipe, options.set)), skip_if_exists=True)
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
     if len(study.get_trials(deepcopy=False, states=ended)) < options.trials:
         study.optimize(Search(options), callbacks=[MaxTrialsCallback(options.trials, ended)])

@@ -457,8 +457,9 @@ CHECKPOINTS: dict[str, Any] = {"max_steps": 7, "save_strategy": "steps", "save_s
         {"forget_objective": "grad_diff", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
         {"adaptive": False, "warm_probes": False},
         {"protect_retain": False},
+        {"simulated_relearning": 0.1},
     ],
-    ids=["npo and kl", "grad_diff accumulated", "not adaptive", "not protecting"],
+    ids=["npo and kl", "grad_diff accumulated", "not adaptive", "not protecting", "relearning"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     settings: dict[str, Any], step: int, tmp_path: Path, build_trainer: BuildTrainer

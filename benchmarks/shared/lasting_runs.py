@@ -46,6 +46,7 @@ R2F_OPTIONS = (
     "min_fidelity",
     "normalize_update",
     "on_bad_gradient",
+    "simulated_relearning",
     "spectrum_damping",
     "warm_probes",
 )

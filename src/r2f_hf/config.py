@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -29,6 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "adapter_rank",
         "protect_retain",
         "spectrum_damping",
+        "simulated_relearning",
         "min_fidelity",
         "on_bad_gradient",
     ),
@@ -109,6 +111,11 @@ class R2FConfig(TrainingArguments):
             `k`, from 0 to 1: a singular value `S` of a module's gradient becomes `S^(1-2k)`. With 0.5 all directions
             of a gradient weigh the same. Where forget rows share directions, a few of them then bring back less of the
             others. Each step forgets less.
+        simulated_relearning (`float`, *optional*, defaults to `0.0`):
+            Norm of a step of fine-tuning on forget rows that precedes each step, in each module. The losses are those
+            of the model after it, so that the run forgets what fine-tuning would bring back. Nothing of it is
+            written. Try 0.03. Larger ones destroy the model that the losses see. It costs a forward and a backward
+            pass over as many forget rows as a batch has, in one view.
         min_fidelity (`float`, *optional*):
             Least estimated cosine between a module's reconstruction and its full gradient. Off by default.
         on_bad_gradient (`str`, *optional*, defaults to `"skip"`):
@@ -237,6 +244,10 @@ class R2FConfig(TrainingArguments):
     spectrum_damping: float = field(
         default=0.0, metadata={"help": "From 0 to 1: how far the leading directions of a gradient are damped."}
     )
+    simulated_relearning: float = field(
+        default=0.0,
+        metadata={"help": "Norm of the step of fine-tuning that the losses see the model after; 0 is none."},
+    )
     min_fidelity: float | None = field(
         default=None, metadata={"help": "Least estimated cosine between reconstruction and full gradient."}
     )
@@ -337,6 +348,8 @@ class R2FConfig(TrainingArguments):
                 raise ValueError(f"`{name}` must be positive, got {value}.")
         if not 0 <= self.spectrum_damping <= 1:
             raise ValueError(f"`spectrum_damping` must be from 0 to 1, got {self.spectrum_damping}.")
+        if not 0 <= self.simulated_relearning < math.inf:
+            raise ValueError(f"`simulated_relearning` must be 0 or more, got {self.simulated_relearning}.")
         if self.window_overlap < 0:
             raise ValueError(f"`window_overlap` must be 0 or more, got {self.window_overlap}.")
         if not 0 <= self.held_out < self.rank:

@@ -122,6 +122,7 @@ class R2FStep:
         self.rules = [UpdateRule(adaptive) for _ in self.groups]
         self.number = 0  # of steps taken; with the seed and a module's name it seeds the draws
         self.fidelity: dict[str, Fidelity] = {}  # of the last reconstruction, by module name
+        self.relearned = False  # whether the losses now see the model after `relearn`
         self._sketches: list[LoraSketch] = []
 
     @contextmanager
@@ -154,6 +155,30 @@ class R2FStep:
             probe.A.grad = probe.B.grad = None
         return metrics
 
+    @torch.no_grad()
+    def relearn(self, norm: float) -> None:
+        """
+        Let the next losses see the model as it is after a step of fine-tuning, until the next `read`.
+
+        A backward pass of the loss that somebody would fine-tune with has to come first. The step goes along its
+        decoded gradients. No weight is written: the probes add it to what their modules compute. All processes have
+        to call this, with the same gradients.
+
+        Args:
+            norm (`float`):
+                Frobenius norm of the step in each module.
+        """
+        sketches = [group.read(self.held_out) for group in self.groups]
+        for probe in self.modules.values():
+            probe.A.grad = probe.B.grad = None
+        self.relearned = True
+        # What is not finite has no direction. Nothing is relearned then.
+        if not on_cpu([sketch.isfinite() for sketch in sketches]).all():
+            return
+        for group, gradient in zip(self.groups, self.decoder.decode_all(sketches), strict=True):
+            for probe, step in zip(group.probes, gradient.unbind(), strict=True):
+                probe.add((step.U * (-norm / step.norm().clamp_min(torch.finfo(torch.float32).tiny)), step.V))
+
     def end(self) -> None:
         """Empty the pairs. The result is the model behind them: `model.unload()`."""
         for probe in self.modules.values():
@@ -169,6 +194,10 @@ class R2FStep:
         """Copy the pairs' gradients as sketches (1). A Trainer does so before its optimizer moves the pairs."""
         with record_function("r2f/read"):
             self._sketches = [group.read(self.held_out) for group in self.groups]
+        if self.relearned:
+            for probe in self.modules.values():
+                probe.add(None)
+            self.relearned = False
 
     @torch.no_grad()
     def write(self, lr: float) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import broadcast
 from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from .callback import R2FCallback
@@ -28,6 +28,7 @@ from .runs.weights import check_can_be_saved
 from .training.checks import check_config, warn_of_small_rate
 from .training.recorded_trainer import RecordedTrainer
 from .training.references import reference_inputs
+from .training.simulated_relearning import backward_all, relearned_rows
 from .training.trackers import TrackerCallback
 from .training.upload_guard import UploadGuard
 from .updates.retained_inputs import from_state, to_state
@@ -183,6 +184,11 @@ class R2FTrainer(RecordedTrainer):
         if self.is_deepspeed_enabled:
             check_zero(self.accelerator.state.deepspeed_plugin.deepspeed_config, to_adapter=not writes_weights)
             check_precision(model)
+            if args.simulated_relearning:
+                raise ValueError(
+                    "`simulated_relearning` does not work under DeepSpeed, whose engine owns the backward pass. Leave "
+                    "it out, or shard the weights with FSDP2."
+                )
             # ZeRO-3 shards the weights, but sets no such attribute as is read above.
             self._sharded = True
         self.r2f_callback = R2FCallback(
@@ -280,6 +286,22 @@ class R2FTrainer(RecordedTrainer):
         inputs, loss_references = from_state(tensors)
         super()._set_references(loss_references)
         self.r2f_callback.retained_inputs = inputs or None
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args, **kwargs) -> Tensor:
+        """
+        The loss of a micro-batch, and its backward pass. See [`~transformers.Trainer.training_step`].
+
+        With `simulated_relearning` the losses of a step are those of the model after a step of fine-tuning.
+        """
+        step = self.r2f_callback.step
+        if self.args.simulated_relearning and not step.relearned:
+            processes = 1 if self.accelerator.split_batches else self.args.world_size
+            count = self._train_batch_size * self.args.gradient_accumulation_steps * processes
+            rows = relearned_rows(self.splits.forget, count, self.args.seed, self.state.global_step)
+            plain = self.accelerator.unwrap_model(model).train()
+            backward_all(plain, rows, list(step.modules.values()), self.data_collator, self.accelerator)
+            step.relearn(self.args.simulated_relearning)
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         """

@@ -137,24 +137,25 @@ def test_the_search_starts_from_todays_default_and_goes_on(output: Path, monkeyp
         "--seeds",
         "0",
         "--enqueue",
+        "quickstart",
         "--sampler_seed",
         "0",
         "--trials",
     )
     run(search_default, monkeypatch, output, *command, "1")
     (first,) = json.loads((output / "trials.json").read_text()).values()
-    default = search_default.todays_default(search_default.read_recipe("quickstart", ["rank=8"]))
+    default = search_default.values_of(search_default.read_recipe("quickstart", ["rank=8"]))
     assert first.items() >= default.items() and first["score"] == min(first[name] for name in search_default.QUESTIONS)
     runs = kept_runs(output)
     run(search_default, monkeypatch, output, *command, "2")
     assert kept_runs(output).items() > runs.items()
 
 
-def test_todays_default_lies_within_the_space_of_the_search() -> None:
+def test_the_recipes_lie_within_the_space_of_the_search() -> None:
     pytest.importorskip("optuna")
     import search_default
 
-    default = search_default.todays_default(search_default.read_recipe("quickstart"))
-    for name, value in default.items():
-        space = search_default.SPACE[name]
-        assert space._contains(space.to_internal_repr(value)), name
+    for recipe in ("quickstart", "lasting"):
+        for name, value in search_default.values_of(search_default.read_recipe(recipe)).items():
+            space = search_default.SPACE[name]
+            assert space._contains(space.to_internal_repr(value)), name

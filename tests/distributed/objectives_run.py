@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "undial": {"retain_objective": "jensen_shannon"},
     "adaptive_rmu": {"retain_objective": "hidden_states"},
     "idk": {"forget_objective_kwargs": {"answers": "refusal"}},
-    "margin": {},
+    "margin": {"simulated_relearning": 0.3},
 }
 
 

@@ -21,7 +21,14 @@ class Sketching(LoraVariant):
 
     PEFT calls it in place of the pair where `layer.lora_variant[adapter] = Sketching()` is set. Merging it changes
     nothing.
+
+    Attributes:
+        added (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
+            `U` of shape `(out_features, k)` and `V` of shape `(in_features, k)`. While they are there, a forward pass
+            that is trained on computes with `W + U·Vᵀ`, and so the gradients are those at this weight.
     """
+
+    added: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def init(module: Any, adapter_name: str, **kwargs) -> None:
@@ -43,6 +50,10 @@ class Sketching(LoraVariant):
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs) -> Tensor:
         if not torch.is_grad_enabled():
             return result
+        added = module.lora_variant[active_adapter].added
+        if added is not None:
+            U, V = (factor.to(result.dtype) for factor in added)
+            result = result + x.to(result.dtype) @ V @ U.T
         pair = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
         return _Sketch.apply(result, x, *pair, module.scaling[active_adapter])
 

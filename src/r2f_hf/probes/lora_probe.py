@@ -78,6 +78,18 @@ class LoraProbe:
             # Without PEFT's cast, autograd keeps one input tensor for all the layers that read it.
             self.layer.cast_input_dtype_enabled = set(self.layer.lora_A) != {self.adapter}
 
+    def add(self, factors: tuple[Tensor, Tensor] | None) -> None:
+        """
+        Let forward passes that are trained on compute with `W + U·Vᵀ`, from [`~LoraProbe.begin`] on.
+
+        Args:
+            factors (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
+                `U` of shape `(out_features, k)` and `V` of shape `(in_features, k)`. `None` ends it.
+        """
+        variant = self.layer.lora_variant.get(self.adapter)
+        if variant is not None:
+            variant.added = factors
+
     @torch.no_grad()
     def clear(self) -> None:
         """Make the pair add nothing to the module, as PEFT's own initialisation does."""

@@ -59,6 +59,7 @@ RUN_KEYS = (
     "system_prompt",
     "adaptive",
     "spectrum_damping",
+    "simulated_relearning",
     "protect_retain",
     "normalize_update",
 )
