@@ -403,8 +403,8 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         return {"holdout": self.splits.holdout, "retain": self.splits.retain_sample}
 
     def _stop_probabilities(self, name: str) -> np.ndarray:
-        """Probabilities of the `"forget"` or the `"retain"` examples under the model now."""
-        examples = {"forget": self.splits.originals, "retain": self.splits.retain_sample}
+        """Probabilities of the `"forget"`, `"holdout"` or `"retain"` examples under the model now."""
+        examples = {"forget": self.splits.originals, **self._stopping_examples()}
         return self.completion_probabilities(examples[name])
 
     def _stop(self, reason: str) -> None:

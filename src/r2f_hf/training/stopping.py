@@ -22,9 +22,9 @@ INDISTINGUISHABLE_P_VALUE = 0.05
 # the retain set, and the steps after it repair that. A run that looked only at the forget set would end too soon.
 KEPT = 0.97
 
-# With an objective that comes back from below, the forget set's mean probability has to be within this factor of the
-# holdout set's. Whoever compares losses could tell a set far below it too.
-NEAR = 1.25
+# With an objective that comes back from below, a loss attack has to be this near to a coin's AUC of 0.5. Whoever
+# compares losses could tell a set far below the holdout set too.
+NEAR = 0.03
 
 
 def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below") -> str | None:
@@ -42,10 +42,11 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below")
             Length-normalised probabilities of the forget set under the model now.
         holdout (`np.ndarray` of shape `(rows,)`):
             Length-normalised probabilities of the holdout set under the model before unlearning. They show what text
-            looks like that the model never saw. (The model now would not do: going too far lowers both sets.)
+            looks like that the model never saw. (The model now would not do: going too far lowers both sets.) With
+            `"level"` they are those under the model now, as an attacker sees them.
         ends (`str`, *optional*, defaults to `"below"`):
-            `ends` of the forget objective. With `"level"` there is one criterion: the two mean probabilities are
-            within a factor of 1.25. With `"never"` there is none.
+            `ends` of the forget objective. With `"level"` there is one criterion: the loss attack that tells the two
+            sets apart has an AUC from 0.47 to 0.53, or as near to 0.5 as few rows allow. With `"never"` there is none.
 
     Returns:
         `str`, *optional*: The criterion that is met, in words, or `None`.
@@ -53,9 +54,10 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below")
     if ends == "never":
         return None
     if ends == "level":
-        near = holdout.mean() / NEAR <= forget.mean() <= holdout.mean() * NEAR
-        found = f"mean probability: the forget set's ({forget.mean():.3f}) is near the holdout set's"
-        return f"{found} ({holdout.mean():.3f})" if near else None
+        auc = scipy.stats.mannwhitneyu(forget, holdout).statistic / (len(forget) * len(holdout))
+        # Few rows have no finer ranks. If each row of one set is just above a row of the other, the AUC is off by this.
+        near = max(NEAR, 0.5 / min(len(forget), len(holdout)))
+        return f"loss attack: it has an AUC of {auc:.2f}" if abs(auc - 0.5) <= near + 1e-9 else None
     if forget.mean() <= holdout.mean():
         return (
             f"mean probability: the forget set's ({forget.mean():.3f}) has come down to the holdout set's "
@@ -82,7 +84,8 @@ class HoldoutStopping(TrainerCallback):
 
     Args:
         probabilities (`Callable[[str], np.ndarray]`):
-            From `"forget"` or `"retain"` to the length-normalised probabilities of these rows under the model now.
+            From `"forget"`, `"holdout"` or `"retain"` to the length-normalised probabilities of these rows under the
+            model now.
         reference (`Callable[[str], np.ndarray]`):
             From `"holdout"` or `"retain"` to the length-normalised probabilities of these rows under the model before
             unlearning.
@@ -110,7 +113,9 @@ class HoldoutStopping(TrainerCallback):
             return
         forget = self.probabilities("forget")
         metrics = {"r2f/forget_probability": float(forget.mean())}
-        reason = stop_criterion(forget, self.reference("holdout"), self.objective.ends)
+        ends = self.objective.ends
+        holdout = self.probabilities("holdout") if ends == "level" else self.reference("holdout")
+        reason = stop_criterion(forget, holdout, ends)
         if reason is not None and args.retain_objective != "none":
             retain, before = float(self.probabilities("retain").mean()), float(self.reference("retain").mean())
             metrics["r2f/retain_probability"] = retain

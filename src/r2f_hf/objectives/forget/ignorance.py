@@ -55,7 +55,7 @@ class Ignorance(ForgetObjective):
 
     @property
     def ends(self) -> str:
-        """Nothing ends a run before tokens are lifted, and then it ends at the holdout's level."""
+        """Nothing ends a run before tokens are lifted, and then it ends at the holdout's level, not below it."""
         return "level" if self.steps >= self.lift_after else "never"
 
     def __call__(self, inputs: ForgetInputs) -> Tensor:
