@@ -55,7 +55,7 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below")
         return None
     if ends == "level":
         auc = scipy.stats.mannwhitneyu(forget, holdout).statistic / (len(forget) * len(holdout))
-        # Few rows have no finer ranks. If each row of one set is just above a row of the other, the AUC is off by this.
+        # Few rows have no finer ranks: with each row of one set just above a row of the other, the AUC is off by this.
         near = max(NEAR, 0.5 / min(len(forget), len(holdout)))
         return f"loss attack: it has an AUC of {auc:.2f}" if abs(auc - 0.5) <= near + 1e-9 else None
     if forget.mean() <= holdout.mean():
