@@ -1,13 +1,15 @@
 """
 The audit of SmolLM2-135M on TOFU: R2F, LoRA and the exact gradient, judged by the suite and by all attacks.
 
-    python benchmarks/audit_smollm2.py --data DIR [--forget forget01] [--authors 20] [--runs r2f lora exact]
+    python benchmarks/audit_smollm2.py --data DIR [--forget forget01] [--authors 20] [--runs r2f lasting lora exact]
 
 The model is fine-tuned on the last `--authors` authors of TOFU, and gold on all of them but the forget set's. Every
-run has the losses, batches and steps of recipes/tofu, without its stopping rule: all take the same steps.
-LoRA's rate is the best of the sweep of benchmarks/tofu_smollm2.py. The first table has the metrics of the TOFU suite,
-and the second one what each attack gets. `comeback` is of the answers that the attack did not use: 0 is gold's level,
-and 1 is as if nothing had been forgotten.
+run has the losses, batches and steps of recipes/tofu, without its stopping rule: all take the same steps. Only
+`lasting` has the objective and the options of recipes/lasting: it takes more steps, and stops by itself. LoRA's rate
+is the best of the sweep of benchmarks/tofu_smollm2.py.
+
+The first table has the metrics of the TOFU suite, and the second one what each attack gets. `comeback` is of the
+answers that the attack did not use: 0 is gold's level, and 1 is as if nothing had been forgotten.
 
 Models, statistics and attacks are kept in the output folder, and the command goes on where it was interrupted. Delete
 the folder when the code has changed.
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from lasting import R2F_RUNS
 from r2f_hf import R2FConfig
 from r2f_hf.attacks import UNATTACKED, Target, chosen_attacks, compare, run_attacks
 from r2f_hf.cli.recipes import parse_recipe
@@ -49,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with TOFU's JSON-lines files")
     parser.add_argument("--forget", default="forget01", choices=("forget01", "forget05", "forget10"))
     parser.add_argument("--authors", type=int, default=20, help="authors that the model is fine-tuned on")
-    parser.add_argument("--runs", nargs="+", default=["r2f", "lora", "exact"], choices=list(RUNS))
+    parser.add_argument("--runs", nargs="+", default=["r2f", "lasting", "lora", "exact"], choices=[*RUNS, "lasting"])
     parser.add_argument("--attacks", nargs="+", default=["all"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/audit_smollm2"))
@@ -130,14 +133,18 @@ def unlearn(
     """Make a model forget, and save it as a plain model."""
     settings: dict[str, Any] = {"output_dir": str(folders[run].parent / "run")}
     settings |= {"learning_rate": RATES[run]} if run in RATES else {}
+    settings |= R2F_RUNS["r2f-ignorance"] if run == "lasting" else {}
     # Without a holdout set nothing stops the run.
-    rows = {f"{name}_dataset": data[name] for name in ("forget", "retain")}
+    sets = ("forget", "retain", "holdout") if run == "lasting" else ("forget", "retain")
+    rows = {f"{name}_dataset": data[name] for name in sets}
     model = AutoModelForCausalLM.from_pretrained(folders["before"]).to(device)
-    trainer = RUNS[run](model, replace(recipe, **settings), processing_class=tokenizer, **rows)
+    trainer = RUNS["r2f" if run == "lasting" else run](
+        model, replace(recipe, **settings), processing_class=tokenizer, **rows
+    )
     trainer.train()
     model = trainer.model
-    if run in ("r2f", "lora"):
-        model = model.unload() if run == "r2f" else model.merge_and_unload()
+    if run != "exact":
+        model = model.merge_and_unload() if run == "lora" else model.unload()
     model.save_pretrained(folders[run])
     tokenizer.save_pretrained(folders[run])
     (folders[run] / "steps.json").write_text(json.dumps({"steps": trainer.state.global_step}))

@@ -67,7 +67,16 @@ def quickstart(people: int, options: argparse.Namespace) -> Iterator[tuple[dict[
     for seed in options.seeds:
         folder = options.output.with_suffix("") / f"quickstart-{people}-{seed}"
         if not (folder / "report.json").is_file():
-            flags = ("--seed", str(seed), "--forget_people", str(people), "--output_dir", str(folder))
+            flags = (
+                "--recipe",
+                "quickstart",
+                "--seed",
+                str(seed),
+                "--forget_people",
+                str(people),
+                "--output_dir",
+                str(folder),
+            )
             subprocess.run([sys.executable, str(QUICKSTART), *flags], check=True)
         report = json.loads((folder / "report.json").read_text())
         yield tuple(report[row] | {"utility": report[row]["model_utility"]} for row in ("before", "after"))

@@ -87,6 +87,7 @@ R2F_RUNS["r2f-ignorance"] = {
     "forget_objective": "ignorance",
     "forget_objective_kwargs": {"lift_after": 21},
     "spectrum_damping": 0.5,
+    "simulated_relearning": 0.06,
     "rank": 48,
     "max_steps": 60,
     "stop_check_steps": 1,

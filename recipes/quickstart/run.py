@@ -13,7 +13,7 @@ from r2f_hf import cli
 from r2f_hf.runs.files import write_json
 
 
-RECIPE = Path(__file__).parent / "unlearn.yaml"
+RECIPES = Path(__file__).parent.parent
 COLUMNS = (
     "forget_probability",
     "forget_paraphrase_probability",
@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, the models and the unlearning")
     parser.add_argument("--forget_people", type=int, default=4, help="how many of the twenty people to forget")
+    parser.add_argument("--recipe", default="lasting", choices=("quickstart", "lasting"), help="how to forget")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
     args = parser.parse_args()
     folder = args.output_dir
@@ -46,11 +47,13 @@ def main() -> None:
             ("gold_model", "gold"),
         )
     }
+    # With it the run decides by itself when to stop. The other recipe takes all its steps.
+    holdout = [f"--holdout_data={folder / 'data' / 'holdout.jsonl'}"] if args.recipe == "lasting" else []
     # What a shell would call, one command after the other.
     r2f(
-        *("unlearn", "--config", RECIPE, "--seed", args.seed),
+        *("unlearn", "--config", RECIPES / args.recipe / "unlearn.yaml", "--seed", args.seed),
         *("--model_name_or_path", folder / "before", "--output_dir", folder / "unlearned"),
-        *(*data.values(), "--overwrite_output_dir"),
+        *(*data.values(), *holdout, "--overwrite_output_dir"),
     )
     r2f(
         *("evaluate", "--data", folder / "data" / "tofu", *models.values(), "--output_dir", folder / "evaluation"),
