@@ -179,7 +179,7 @@ def dots(name: str, title: str, rows: Mapping[str, Sequence[float | None]], quan
                 mark(axes, *zip(*pairs, strict=True), model, size)
         label = "row number" if every == 1 else f"row number (one row of {every} is shown)"
         axes.set(xlabel=label, ylabel=quantity, ylim=(-0.04, 1.04))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(axis="y")
         legend(axes, len(present))
 
@@ -255,7 +255,7 @@ def curves(
         axes.set(xlabel="step", ylabel=label)
         if span is not None:
             axes.set_ylim(-0.04 * span, 1.04 * span)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(axis="y")
         legend(axes, len(lines))
 
@@ -283,7 +283,7 @@ def heat_map(name: str, title: str, modules: Sequence[str], steps: Sequence[Sequ
         axes.set_yticks(range(0, len(names), every), names[::every], fontsize=6.5)
         axes.invert_yaxis()
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.figure.colorbar(image, ax=axes, shrink=0.6, label="cosine")
 
     known = values[np.isfinite(values)]
