@@ -84,6 +84,11 @@ def test_relearning_brings_back_more_than_a_model_that_never_knew_learns(
     lora = "10% of the rows, LoRA, rate 1e-3"
     gains = [mean(each[lora]) - mean(each[UNATTACKED]) for each in (values, never_knew)]
     assert gains[0] > 2 * gains[1] > 0
+    # Twenty steps are measured at five of them, and an epoch of two steps at both.
+    curve = [values[f"{lora} @{step}"] for step in (4, 8, 12, 16, 20)]
+    assert curve[-1] == values[lora] and mean(curve[0]) < mean(curve[-1])
+    epoch = "one epoch over all rows, rate 2e-5: all rows"
+    assert [name for name in values if name.startswith(epoch)] == [epoch, f"{epoch} @1", f"{epoch} @2"]
 
 
 def test_the_attacker_has_a_tenth_of_the_rows_with_all_their_windows(build_target: BuildTarget) -> None:

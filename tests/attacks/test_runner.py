@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from r2f_hf.attacks import ATTACKS, Attack, Target, compare, remark_on_rows, run_attacks
+from r2f_hf.attacks import ATTACKS, Attack, Target, compare, curves, remark_on_rows, run_attacks
 from r2f_hf.data.formatting import encode_example
 
 
@@ -78,6 +78,28 @@ def test_models_side_by_side_by_hand() -> None:
     # Without gold there is no comeback, only what each model says.
     del results["gold"]
     assert compare(results)["relearning"]["a rate"].keys() == {"unlearned", "original"}
+
+
+def test_a_curve_begins_without_the_attack_and_ends_with_it() -> None:
+    def values(start: float, middle: float, end: float) -> dict[str, dict[str, list[float]]]:
+        rows = {"no attack": [start], "no attack: all rows": [0.5, 0.7], "an epoch: all rows": [end, end]}
+        return {"relearning": rows | {"an epoch: all rows @1": [middle, middle], "an epoch: all rows @2": [end, end]}}
+
+    results = {"unlearned": values(0.1, 0.2, 0.4), "gold": values(0.1, 0.1, 0.3), "original": {}}
+    assert curves(results) == {
+        "relearning": {
+            "an epoch: all rows": {
+                "steps": [0, 1, 2],
+                "unlearned": pytest.approx([0.6, 0.2, 0.4]),
+                "gold": pytest.approx([0.6, 0.1, 0.3]),
+            }
+        }
+    }
+    # The steps are no variants of their own.
+    del results["original"]
+    assert compare(results)["relearning"].keys() == {"no attack", "no attack: all rows", "an epoch: all rows"}
+    # Values that an older version has kept have no steps.
+    assert curves({"unlearned": {"relearning": {"no attack": [0.1], "a rate": [0.2]}}}) == {}
 
 
 def test_no_comeback_where_the_original_knows_as_little_as_gold() -> None:

@@ -209,7 +209,10 @@ def test_unlearn_then_evaluate(
     )
     cli.main(["unlearn", "--config", str(recipe), "--max_steps", "6"])
     printed = capsys.readouterr().out
-    assert f"The model is in {unlearned}." in printed and "6 steps; all steps were taken." in printed
+    assert (
+        f"The model is in {unlearned}. `r2f report {unlearned}`" in printed
+        and "6 steps; all steps were taken." in printed
+    )
 
     # The result is the plain model, changed.
     model = AutoModelForCausalLM.from_pretrained(unlearned)

@@ -36,10 +36,10 @@ def test_seeds_of_one_setting_are_a_range_and_settings_are_rows() -> None:
         run({"model_utility": 0.1}, seed=0, rank=16, forget_objective="ga"),
     )
     assert columns == ["model_utility", "steps", "seconds"]
-    assert [(line.method, line.setting, line.seeds) for line in lines] == [
-        ("npo", "rank 8", ["0", "1"]),
-        ("npo", "rank 16", ["0"]),
-        ("ga", "rank 16", ["0"]),
+    assert [(line.method, line.settings, line.runs, line.seeds) for line in lines] == [
+        ("npo", ["rank 8"], [0, 1], ["0", "1"]),
+        ("npo", ["rank 16"], [2], ["0"]),
+        ("ga", ["rank 16"], [3], ["0"]),
     ]
     assert [line.values["model_utility"] for line in lines] == [(0.5, 0.6), (0.58, 0.58), (0.1, 0.1)]
     # The mean of the range counts. All took as many steps, so none is best in that.

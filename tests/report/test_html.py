@@ -12,6 +12,7 @@ from report.conftest import unlearn
 from report.page import CHROMIUM, Page, check_page, probed
 
 from r2f_hf.report.html import write_report
+from r2f_hf.report.questions import QUESTIONS
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,9 @@ def test_the_page_has_all_its_parts(page: Page, finished: Path) -> None:
         assert value in page.text
     names = {plot["aria-labelledby"].split("-title")[0] for plot in page.all("svg")}
     wanted = "gone told kept relearning attacks forget-rows retain-rows losses fidelity modules evaluated"
-    assert names == {f"r0-{name}" for name in wanted.split()}
+    curves = [f"curve-{number}" for number in range(5)]
+    assert names == {f"r0-{name}" for name in [*wanted.split(), *curves]}
+    assert "relearning: retain rows, rate 1e-4" in page.text
 
 
 def test_there_is_no_text_unless_it_is_asked_for(
@@ -117,6 +120,10 @@ def test_several_runs_side_by_side(world: Path, finished: Path, tmp_path: Path) 
     # The two seeds of one setting are a range. Seeds may come in any order.
     assert "seeds 42, 1" in rows and " to <data" in rows
     assert len(page.all("details")) >= 3
+    # Each run says which row it belongs to, and each question that was measured has a plot of all rows.
+    assert page.text.count("npo + nll, learning_rate 0.3, seed") == 2
+    names = {plot["aria-labelledby"].split("-title")[0] for plot in page.all("svg")}
+    assert {name for name in names if "comparison" in name} == {f"comparison-{key}" for key in QUESTIONS}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -68,3 +68,18 @@ def test_a_large_model_and_a_long_run_make_no_large_file() -> None:
 def test_curves() -> None:
     page = check(plots.curves("a", "Losses", {"forget": ([1, 2], [3.0, 0.5]), "retain": ([], [])}, "loss"), "a")
     assert "forget: from 3 to 0.5" in page.text and "retain" not in page.text
+
+
+def test_curves_of_models_have_the_marks_of_the_models() -> None:
+    lines = {"before": ([0, 4], [0.9, 1.0]), "gold": ([0, 4], [0.1, 0.2])}
+    svg = plots.curves("a", "Relearned", lines, "P(answer)", 1)
+    check(svg, "a")
+    assert "var(--before)" in svg and "var(--gold)" in svg and "var(--after)" not in svg
+
+
+def test_ranges_have_two_ends_and_gold_across_all() -> None:
+    svg = plots.ranges("a", "Does it last?", [("npo\nrate 0.1", (-0.2, 0.4)), ("ga", (0.5, 0.5))], 0.0)
+    page = check(svg, "a")
+    assert "npo, rate 0.1: -0.2 to 0.4; ga: 0.5; gold: 0" in page.text
+    assert {"after", "gold", "npo", "rate 0.1", "ga"} <= {*page.words}
+    assert plots.ranges("a", "", []) == ""

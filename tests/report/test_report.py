@@ -16,6 +16,11 @@ def test_table_shows_the_columns_asked_for_and_leaves_gaps(capsys: pytest.Captur
     assert "secret" not in printed and "None" not in printed
 
 
+def test_a_title_is_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("Is it gone? Cannot be judged", {"after": {"P": 0.5}}, ["P"])
+    assert "Is it gone? Cannot be judged" in capsys.readouterr().out
+
+
 def test_a_wide_table_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
     columns = [f"a_rather_long_column_{index}" for index in range(9)]
     rows = {f"run {index}": dict.fromkeys(columns, 0.12345) for index in range(12)}

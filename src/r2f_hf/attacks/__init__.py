@@ -2,7 +2,17 @@
 
 from .base import UNATTACKED, Attack, Target
 from .registry import ATTACKS, chosen_attacks
-from .runner import compare, remark_on_rows, run_attacks
+from .runner import compare, curves, remark_on_rows, run_attacks
 
 
-__all__ = ["ATTACKS", "UNATTACKED", "Attack", "Target", "chosen_attacks", "compare", "remark_on_rows", "run_attacks"]
+__all__ = [
+    "ATTACKS",
+    "UNATTACKED",
+    "Attack",
+    "Target",
+    "chosen_attacks",
+    "compare",
+    "curves",
+    "remark_on_rows",
+    "run_attacks",
+]

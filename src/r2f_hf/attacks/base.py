@@ -22,6 +22,9 @@ from ..scoring import item_probabilities, score_examples
 # The value of an attack's first column: what the attacker gets without the attack.
 UNATTACKED = "no attack"
 
+# Between the name of a variant and one of its steps.
+AT_STEP = " @"
+
 Values = dict[str, list[float]]
 
 
@@ -105,7 +108,8 @@ class Attack:
         run (`Callable[[Target], dict[str, list[float]]]`):
             The attack: from a target to the values of each row, by variant. The first variant is
             [`UNATTACKED`]: the same quantity without the attack. A variant whose rows are others names them behind a
-            colon: its own `"no attack: ..."` is the one that it is compared with.
+            colon: its own `"no attack: ..."` is the one that it is compared with. An attack that takes steps may add
+            its values at some of them, by the names that [`at_step`] gives: they become the variant's curve.
         does_not_fit (`Callable[[Target], str | None]`):
             Why the attack cannot be made on a target, or `None`.
         has_comeback (`bool`, *optional*, defaults to `True`):
@@ -118,6 +122,11 @@ class Attack:
     run: Callable[[Target], Values]
     does_not_fit: Callable[[Target], str | None] = lambda target: None
     has_comeback: bool = True
+
+
+def at_step(variant: str, step: int) -> str:
+    """The name of a variant's values at one of its steps."""
+    return f"{variant}{AT_STEP}{step}"
 
 
 def items_of(examples: Sequence[Encoded]) -> list[int] | None:

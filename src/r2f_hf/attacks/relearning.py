@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,13 +13,15 @@ from torch import nn
 
 from ..data.collator import ForgetRetainCollator
 from ..data.formatting import Encoded
-from .base import UNATTACKED, Attack, Target, Values, items_of, needs_all_weights, restored
+from .base import UNATTACKED, Attack, Target, Values, at_step, items_of, needs_all_weights, restored
 
 
 # Part of the forget rows that the attacker has. What comes back is measured on the others.
 SHARE = 0.1
 STEPS = 20
 BATCH_SIZE = 4
+# What comes back is measured at this many steps of a fine-tuning, the last one among them.
+POINTS = 5
 
 
 class Setting(NamedTuple):
@@ -49,13 +52,20 @@ def share_of_rows(examples: Sequence[Encoded], seed: int) -> tuple[list[Encoded]
 
 
 def finetune(
-    model: nn.Module, batches: Sequence[Sequence[Encoded]], learning_rate: float, padding: int, seed: int
-) -> None:
+    model: nn.Module,
+    batches: Sequence[Sequence[Encoded]],
+    learning_rate: float,
+    padding: int,
+    seed: int,
+    measure: Callable[[], list[float]],
+) -> dict[int, list[float]]:
     """
-    Fine-tune a model with AdamW at a constant rate.
+    Fine-tune a model with AdamW at a constant rate, and measure it by step, at [`POINTS`] of them.
 
     On several processes each takes every batch, so that all have the same weights. The attacks are small.
     """
+    measured = {}
+    points = {-(-len(batches) * point // POINTS) for point in range(1, POINTS + 1)}
     collator = ForgetRetainCollator(padding)
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
@@ -65,13 +75,18 @@ def finetune(
     # The generators of the caller go on as if nothing had been drawn.
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
-        for batch in batches:
+        for step, batch in enumerate(batches, 1):
             inputs = {name: value.to(device) for name, value in collator(list(batch)).items()}
             columns = ("input_ids", "attention_mask", "labels")
             model(**{name: inputs[name] for name in columns}).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            if step in points:
+                model.eval()
+                measured[step] = measure()
+                model.train()
     model.eval()
+    return measured
 
 
 def batches_of(examples: Sequence[Encoded], steps: int | None, seed: int) -> list[list[Encoded]]:
@@ -108,11 +123,13 @@ def relearn(target: Target) -> Values:
             else:
                 model.requires_grad_(True)
             try:
-                finetune(model, batches, setting.learning_rate, target.padding, target.seed)
-                values[f"{name}{suffix}"] = target.probabilities(target.forget if suffix else others, model)
+                measure = partial(target.probabilities, target.forget if suffix else others, model)
+                measured = finetune(model, batches, setting.learning_rate, target.padding, target.seed, measure)
             finally:
                 if isinstance(model, PeftModel):
                     model.unload()
+        values[f"{name}{suffix}"] = measured[len(batches)]
+        values |= {at_step(f"{name}{suffix}", step): rows for step, rows in measured.items()}
     return values
 
 

@@ -15,7 +15,7 @@ from ..data.formatting import Encoded
 from ..data.rows import content_hash
 from ..runs.files import read_kept, write_json
 from ..runs.weights import weights_hash
-from .base import UNATTACKED, Target, Values, items_of, mean
+from .base import AT_STEP, UNATTACKED, Target, Values, items_of, mean
 from .registry import ATTACKS
 from .relearning import SHARE
 
@@ -89,6 +89,8 @@ def compare(results: Mapping[str, Mapping[str, Values]]) -> dict[str, dict[str, 
     for attack, values in results["unlearned"].items():
         report[attack] = {}
         for variant, rows in values.items():
+            if AT_STEP in variant:
+                continue
             line: Line = {"unlearned": mean(rows)}
             # A model with fewer layers has fewer of the logit lens's lines.
             others = {
@@ -102,6 +104,33 @@ def compare(results: Mapping[str, Mapping[str, Values]]) -> dict[str, dict[str, 
                 line["comeback"] = (line["unlearned"] - line["gold"]) / (line["original"] - line["gold"])
             line |= _ratios(attack, variant, results)
             report[attack][variant] = line
+    return report
+
+
+def curves(results: Mapping[str, Mapping[str, Values]]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """
+    Follow what comes back from step to step, in the attacks that take steps.
+
+    Args:
+        results (`Mapping[str, Mapping[str, dict]]`):
+            As in [`compare`]. Values that an older version has kept have no steps, and so no curve.
+
+    Returns:
+        `dict[str, dict[str, dict[str, list[float]]]]`: By attack and variant `steps`, which begin with 0 (no attack),
+        and the means over rows at these steps of `unlearned`, `original` and `gold`.
+    """
+    report: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for attack, values in results["unlearned"].items():
+        for name in values:
+            variant, marked, step = name.rpartition(AT_STEP)
+            if not marked:
+                continue
+            curve = report.setdefault(attack, {}).setdefault(variant, {"steps": [0]})
+            curve["steps"].append(int(step))
+            for role, others in results.items():
+                if name in others.get(attack, {}):
+                    start = mean(_before(others[attack], variant))
+                    curve.setdefault(role, [start]).append(mean(others[attack][name]))
     return report
 
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..attacks import ATTACKS, UNATTACKED, Target, chosen_attacks, compare, remark_on_rows, run_attacks
+from ..attacks import ATTACKS, UNATTACKED, Target, chosen_attacks, compare, curves, remark_on_rows, run_attacks
 from ..attacks.format_shift import COLUMNS
 from ..attacks.registry import split_names
 from ..config import parse_kwargs
@@ -180,6 +180,7 @@ def attack(
         if model is not None:
             results[role] = run_attacks(names, replace(target, model=place(model)), folder / role)
     lines, notes = compare(results), remark_on_rows(target.forget, names)
+    followed = curves(results)
     if state.is_main_process:
         report = {
             "schema": SCHEMA,
@@ -194,6 +195,7 @@ def attack(
             "seed": args.seed,
             "attacks": {
                 name: {"meaning": ATTACKS[name].meaning, "quantity": ATTACKS[name].quantity, "results": lines[name]}
+                | ({"curves": followed[name]} if name in followed else {})
                 for name in names
             },
             "notes": notes,

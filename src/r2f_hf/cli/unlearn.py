@@ -106,5 +106,6 @@ def unlearn(trainer: R2FTrainer) -> None:
         # A callback of the user's may end a run without a reason in words.
         end = f"stopped with {left} steps left" if left else "all steps were taken"
         print(f"{trainer.state.global_step} steps; {trainer.stop_reason or end}.")
-        print(f"The {'model' if args.update_target == 'weights' else 'adapter'} is in {args.output_dir}.")
+        result = "model" if args.update_target == "weights" else "adapter"
+        print(f"The {result} is in {args.output_dir}. `r2f report {args.output_dir}` writes a report of the run.")
     trainer.end_training()

@@ -33,10 +33,8 @@ def verify(folder: str, entries: list[dict]) -> None:
     mismatch = first_break(entries, saved_weights_hash(folder))
     if mismatch is not None:
         raise SystemExit(f"r2f verify: {folder}: {mismatch}.")
-    print(
-        f"{folder} is as its ledger says: {len(entries)} entries, each following from the one before, and the weights "
-        "of the last one."
-    )
+    counted = "1 entry" if len(entries) == 1 else f"{len(entries)} entries, each following from the one before"
+    print(f"{folder} is as its ledger says: {counted}, and the weights of the last one.")
     kept = Path(folder) / UNDO_FOLDER
     if any(kept.glob("*.safetensors")):
         print(

@@ -39,7 +39,7 @@ def check_lm_eval(tasks: Sequence[str], include_path: str | None = None) -> Task
         manager = _task_manager(include_path)
     except ImportError as error:
         raise ValueError(
-            "`lm_eval_tasks` needs lm-evaluation-harness, which is not installed: pip install 'r2f-hf[lm-eval]'"
+            "`lm_eval_tasks` needs lm-evaluation-harness, which is not installed: pip install lm_eval"
         ) from error
     for task in tasks:
         lookup(dict.fromkeys(manager.all_tasks), task, "lm-eval task", list_all=False)

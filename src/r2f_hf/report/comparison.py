@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .questions import Answer, Figure, worst_comeback
+from .questions import GONE, KEPT, LASTS, TOLD, Answer, Figure, worst_comeback
 from .run import Run
 
 
@@ -28,11 +28,14 @@ class Column:
             Its heading.
         best (`str`):
             What is best: `"high"`, `"low"`, `"zero"`, or `"gold"`, which is as near to gold as can be.
+        gold (`float`, *optional*):
+            Its value for gold. A comeback is 0 there.
     """
 
     name: str
     words: str
     best: str
+    gold: float | None = None
 
 
 COLUMNS = (
@@ -48,6 +51,13 @@ COLUMNS = (
     Column("steps", "steps", "low"),
     Column("seconds", "seconds", "low"),
 )
+# The column that a plot shows of each question: the first one that is there.
+SHOWN = {
+    GONE: ("forget_probability", "forget_extraction_strength"),
+    TOLD: ("mia_loss_auc", "forget_quality"),
+    KEPT: ("retain_probability", "model_utility"),
+    LASTS: ("comeback",),
+}
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,12 @@ class Line:
     Args:
         method (`str`):
             The objectives, and where the updates go.
-        setting (`str`):
+        settings (`list[str]`):
             The settings in which the runs differ.
+        runs (`list[int]`):
+            The numbers of the runs, from 0.
         seeds (`list[str]`):
-            The seeds.
+            Their seeds.
         values (`dict[str, tuple[float, float]]`):
             By column the lowest and the highest value over the seeds.
         best (`set[str]`):
@@ -69,7 +81,8 @@ class Line:
     """
 
     method: str
-    setting: str
+    settings: list[str]
+    runs: list[int]
     seeds: list[str]
     values: dict[str, tuple[float, float]]
     best: set[str]
@@ -95,27 +108,32 @@ def compare_runs(runs: Sequence[Run], answers: Sequence[Mapping[str, Answer]]) -
     ]
     if len({run.details.set_sizes.get("forget") for run in runs}) > 1:
         differing.insert(0, "rows")
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for index, run in enumerate(runs):
         known = run.recipe | {"rows": run.details.set_sizes.get("forget")}
-        setting = ", ".join(f"{key} {as_text(known.get(key))}" for key in differing) or "the same settings"
-        groups.setdefault((method(run), setting), []).append(index)
+        settings = tuple(f"{key} {as_text(known.get(key))}" for key in differing)
+        groups.setdefault((method(run), settings), []).append(index)
     found = [values_of(run, answer) for run, answer in zip(runs, answers, strict=True)]
     gold = {
         figure.name: figure.gold for answer in answers for figure in all_figures(answer) if figure.gold is not None
     }
-    columns = [column for column in COLUMNS if any(column.name in values for values in found)]
+    gold |= {column.name: 0.0 for column in COLUMNS if column.best == "zero"}
+    columns = [
+        replace(column, gold=gold.get(column.name))
+        for column in COLUMNS
+        if any(column.name in values for values in found)
+    ]
     lines = []
-    for (name, setting), members in groups.items():
+    for (name, settings), members in groups.items():
         ranges = {}
         for column in columns:
             values = [found[index][column.name] for index in members if column.name in found[index]]
             if values:
                 ranges[column.name] = (min(values), max(values))
         seeds = [str(runs[index].recipe.get("seed")) for index in members]
-        lines.append(Line(name, setting, seeds, ranges, set()))
+        lines.append(Line(name, list(settings) or ["the same settings"], members, seeds, ranges, set()))
     for column in columns:
-        mark_best(column, lines, distance(column, gold.get(column.name)))
+        mark_best(column, lines, distance(column))
     return columns, lines
 
 
@@ -129,13 +147,12 @@ def mark_best(column: Column, lines: Sequence[Line], far: Callable[[float], floa
                 line.best.add(column.name)
 
 
-def distance(column: Column, gold: float | None) -> Callable[[float], float]:
+def distance(column: Column) -> Callable[[float], float]:
     """How far a value is from the best."""
-    if column.best == "gold" and gold is not None:
+    gold = column.gold
+    # A comeback below 0 tells too: the model knows less than gold.
+    if column.best in ("gold", "zero") and gold is not None:
         return lambda value: abs(value - gold)
-    if column.best == "zero":
-        # Below 0 the model knows less than gold, which tells too.
-        return abs
     if column.name == "mia_loss_auc":
         return lambda value: abs(value - 0.5)
     # Without gold a low probability is taken for the better one. The report says that it means little.

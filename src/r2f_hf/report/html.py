@@ -16,8 +16,8 @@ from markupsafe import Markup
 from ..runs.files import write_text
 from ..runs.undo import UNDO_FOLDER
 from . import plots
-from .comparison import compare_runs
-from .questions import GONE, KEPT, LASTS, OTHER, TOLD, Answer, answers, measured, not_measured, verdict
+from .comparison import SHOWN, Column, Line, compare_runs
+from .questions import GONE, KEPT, LASTS, OTHER, QUESTIONS, TOLD, Answer, answers, measured, not_measured, verdict
 from .run import Run, read_run
 
 
@@ -100,6 +100,7 @@ def render(runs: Sequence[Run], texts: Sequence[Sequence[str]] | None = None, pu
         sections=sections,
         columns=columns,
         lines=lines,
+        panels=draw_comparison(columns, lines),
         public=public,
         style=Markup(environment.get_template("style.css").render()),
         written=datetime.now(timezone.utc).isoformat(timespec="minutes"),
@@ -130,11 +131,22 @@ def section(
         "meanings": {
             attack: content["meaning"] for report in run.attacks for attack, content in report["attacks"].items()
         },
+        "curves": {f"curve-{number}": words for number, words in enumerate(relearning_curves(run))},
         "undo_folder": UNDO_FOLDER,
         "metrics": {
             key: value for key, value in entry["metrics"].items() if not isinstance(value, dict) and value is not None
         },
         "command": run.details.command,
+    }
+
+
+def relearning_curves(run: Run) -> dict[str, dict[str, list[float]]]:
+    """What comes back by step, by the words of the attack's variant."""
+    return {
+        f"{attack.replace('_', ' ')}: {variant}": curve
+        for report in run.attacks
+        for attack, content in report["attacks"].items()
+        for variant, curve in content.get("curves", {}).items()
     }
 
 
@@ -149,6 +161,10 @@ def draw(run: Run, found: Mapping[str, Answer], name: str) -> dict[str, str]:
     drawn["relearning"] = plots.dumbbells(
         f"{name}-relearning", "P(answer) after relearning", relearned, "relearning: "
     )
+    for number, (words, curve) in enumerate(relearning_curves(run).items()):
+        roles = {"before": "original", "after": "unlearned", "gold": "gold"}
+        lines = {model: (curve["steps"], curve[role]) for model, role in roles.items() if role in curve}
+        drawn[f"curve-{number}"] = plots.curves(f"{name}-curve-{number}", words, lines, "P(answer)", 1)
     drawn["attacks"] = plots.dumbbells(f"{name}-attacks", "What other attacks get", others)
     for split in ("forget", "retain"):
         title = f"P(answer) of each row, {split} set"
@@ -169,6 +185,24 @@ def draw(run: Run, found: Mapping[str, Answer], name: str) -> dict[str, str]:
         if len(steps) > 1:
             evaluated[split] = steps, values
     drawn["evaluated"] = plots.curves(f"{name}-evaluated", "P(answer) during the run", evaluated, "P(answer)")
+    return drawn
+
+
+def draw_comparison(columns: Sequence[Column], lines: Sequence[Line]) -> list[tuple[str, Markup]]:
+    """A plot per question with all rows of the comparison, and its caption."""
+    alike = len({line.method for line in lines}) == 1
+    known = {column.name: column for column in columns}
+    drawn = []
+    for question, names in SHOWN.items():
+        column = next((known[name] for name in names if name in known), None)
+        if column is not None:
+            title = f"{QUESTIONS[question]} {column.words[0].upper()}{column.words[1:]}"
+            shown = [
+                ("\n".join(([] if alike else [line.method]) + line.settings), line.values[column.name])
+                for line in lines
+                if column.name in line.values
+            ]
+            drawn.append((title, Markup(plots.ranges(f"comparison-{question}", title, shown, column.gold))))
     return drawn
 
 

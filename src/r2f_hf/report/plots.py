@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure as Canvas
@@ -111,9 +112,7 @@ def dumbbells(name: str, title: str, figures: Sequence[Figure], prefix: str = ""
         return ""
     models = [model for model in MARKERS if any(getattr(figure, model) is not None for figure in shown)]
     labels = [textwrap.fill(figure.words.removeprefix(prefix), 26) for figure in shown]
-    # A label of several lines takes more room, the same above its mark and below it.
-    rooms = np.array([1 + 0.55 * label.count("\n") for label in labels])
-    heights = np.cumsum(rooms) - rooms / 2
+    rooms, heights = spread(labels)
 
     def draw(axes: Axes) -> None:
         for height, figure in zip(heights, shown, strict=True):
@@ -141,6 +140,12 @@ def dumbbells(name: str, title: str, figures: Sequence[Figure], prefix: str = ""
     return as_svg(name, title, described, (WIDTH, 0.8 + 0.27 * rooms.sum()), draw)
 
 
+def spread(labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The room of each label, and its height. One of several lines takes more, half of it above its mark."""
+    rooms = np.array([1 + 0.55 * label.count("\n") for label in labels])
+    return rooms, np.cumsum(rooms) - rooms / 2
+
+
 def mark(axes: Axes, x: Sequence[float], y: Sequence[float], model: str, size: float = 34) -> PathCollection:
     """Marks of a model. Gold's are hollow, so that those below stay visible."""
     face = "none" if model == "gold" else COLORS[model]
@@ -149,9 +154,10 @@ def mark(axes: Axes, x: Sequence[float], y: Sequence[float], model: str, size: f
     )
 
 
-def legend(axes: Axes, columns: int) -> None:
-    """The legend, above the plot."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handletextpad=0.2)
+def legend(axes: Axes, columns: int, marks: Mapping[str, Artist] | None = None) -> None:
+    """The legend, above the plot, of all marks or of these."""
+    chosen = {} if marks is None else {"handles": list(marks.values()), "labels": list(marks)}
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handletextpad=0.2, **chosen)
 
 
 def dots(name: str, title: str, rows: Mapping[str, Sequence[float | None]], quantity: str) -> str:
@@ -173,7 +179,7 @@ def dots(name: str, title: str, rows: Mapping[str, Sequence[float | None]], quan
                 mark(axes, *zip(*pairs, strict=True), model, size)
         label = "row number" if every == 1 else f"row number (one row of {every} is shown)"
         axes.set(xlabel=label, ylabel=quantity, ylim=(-0.04, 1.04))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(axis="y")
         legend(axes, len(present))
 
@@ -186,12 +192,60 @@ def dots(name: str, title: str, rows: Mapping[str, Sequence[float | None]], quan
     return as_svg(name, title, described, (WIDTH, 2.7), draw)
 
 
-def curves(name: str, title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> str:
-    """Lines over the steps, at most three."""
+def ranges(name: str, title: str, lines: Sequence[tuple[str, tuple[float, float]]], gold: float | None = None) -> str:
+    """
+    A range per line, with a mark at both of its ends. Gold's value is a line across all.
+
+    Args:
+        name (`str`):
+            What its ids begin with.
+        title (`str`):
+            What a screen reader calls it.
+        lines (`Sequence[tuple[str, tuple[float, float]]]`):
+            The words of each line, which may have several lines of their own, with its lowest and highest value.
+        gold (`float`, *optional*):
+            The value of gold.
+    """
+    if not lines:
+        return ""
+    labels = ["\n".join(textwrap.fill(part, 26) for part in words.splitlines()) for words, _ in lines]
+    rooms, heights = spread(labels)
+
+    def draw(axes: Axes) -> None:
+        for height, (_, values) in zip(heights, lines, strict=True):
+            axes.plot(values, [height, height], color=COLORS["after"], linewidth=2, zorder=2)
+            mark(axes, values, [height, height], "after")
+        if gold is not None:
+            axes.axvline(gold, color=COLORS["gold"], linestyle="--", linewidth=1.5, zorder=1, label="gold")
+        axes.set_yticks(heights, labels)
+        axes.set_ylim(rooms.sum() + 0.3, -0.3)
+        least, most = (choose(end for _, values in lines for end in values) for choose in (min, max))
+        axes.set_xlim(min(least, 0) - 0.03, max(most, 1) + 0.03)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        handles, words = axes.get_legend_handles_labels()
+        legend(axes, 2, dict(zip(words, handles, strict=True)))
+
+    parts = [
+        f"{', '.join(words.splitlines())}: {low:.3g}" + (f" to {high:.3g}" if high != low else "")
+        for words, (low, high) in lines
+    ]
+    described = "; ".join(parts) + ("" if gold is None else f"; gold: {gold:.3g}")
+    return as_svg(name, title, described, (WIDTH, 0.8 + 0.27 * rooms.sum()), draw)
+
+
+def curves(
+    name: str,
+    title: str,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    label: str,
+    span: float | None = None,
+) -> str:
+    """Lines over the steps, at most three. Those of models have the models' marks. With a span the plot ends there."""
     lines = {key: (x, y) for key, (x, y) in lines.items() if len(x)}
     if not lines:
         return ""
-    looks = dict(zip(lines, ("after", "before", "gold"), strict=False))
+    looks = dict(zip(lines, lines if lines.keys() <= MARKERS.keys() else ("after", "before", "gold"), strict=False))
 
     def draw(axes: Axes) -> None:
         for key, (x, y) in lines.items():
@@ -199,12 +253,14 @@ def curves(name: str, title: str, lines: Mapping[str, tuple[Sequence[float], Seq
             few = len(x) <= 40
             axes.plot(x, y, color=COLORS[color], label=key, marker=MARKERS[color] if few else None, markersize=3.5)
         axes.set(xlabel="step", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if span is not None:
+            axes.set_ylim(-0.04 * span, 1.04 * span)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(axis="y")
         legend(axes, len(lines))
 
     described = "; ".join(f"{key}: from {y[0]:.3g} to {y[-1]:.3g}" for key, (_, y) in lines.items())
-    return as_svg(name, title, described, (WIDTH, 2.7), draw)
+    return as_svg(name, title, described, (WIDTH, 2.7 if span is None else 2.2), draw)
 
 
 def heat_map(name: str, title: str, modules: Sequence[str], steps: Sequence[Sequence[float | None]]) -> str:
@@ -227,7 +283,7 @@ def heat_map(name: str, title: str, modules: Sequence[str], steps: Sequence[Sequ
         axes.set_yticks(range(0, len(names), every), names[::every], fontsize=6.5)
         axes.invert_yaxis()
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.figure.colorbar(image, ax=axes, shrink=0.6, label="cosine")
 
     known = values[np.isfinite(values)]

@@ -34,7 +34,8 @@ def print_table(title: str, rows: Mapping[str, Mapping[str, float | str]], colum
     across, down = list(rows), list(columns)
     if len(across) >= len(down):
         across, down = down, across
-    table = Table("", title=title)
+    # Otherwise a title would be broken to the width of a narrow table.
+    table = Table("", title=title, min_width=len(title))
     for name in across:
         table.add_column(name.replace("_", " "), justify="right")
     for name in down:
