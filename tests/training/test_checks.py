@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 from r2f_hf import R2FConfig, R2FTrainer
-from r2f_hf.training.checks import check_sampling
+from r2f_hf.training.checks import check_config, check_sampling
 
 
 @pytest.mark.parametrize(
@@ -288,3 +288,12 @@ def test_rows_are_evaluated_and_predicted_in_the_form_that_the_constructor_takes
         trainer.predict({"mine": holdout_rows})
     with pytest.raises(ValueError, match=r"The evaluation set has the columns 'Orla'\. Rows have"):
         trainer.evaluate([{"Orla": 1}])
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = R2FConfig(str(tmp_path), use_cpu=True)
+    assert args.world_size == 1
+    # As `accelerate launch` with two processes does, where the command has no `--use_cpu` and the machine no GPU.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"2 processes were launched.*--use_cpu"):
+        check_config(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -32,15 +33,22 @@ WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 
 def check_config(args: Any) -> None:
     """
-    Refuse arguments of another class.
+    Refuse arguments of another class, and processes that do not know of each other.
 
     Raises:
-        `ValueError`: Naming R2FConfig.
+        `ValueError`: Naming R2FConfig, or the option that is missing.
     """
     if not isinstance(args, R2FConfig):
         raise ValueError(
             f"`args` is a {type(args).__name__}; an R2FConfig is needed, which takes all of TrainingArguments' "
             "options and R2F's own: `R2FConfig(output_dir=...)`."
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and args.world_size == 1:
+        # Each would train by itself, and all would write to one folder.
+        raise ValueError(
+            f"{launched} processes were launched, but each would work by itself. Without a GPU add `--use_cpu` "
+            "(`R2FConfig(use_cpu=True)`)."
         )
 
 

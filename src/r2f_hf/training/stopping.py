@@ -46,13 +46,11 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below")
             `"level"` they are those under the model now, as an attacker sees them.
         ends (`str`, *optional*, defaults to `"below"`):
             `ends` of the forget objective. With `"level"` there is one criterion: the loss attack that tells the two
-            sets apart has an AUC from 0.47 to 0.53, or as near to 0.5 as few rows allow. With `"never"` there is none.
+            sets apart has an AUC from 0.47 to 0.53, or as near to 0.5 as few rows allow.
 
     Returns:
         `str`, *optional*: The criterion that is met, in words, or `None`.
     """
-    if ends == "never":
-        return None
     if ends == "level":
         auc = scipy.stats.mannwhitneyu(forget, holdout).statistic / (len(forget) * len(holdout))
         # Few rows have no finer ranks: with each row of one set just above a row of the other, the AUC is off by this.
@@ -109,11 +107,12 @@ class HoldoutStopping(TrainerCallback):
         self.objective = objective
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if state.global_step % args.stop_check_steps:
+        ends = self.objective.ends
+        # Scoring the sets takes as long as a step or two.
+        if state.global_step % args.stop_check_steps or ends == "never":
             return
         forget = self.probabilities("forget")
         metrics = {"r2f/forget_probability": float(forget.mean())}
-        ends = self.objective.ends
         holdout = self.probabilities("holdout") if ends == "level" else self.reference("holdout")
         reason = stop_criterion(forget, holdout, ends)
         if reason is not None and args.retain_objective != "none":
