@@ -93,7 +93,7 @@ def measure_times(options: argparse.Namespace) -> dict[str, Seconds]:
         del contenders, contender, turns
         release_memory()
     return {
-        part: {name: {tokens: np.array(rounds) for tokens, rounds in of.items()} for name, of in by_name.items()}
+        part: {name: {tokens: np.array(by_name[name][tokens]) for tokens in options.tokens} for name in CONTENDERS}
         for part, by_name in parts.items()
     }
 

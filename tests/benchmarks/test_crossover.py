@@ -25,9 +25,10 @@ def test_micro_batches_take_the_step_of_the_whole_batch() -> None:
             contender.step(draw_batch(contender.model, 4, 8, 0), micro_batches)
             results.append([after - start for after, start in zip(weights(contender), before, strict=True)])
         for one, two in zip(*results, strict=True):
-            assert one.norm() > 0, name
+            # LoRA's first step leaves the half of each pair that comes first.
+            assert one.norm() > 0 or name == "lora"
             # A step of AdamW turns on the sign of a gradient, also where that is nearly zero.
-            assert (one - two).norm() < 0.02 * one.norm(), name
+            assert (one - two).norm() <= 0.02 * one.norm(), name
 
 
 def weights(contender: Contender) -> list[Tensor]:
