@@ -54,8 +54,8 @@ from shared.peak_memory import measure_alone
 
 TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 QUICK_TOKENS = TOKENS[:4]
-# Rounds that are not counted. In the first ones R2F's probes have no subspaces yet.
-WARM_UP = 2
+# Rounds that are not counted. In the first steps R2F's probes have no subspaces yet.
+WARM_UP = 1
 # The largest micro-batches, in tokens.
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16384, "llama-8b": 4096}
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
