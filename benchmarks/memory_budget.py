@@ -72,7 +72,9 @@ def kept_for_backward(model: nn.Module, rows: int, length: int) -> int:
     # A model on meta computes on a CPU, where attention keeps what a GPU's fused kernels keep. On meta it would keep
     # whole matrices of weights.
     tensors = {
-        name: torch.empty_like(tensor, device="cpu").requires_grad_(tensor.requires_grad) if tensor.is_meta else tensor
+        name: torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+        if tensor.is_meta
+        else tensor
         for name, tensor in every
     }
     own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}

@@ -20,8 +20,10 @@ from shared.pypi_models import smollm2_folder
 
 RANK = 16
 CONTENDERS = ("floor", "r2f", "lora", "full", "exact")
-# The shapes of Llama-3.2-1B and Llama-3.1-8B.
+# The shapes of Llama-3.2-1B and Llama-3.1-8B, and of a fifth of SmolLM2-135M: in layers and in vocabulary, so that the
+# ratios between contenders stay. It is for machines that have no time for more.
 SHAPES = {
+    "smollm2-fifth": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 9},
     "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
     "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
@@ -34,8 +36,11 @@ def load(model: str, dtype: str, device: str, layers: int | None = None) -> PreT
         if layers is not None:
             del loaded.model.layers[layers:]
         return loaded.to(device)
-    tied = model == "llama-1b"
-    config = LlamaConfig(vocab_size=128256, num_key_value_heads=8, tie_word_embeddings=tied, **SHAPES[model])
+    small = model == "smollm2-fifth"
+    sizes = (
+        {"vocab_size": 9830, "num_key_value_heads": 3} if small else {"vocab_size": 128256, "num_key_value_heads": 8}
+    )
+    config = LlamaConfig(tie_word_embeddings=model != "llama-8b", **sizes, **SHAPES[model])
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
