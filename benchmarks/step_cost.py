@@ -157,7 +157,7 @@ def main() -> None:
         options.repeats = 1
 
     if options.device == "cpu":
-        settings = [("smollm2", dtype) for dtype in ("float32", "bfloat16")[: 1 + computes_bf16()]]
+        settings = [(options.model or "smollm2", dtype) for dtype in ("float32", "bfloat16")[: 1 + computes_bf16()]]
     else:
         settings = [("smollm2", "bfloat16"), ("llama-1b", "bfloat16"), ("llama-8b", "bfloat16")]
     asked = (options.model, options.dtype)
