@@ -87,7 +87,10 @@ def kept_for_backward(model: nn.Module, rows: int, length: int) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    inputs = {"input_ids": torch.zeros(rows, length, dtype=torch.long), "logits_to_keep": 1, "use_cache": False}
+    # With a mask, as rows of different lengths need one.
+    mask = torch.zeros(rows, 1, length, length, dtype=model.dtype)
+    inputs = {"input_ids": torch.zeros(rows, length, dtype=torch.long), "attention_mask": mask}
+    inputs |= {"logits_to_keep": 1, "use_cache": False}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         torch.func.functional_call(model, tensors, kwargs=inputs)
     return sum(storage.nbytes() for storage in kept.values())
