@@ -6,8 +6,8 @@ What R2F's own work takes on a CPU, part by part, in this state of the code and 
 Own work is all that a step does after the backward pass. Here it gets gradients that were made up, so that nothing
 else is timed: on the modules of a fifth of SmolLM2-135M (6 of 30 layers), with 256 directions to protect. `--revision`
 is a commit of this repository. Its code and today's take turns, in processes of their own. Milliseconds are those of
-the processor, on one thread: other work on the machine hardly changes them. The table has medians over all steps, and the
-medians of ratios between turns that follow each other.
+the processor, on one thread: other work on the machine hardly changes them. The table has medians over all steps, and
+the medians of ratios between turns that follow each other.
 
 Writes outputs/own_work.json.
 """
