@@ -50,13 +50,15 @@ def draw(path: Path, report: Mapping[str, Any], whole: Sequence[int]) -> None:
             left.plot([], [], "o-", color=COLORS[name], markersize=4, label=NAMES[name])
         left.set_ylabel("seconds per step")
         left.set_yscale("log")
+        left.yaxis.set_major_formatter(ScalarFormatter())
+        left.yaxis.set_minor_formatter(ScalarFormatter())
         for name, ratios in report["ratios"].items():
             middles, lows, highs = zip(*ratios.values(), strict=True)
             spans = [[middle - low for middle, low in zip(middles, lows, strict=True)]]
             spans += [[high - middle for middle, high in zip(middles, highs, strict=True)]]
             right.errorbar(list(ratios), middles, spans, color=COLORS[name], marker="o", markersize=4, linewidth=1)
         right.axhline(1, color="black", linestyle=":", linewidth=1)
-        right.set_ylabel("R2F's step / this one's (below 1: R2F is cheaper)")
+        right.set_ylabel("R2F's step / theirs (below 1: R2F is cheaper)", fontsize=8)
         for axes in (left, right):
             label_tokens(axes, list(report["seconds"]["r2f"]))
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
