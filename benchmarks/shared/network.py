@@ -102,9 +102,9 @@ class Shapes:
         """Bytes of the full gradients of the modules that R2F writes."""
         return self.width * sum(out * into for out, into in self.linear)
 
-    def gathered(self, trained: bool = False) -> int:
-        """Bytes that FSDP2 gathers for a forward and a backward pass. What is trained it gathers twice."""
-        return self.width * (2 * self.resharded + (2 if trained else 1) * self.kept)
+    def gathered(self) -> int:
+        """Bytes that FSDP2 gathers for a forward and a backward pass."""
+        return self.width * (2 * self.resharded + self.kept)
 
 
 def gradients(name: str, shapes: Shapes, rank: int) -> int:
@@ -149,5 +149,4 @@ def sent(name: str, shapes: Shapes, rank: int, processes: int, sharding: str, mi
     if sharding == "ddp":
         return 2 * once * summed
     scattered = name in ("exact", "full")
-    gathered = micro_batches * shapes.gathered(trained=name == "full")
-    return once * (gathered + summed * (micro_batches if scattered else 2))
+    return once * (micro_batches * shapes.gathered() + summed * (micro_batches if scattered else 2))
