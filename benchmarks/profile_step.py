@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from r2f_hf.report import print_table
-from step_cost import SHAPES, Contender, draw_batch, load
+from shared.contenders import SHAPES, Contender, draw_batch, load
 
 
 PARTS = [
@@ -35,9 +35,9 @@ def main() -> None:
     contender = Contender("r2f", load(options.model, options.dtype, options.device))
     # The first steps warm up: their probes have no subspaces yet.
     for number in range(3):
-        seconds = contender.step(draw_batch(contender.model, options, number))
+        seconds = contender.step(draw_batch(contender.model, options.batch_size, options.tokens, number))
     with torch.profiler.profile() as profile:
-        contender.step(draw_batch(contender.model, options, 3))
+        contender.step(draw_batch(contender.model, options.batch_size, options.tokens, 3))
     if options.trace is not None:
         profile.export_chrome_trace(str(options.trace))
     print_table("Seconds, without the profiler", {"step": seconds}, list(seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -95,6 +96,28 @@ def test_gradients_of_several_backward_passes_are_one_step(model: PreTrainedMode
         r2f.step(LR)
         results.append(weights(wrapped))
     assert distance(*results) < 1e-3 * LR
+
+
+def test_a_step_waits_for_the_device_as_rarely_as_it_can(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
+    wrapped = wrap(model)
+    r2f = R2FStep(wrapped)
+    with r2f.protecting():
+        wrapped(**batch)
+    r2f.begin()
+    take_steps(r2f, wrapped, batch, 2)
+    wrapped(**batch).loss.backward()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        r2f.step(LR)
+    calls = Counter({event.key: event.count for event in profile.key_averages()})
+    # Whether the sketches are finite, before they are decomposed. Then all that decides what is written.
+    assert calls["r2f/to_host"] == 2
+    # Each decomposition waits too. There is one per size: both probes of the decoder, its core, and the subspaces.
+    decompositions = calls["aten::linalg_eigh"] + calls["aten::_linalg_svd"]
+    assert decompositions == 4
+    # Reading a number of a tensor waits if the tensor is on the device. Three are read on the host: whether all is
+    # finite, twice, and the norm of all gradients. Each decomposition reads whether it succeeded.
+    assert calls["aten::_local_scalar_dense"] == 3 + decompositions
+    assert not calls["aten::nonzero"] and not calls["aten::equal"]
 
 
 def test_an_accelerate_loop_takes_the_same_steps(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:

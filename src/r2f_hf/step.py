@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from .decoders import GradientDecoder, load_decoder
-from .gradients import Fidelity, LoraSketch, check_min_fidelity, damp_spectra, estimate_fidelity, on_cpu
-from .gradients.fidelity import check_fidelity, fidelity_metrics, refuse_nonfinite
-from .gradients.low_rank import all_norms
+from .gradients import Fidelity, LoraSketch, check_min_fidelity, damp_spectra, on_cpu, together_on_cpu
+from .gradients.fidelity import check_fidelity, fidelity_metrics, fidelity_of, local_moments, refuse_nonfinite
 from .lookup import lookup
 from .probes import find_probes, group_probes, update_subspaces
 from .probes.lora_probe import check_ranks
 from .updates import RetainedInputs, all_results, share, watch_inputs
 from .updates.rule import UpdateRule, step_factors
+from .updates.second_moments import SecondMoments
 from .updates.targets import Target, WeightsTarget
 
 
@@ -220,31 +220,34 @@ class R2FStep:
         if not sketches:
             return {}
         names = [probe.name for group in self.groups for probe in group.probes]
+        # Decompositions cannot take what is not finite.
         finite = on_cpu([sketch.isfinite() for sketch in sketches])
-        if finite.all():
-            with record_function("r2f/decode"):
-                gradients = self.decoder.decode_all(sketches)
-                norms = all_norms(gradients)
-            finite = norms.isfinite()
         if not finite.all():
             refuse_nonfinite(names, finite, self.stops, self.number)
             return {"r2f/skipped_steps": 1.0}
-        metrics, faithful = {"r2f/gradient_norm": norms.norm().item()}, torch.ones(len(names), dtype=torch.bool)
-        if self.held_out:
-            with record_function("r2f/measure"):
-                self.fidelity = dict(zip(names, estimate_fidelity(sketches, gradients), strict=True))
-            metrics |= fidelity_metrics(self.fidelity.values())
-        if self.min_fidelity is not None:
-            faithful = check_fidelity(self.fidelity, self.min_fidelity, self.stops, self.number)
-            metrics |= {"r2f/low_fidelity_modules": float((~faithful).sum())}
-            metrics |= {} if faithful.any() else {"r2f/skipped_steps": 1.0}
+        with record_function("r2f/decode"):
+            gradients = self.decoder.decode_all(sketches)
+            decoded = [gradient.norm() for gradient in gradients]
+        with record_function("r2f/measure"):
+            measured = local_moments(sketches, gradients) if self.held_out else []
+        moments_before = [rule.moments for rule in self.rules]
         with record_function("r2f/rescale"):
             if self.spectrum_damping:
                 gradients = damp_spectra(gradients, self.spectrum_damping)
             directions = [rule.rescale(each) for rule, each in zip(self.rules, gradients, strict=True)]
         with record_function("r2f/protect"):
             directions = [rule.protect(each) for rule, each in zip(self.rules, directions, strict=True)]
-        norms = all_norms(directions)
+        # All that has to be decided waits for this one transfer. Nothing has been written so far.
+        sizes = together_on_cpu([decoded, [direction.norm() for direction in directions], measured])
+        try:
+            metrics, faithful = self._judge(names, sizes[0], sizes[2].reshape(-1, 6))
+        except RuntimeError:
+            self._restore(moments_before)
+            raise
+        if faithful is None:
+            self._restore(moments_before)
+            return metrics
+        norms = sizes[1].float()
         # A module whose gradient is zero has no direction, and is left alone.
         written = faithful & (norms > 0)
         alphas = torch.where(written, -lr * step_factors(norms, self.normalize, self.max_norm), 0.0)
@@ -254,13 +257,34 @@ class R2FStep:
                 self.target.write(group.probes, direction, own.tolist(), self.seed, self.number)
                 for group, direction, own in zip(self.groups, directions, of_groups, strict=True)
             )
-        energy = (alphas * norms)[written].square().sum().item()
-        if self.target.adapter is not None and energy > 0:
+        if self.target.adapter is not None and written.any():
+            energy = torch.where(written, alphas * norms, 0.0).square().sum().item()
             metrics["r2f/discarded_energy"] = discarded / energy
         if self.warm_probes:
             with record_function("r2f/update_subspaces"):
                 update_subspaces(self.groups, sketches)
         return metrics
+
+    def _judge(self, names: list[str], norms: Tensor, moments: Tensor) -> tuple[dict[str, float], Tensor | None]:
+        """The metrics of what was decoded, and which modules may be written. `None` if the step has to be skipped."""
+        finite = norms.isfinite()
+        if not finite.all():
+            refuse_nonfinite(names, finite, self.stops, self.number)
+            return {"r2f/skipped_steps": 1.0}, None
+        metrics, faithful = {"r2f/gradient_norm": norms.norm().item()}, torch.ones(len(names), dtype=torch.bool)
+        if self.held_out:
+            self.fidelity = dict(zip(names, fidelity_of(moments, self.held_out), strict=True))
+            metrics |= fidelity_metrics(self.fidelity.values())
+        if self.min_fidelity is not None:
+            faithful = check_fidelity(self.fidelity, self.min_fidelity, self.stops, self.number)
+            metrics |= {"r2f/low_fidelity_modules": float((~faithful).sum())}
+            metrics |= {} if faithful.any() else {"r2f/skipped_steps": 1.0}
+        return metrics, faithful
+
+    def _restore(self, moments: list[SecondMoments | None]) -> None:
+        """Take back what a step that is not taken has done to the running mean squares."""
+        for rule, before in zip(self.rules, moments, strict=True):
+            rule.moments = before
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next steps depend on, by module name: subspaces and mean squares, but no weights or probes."""

@@ -26,7 +26,8 @@ def core_of(sigma: Tensor, generator: torch.Generator) -> SketchCore:
     scale = sigma[..., :1, None]
     right = left_basis * sigma.unsqueeze(-2) + scale * torch.randn(*batch, 24, k, generator=generator)
     left = right_basis * sigma.unsqueeze(-2) + scale * torch.randn(*batch, 20, k, generator=generator)
-    return SketchCore(right, left, right_basis, left_basis, eye, sigma, eye)
+    grams = (side.double().mT @ side.double() for side in (right, left))
+    return SketchCore(right, left, right_basis, left_basis, eye, sigma, eye, *grams)
 
 
 def test_a_million_random_spectra_give_no_nan_and_no_gain_above_the_inverse() -> None:

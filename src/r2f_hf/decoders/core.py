@@ -14,6 +14,9 @@ from ..gradients import LoraSketch, LowRankGradient, eigh, on_all, svd
 # Directions of a probe that are shorter than this part of the longest one carry more rounding than signal.
 SHORTEST_PROBE = 3e-3
 
+# Columns of factors come in multiples of this many. On a CPU, a product with 30 columns takes longer than with 32.
+_COLUMNS = 16
+
 
 @dataclass
 class SketchCore:
@@ -46,6 +49,10 @@ class SketchCore:
             Singular values of `C`, in descending order.
         Q (`torch.Tensor` of shape `(..., a, k)`):
             Right singular vectors of `C`.
+        right_gram (`torch.Tensor` of shape `(..., a, a)`):
+            Gram matrix of `right`, fp64.
+        left_gram (`torch.Tensor` of shape `(..., b, b)`):
+            Gram matrix of `left`, fp64.
     """
 
     right: Tensor
@@ -55,6 +62,8 @@ class SketchCore:
     P: Tensor
     sigma: Tensor
     Q: Tensor
+    right_gram: Tensor
+    left_gram: Tensor
 
     @classmethod
     def of(cls, sketch: LoraSketch) -> SketchCore:
@@ -76,8 +85,15 @@ class SketchCore:
         right = [sketch.right @ matrix for sketch, matrix in zip(sketches, to_orthonormal[::2], strict=True)]
         left = [sketch.Z.mT @ matrix for sketch, matrix in zip(sketches, to_orthonormal[1::2], strict=True)]
         decompositions = on_all(svd, [(basis.mT @ side,) for basis, side in zip(bases[1::2], right, strict=True)])
-        parts = zip(right, left, bases[::2], bases[1::2], decompositions, strict=True)
-        return [cls(*sides, P, sigma, Qh.mT) for *sides, (P, sigma, Qh) in parts]
+        # The Gram matrices of the sketches are wide sums, and the subspaces need them too.
+        right_grams = [sketch.grams[0][..., : sketch.decodable, : sketch.decodable] for sketch in sketches]
+        left_grams = [sketch.grams[1] for sketch in sketches]
+        turned = [
+            [matrix.double().mT @ gram @ matrix.double() for matrix, gram in zip(matrices, grams, strict=True)]
+            for matrices, grams in ((to_orthonormal[::2], right_grams), (to_orthonormal[1::2], left_grams))
+        ]
+        parts = zip(right, left, bases[::2], bases[1::2], decompositions, zip(*turned, strict=True), strict=True)
+        return [cls(*sides, P, sigma, Qh.mT, *grams) for *sides, (P, sigma, Qh), grams in parts]
 
     @property
     def inverse_sigma(self) -> Tensor:
@@ -102,7 +118,7 @@ class SketchCore:
                 The filter `φ`.
 
         Returns:
-            [`LowRankGradient`]: The reconstruction, of rank at most `a + b`.
+            [`LowRankGradient`]: The reconstruction, of rank at most `a + b`. Columns of zeros fill up its factors.
         """
         core_left = self._core_left
         # The columns are scaled before they are mixed: where `φ` is huge, they are tiny.
@@ -110,13 +126,19 @@ class SketchCore:
         # The left sketch without what the right one already holds. All its columns stay, even where `P` has fewer.
         rest = self.left - self.right_basis @ (self.Q @ core_left.mT)
         return LowRankGradient(
-            U=torch.cat([self.right, (joined @ self.P.mT).add_(self.left_basis)], dim=-1),
-            V=torch.cat([self.right_basis, rest], dim=-1),
+            U=filled_up(self.right, (joined @ self.P.mT).add_(self.left_basis)),
+            V=filled_up(self.right_basis, rest),
         )
 
     @property
     def _core_left(self) -> Tensor:
         return self.P * self.sigma.unsqueeze(-2)
+
+
+def filled_up(*columns: Tensor) -> Tensor:
+    """Columns next to each other, and columns of zeros after them up to a multiple of [`_COLUMNS`]."""
+    missing = -sum(part.shape[-1] for part in columns) % _COLUMNS
+    return torch.cat([*columns, columns[0].new_zeros(*columns[0].shape[:-1], missing)], dim=-1)
 
 
 def orthonormalizers(bases: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..gradients import double_gram, on_all
+from ..gradients import on_all
 from .base import FilterDecoder
 from .core import SketchCore
 
@@ -89,8 +89,8 @@ def spectral_features(cores: Sequence[SketchCore]) -> list[Tensor]:
     """
     summaries = [
         (
-            double_gram(core.right),
-            double_gram(core.left),
+            core.right_gram,
+            core.left_gram,
             core.Q,
             core.P,
             core.sigma,

@@ -1,7 +1,7 @@
 """Gradients as sketches and as products of factors, and estimates of how faithful the factors are."""
 
 from .fidelity import Fidelity, check_min_fidelity, estimate_fidelity
-from .linalg import double_gram, eigh, on_all, on_cpu, svd
+from .linalg import double_gram, eigh, on_all, on_cpu, svd, together_on_cpu
 from .low_rank import LowRankGradient
 from .seeds import named_generator, named_seed
 from .sketch import LoraSketch
@@ -22,4 +22,5 @@ __all__ = [
     "on_all",
     "on_cpu",
     "svd",
+    "together_on_cpu",
 ]

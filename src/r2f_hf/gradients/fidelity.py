@@ -75,8 +75,12 @@ def estimate_fidelity(sketches: Sequence[LoraSketch], reconstructions: Sequence[
         `list[Fidelity]`: One estimate per module, in their order. A zero gradient that was decoded to zero counts as
         exact.
     """
-    count = sketches[0].held_out
-    guess, error, inner, *spreads = error_moments(sketches, reconstructions).detach().numpy().T
+    return fidelity_of(error_moments(sketches, reconstructions), sketches[0].held_out)
+
+
+def fidelity_of(moments: Tensor, count: int) -> list[Fidelity]:
+    """[`estimate_fidelity`] from the [`error_moments`] of `count` held-out rows."""
+    guess, error, inner, *spreads = moments.detach().numpy().T
     known, whole = guess**2, squared_norm(guess, error, inner)
 
     # 1 - cos, with its derivatives in ‖E‖² and <E, Ĝ>.
@@ -109,13 +113,19 @@ def error_moments(sketches: Sequence[LoraSketch], reconstructions: Sequence[LowR
         `torch.Tensor` of shape `(modules, 6)`, fp64, on the CPU: `‖Ĝ‖`, then estimates of `‖E‖²`, `<E, Ĝ>`, `‖EᵀE‖²`,
         `<EᵀE, S>` and `‖S‖²`, where `S` is the symmetric part of `EᵀĜ`.
     """
+    return on_cpu(list(local_moments(sketches, reconstructions)))
+
+
+def local_moments(sketches: Sequence[LoraSketch], reconstructions: Sequence[LowRankGradient]) -> list[Tensor]:
+    """[`error_moments`] of each sketch, where it lies."""
     products = []
     for sketch, reconstruction in zip(sketches, reconstructions, strict=True):
-        guesses = reconstruction.matmul(sketch.A[..., sketch.decodable :, :].mT)
-        errors = sketch.Y[..., sketch.decodable :] - guesses
+        # As rows: on a CPU, products with two columns take several times as long.
+        guesses = sketch.A[..., sketch.decodable :, :] @ reconstruction.V @ reconstruction.U.mT
+        errors = sketch.Y[..., sketch.decodable :].mT.contiguous() - guesses
         unit = sketch.A.shape[-1]
-        products.append((unit * errors.mT @ errors, unit * errors.mT @ guesses, reconstruction.norm()))
-    return on_cpu([moments.reshape(-1, 6) for (moments,) in on_all(moments_of, products)])
+        products.append((unit * errors @ errors.mT, unit * errors @ guesses.mT, reconstruction.norm()))
+    return [moments.reshape(-1, 6) for (moments,) in on_all(moments_of, products)]
 
 
 def moments_of(squares: Tensor, inner: Tensor, norm: Tensor) -> tuple[Tensor]:

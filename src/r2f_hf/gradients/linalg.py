@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 
 # With fewer matrices per thread, starting a further thread takes longer than it saves.
@@ -97,6 +98,15 @@ def on_all(function: Callable[..., Sequence[Tensor]], stacks: Sequence[Sequence[
 
 def on_cpu(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenate tensors on the CPU. Tensors that all lie on one device take one transfer."""
-    if len({tensor.device for tensor in tensors}) == 1:
-        return torch.cat(list(tensors)).cpu()
-    return torch.cat([tensor.cpu() for tensor in tensors])
+    # The host waits here for all that the device still has to do. A test counts these places by the label.
+    with record_function("r2f/to_host"):
+        if len({tensor.device for tensor in tensors}) == 1:
+            return torch.cat(list(tensors)).cpu()
+        return torch.cat([tensor.cpu() for tensor in tensors])
+
+
+def together_on_cpu(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """[`on_cpu`] for several groups of tensors, in one transfer. They come back in fp64, as `(numbers,)` each."""
+    flat = [tensor.double().flatten() for group in groups for tensor in group]
+    counts = [sum(tensor.numel() for tensor in group) for group in groups]
+    return list(on_cpu(flat).split(counts))

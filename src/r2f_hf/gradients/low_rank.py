@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
-
-from .linalg import on_cpu
 
 
 @dataclass
@@ -70,8 +67,3 @@ class LowRankGradient:
             `torch.Tensor` of shape `(..., out_features, p)`.
         """
         return self.U @ (self.V.mT @ x)
-
-
-def all_norms(gradients: Sequence[LowRankGradient]) -> Tensor:
-    """Frobenius norms of all modules, of shape `(modules,)` on the CPU. The modules may lie on several devices."""
-    return on_cpu([gradient.norm() for gradient in gradients])

@@ -33,7 +33,11 @@ def damp_spectra(gradients: Sequence[LowRankGradient], damping: float) -> list[L
         `list[LowRankGradient]`: Gradients of the same norms. A direction with less than 1e-4 of the largest singular
         value is left out.
     """
-    grams = on_all(_factors, [[double_gram(gradient.U), double_gram(gradient.V)] for gradient in gradients])
+    # A gradient that is not finite is found out later, by its norm. A decomposition would raise an error.
+    grams = on_all(
+        _factors,
+        [[double_gram(side).nan_to_num(0, 0, 0) for side in (gradient.U, gradient.V)] for gradient in gradients],
+    )
     damped = []
     for gradient, (left, right, values) in zip(gradients, grams, strict=True):
         kept = values > LEAST * values[..., :1]

@@ -67,7 +67,9 @@ class ProbeGroup:
         grad_A, grad_B = zip(*(probe.gradients() for probe in self.probes), strict=True)
         A, B = ([gathered(getattr(probe, side)) for probe in self.probes] for side in "AB")
         scaling = self.probes[0].layer.scaling[self.probes[0].adapter]
-        return LoraSketch.from_lora_gradients(*map(torch.stack, (grad_A, grad_B, A, B)), scaling, held_out)
+        # The stacks are copies, and are scaled in place.
+        Z, Y = (torch.stack(grads).float().div_(scaling) for grads in (grad_A, grad_B))
+        return LoraSketch(Y, Z, torch.stack(A).float(), torch.stack(B).float(), held_out)
 
     @torch.no_grad()
     def draw(self, seed: int, step: int, held_out: int = 0) -> None:

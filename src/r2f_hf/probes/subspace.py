@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..gradients import LoraSketch, double_gram, eigh, on_all
+from ..gradients import LoraSketch, eigh, on_all
 
 
 # Weight of the past in the tracked subspaces, per step.
@@ -52,11 +52,13 @@ class GradientSubspace:
     ) -> list[GradientSubspace]:
         """[`~GradientSubspace.after`] for several sketches. Either all of them have subspaces so far, or none has."""
         sides = [side for sketch in sketches for side in (sketch.Y, sketch.Z.mT)]
+        # A direction of weight 1e-3 counts as 1e-6 in a Gram matrix. In fp32 it would be a tenth rounding.
+        grams = [gram for sketch in sketches for gram in sketch.grams]
         if previous[0] is None:
-            updated = update_states(None, sides)
+            updated = update_states(None, sides, grams)
         else:
             states = [state for subspace in previous for state in (subspace.left, subspace.right)]
-            updated = update_states(states, sides)
+            updated = update_states(states, sides, grams)
         return [cls(left, right) for left, right in zip(updated[::2], updated[1::2], strict=True)]
 
     def probes(self, A: Tensor, B: Tensor, random_rows: int) -> tuple[Tensor, Tensor]:
@@ -79,10 +81,10 @@ class GradientSubspace:
         return torch.cat([turned[..., :warm, :], A[..., warm:, :]], dim=-2), along(self.left.to(B.dtype), B)
 
 
-def update_states(states: Sequence[Tensor] | None, sketches: Sequence[Tensor]) -> list[Tensor]:
+def update_states(
+    states: Sequence[Tensor] | None, sketches: Sequence[Tensor], grams: Sequence[Tensor]
+) -> list[Tensor]:
     """The `r` leading left singular vectors of each state and its new sketch together, times the singular values."""
-    # A direction of weight 1e-3 counts as 1e-6 in a Gram matrix. In fp32 it would be a tenth rounding.
-    grams = [double_gram(sketch) for sketch in sketches]
     if states is None:
         turns = on_all(of_new, [(gram,) for gram in grams])
         return [sketch @ turn.to(sketch.dtype) for sketch, (turn,) in zip(sketches, turns, strict=True)]

@@ -45,8 +45,8 @@ class SecondMoments:
         U, V = gradient.U, gradient.V
         of_U, of_V = gradient.grams
         # Rounding can bring the mean square of a row of zeros a little below zero.
-        rows = (U @ of_V * U).sum(-1).clamp_min(0) / V.shape[-2]
-        columns = (V @ of_U * V).sum(-1).clamp_min(0) / U.shape[-2]
+        rows = (U @ of_V).mul_(U).sum(-1).clamp_min(0) / V.shape[-2]
+        columns = (V @ of_U).mul_(V).sum(-1).clamp_min(0) / U.shape[-2]
         if previous is None:
             return cls(rows, columns)
         return cls(torch.lerp(rows, previous.rows, DECAY), torch.lerp(columns, previous.columns, DECAY))
