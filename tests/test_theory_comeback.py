@@ -338,7 +338,7 @@ def test_on_a_real_model_less_comes_back_after_protected_steps(
         forgotten[protected] = probability(model.eval())
         for found, rows in ((harmless, retain[:4]), (relearnt, forget[:2])):
             attacked = copy.deepcopy(model).requires_grad_(True)
-            finetune(attacked, [rows] * 20, 1e-3, 0, seed=0)
+            finetune(attacked, [rows] * 20, 1e-3, 0, seed=0, measure=list)
             found[protected] = probability(attacked)
     assert max(forgotten.values()) < 0.05
     assert harmless[True] < 0.5 * harmless[False] and relearnt[True] < 0.5 * relearnt[False]

@@ -177,7 +177,17 @@ class R2FStep:
             return
         for group, gradient in zip(self.groups, self.decoder.decode_all(sketches), strict=True):
             for probe, step in zip(group.probes, gradient.unbind(), strict=True):
-                probe.add((step.U * (-norm / step.norm().clamp_min(torch.finfo(torch.float32).tiny)), step.V))
+                size = step.norm()
+                # Shared out between the factors, so that their products stay within the range of fp16.
+                scale = torch.where(size.isfinite() & (size > 0), norm / size, 0.0).sqrt()
+                probe.add((step.U * -scale, step.V * scale))
+
+    def end_relearning(self) -> None:
+        """Let losses see the model as it is again."""
+        if self.relearned:
+            for probe in self.modules.values():
+                probe.add(None)
+            self.relearned = False
 
     def end(self) -> None:
         """Empty the pairs. The result is the model behind them: `model.unload()`."""
@@ -186,6 +196,8 @@ class R2FStep:
 
     def draw(self) -> None:
         """Draw the probes of the next step (8), the same on all processes."""
+        # A step that a gradient scaler has skipped was not read.
+        self.end_relearning()
         with record_function("r2f/draw"):
             for group in self.groups:
                 group.draw(self.seed, self.number, self.held_out)
@@ -194,10 +206,7 @@ class R2FStep:
         """Copy the pairs' gradients as sketches (1). A Trainer does so before its optimizer moves the pairs."""
         with record_function("r2f/read"):
             self._sketches = [group.read(self.held_out) for group in self.groups]
-        if self.relearned:
-            for probe in self.modules.values():
-                probe.add(None)
-            self.relearned = False
+        self.end_relearning()
 
     @torch.no_grad()
     def write(self, lr: float) -> dict[str, float]:
@@ -257,9 +266,10 @@ class R2FStep:
                 self.target.write(group.probes, direction, own.tolist(), self.seed, self.number)
                 for group, direction, own in zip(self.groups, directions, of_groups, strict=True)
             )
-        if self.target.adapter is not None and written.any():
+        if self.target.adapter is not None:
             energy = torch.where(written, alphas * norms, 0.0).square().sum().item()
-            metrics["r2f/discarded_energy"] = discarded / energy
+            # While the rate warms up, a step can be of length zero.
+            metrics |= {"r2f/discarded_energy": discarded / energy} if energy > 0 else {}
         if self.warm_probes:
             with record_function("r2f/update_subspaces"):
                 update_subspaces(self.groups, sketches)

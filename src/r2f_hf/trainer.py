@@ -295,11 +295,12 @@ class R2FTrainer(RecordedTrainer):
         """
         step = self.r2f_callback.step
         if self.args.simulated_relearning and not step.relearned:
-            processes = 1 if self.accelerator.split_batches else self.args.world_size
-            count = self._train_batch_size * self.args.gradient_accumulation_steps * processes
+            processes = self.args.world_size
+            size = self._train_batch_size // (processes if self.accelerator.split_batches else 1)
+            count = size * processes * self.args.gradient_accumulation_steps
             rows = relearned_rows(self.splits.forget, count, self.args.seed, self.state.global_step)
             plain = self.accelerator.unwrap_model(model).train()
-            backward_all(plain, rows, list(step.modules.values()), self.data_collator, self.accelerator)
+            backward_all(plain, rows, size, list(step.modules.values()), self.data_collator, self.accelerator)
             step.relearn(self.args.simulated_relearning)
         return super().training_step(model, inputs, *args, **kwargs)
 

@@ -34,7 +34,7 @@ def test_the_commands_of_a_page_name_options_and_files_that_exist(page: Path, op
     for line in commands(page):
         for file in re.findall(r"(?<![\w/])(?:recipes|benchmarks)/[\w/]+\.\w+", line):
             assert (ROOT / file).is_file(), line
-        called = re.search(r"(?:^|(?<!--methods)\s)(?:r2f|-m r2f_hf\.cli) ([\w-]+)(.*)", line)
+        called = re.search(r"(?:^|(?<!--methods)(?<!--runs)\s)(?:r2f|-m r2f_hf\.cli) ([\w-]+)(.*)", line)
         if called is None or called[1] == "COMMAND":
             continue
         assert called[1] in COMMANDS, line

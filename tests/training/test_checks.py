@@ -295,5 +295,14 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, mo
     assert args.world_size == 1
     # As `accelerate launch` with two processes does, where the command has no `--use_cpu` and the machine no GPU.
     monkeypatch.setenv("WORLD_SIZE", "2")
+    check_config(args)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match=r"2 processes were launched.*--use_cpu"):
         check_config(args)
+
+
+def test_reentrant_checkpointing_is_refused_where_it_would_see_another_model(tmp_path: Path) -> None:
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    check_config(R2FConfig(str(tmp_path), use_cpu=True, **reentrant))
+    with pytest.raises(ValueError, match=r"`simulated_relearning` does not work with .*use_reentrant"):
+        check_config(R2FConfig(str(tmp_path), use_cpu=True, simulated_relearning=0.1, **reentrant))

@@ -64,6 +64,15 @@ def test_evaluations_see_the_model_as_it_is(step: R2FStep, batch: dict[str, Tens
         assert torch.equal(step.model(**batch).loss, loss)
 
 
+def test_a_step_that_is_skipped_ends_it_too(step: R2FStep, batch: dict[str, Tensor]) -> None:
+    loss = step.model(**batch).loss
+    loss.backward()
+    step.relearn(0.1)
+    # A gradient scaler that finds an overflow leaves the optimizer's step out, and the next probes are drawn.
+    step.draw()
+    assert not step.relearned and torch.equal(step.model(**batch).loss, loss)
+
+
 def test_a_gradient_that_is_not_finite_moves_nothing(step: R2FStep, batch: dict[str, Tensor]) -> None:
     loss = step.model(**batch).loss
     (loss * float("nan")).backward()

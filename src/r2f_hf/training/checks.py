@@ -43,13 +43,23 @@ def check_config(args: Any) -> None:
             f"`args` is a {type(args).__name__}; an R2FConfig is needed, which takes all of TrainingArguments' "
             "options and R2F's own: `R2FConfig(output_dir=...)`."
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # Some clusters set the number for a single process too, but only a launcher numbers the processes of a machine.
+    launched = int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1
     if launched > 1 and args.world_size == 1:
         # Each would train by itself, and all would write to one folder.
         raise ValueError(
             f"{launched} processes were launched, but each would work by itself. Without a GPU add `--use_cpu` "
             "(`R2FConfig(use_cpu=True)`)."
         )
+    if args.simulated_relearning:
+        checkpointing = args.gradient_checkpointing_kwargs or {}
+        refused = {
+            "`gradient_checkpointing_kwargs` with `use_reentrant`": checkpointing.get("use_reentrant"),
+            "`ddp_static_graph`": getattr(args, "ddp_static_graph", None),
+        }
+        for name, value in refused.items():
+            if value:
+                raise ValueError(f"`simulated_relearning` does not work with {name}. Leave one of them out.")
 
 
 def tokenizer_for(model: PreTrainedModel, processing_class: Any) -> PreTrainedTokenizerBase:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -38,6 +37,7 @@ def relearned_rows(views: Sequence[Sequence[Encoded]], count: int, seed: int, st
 def backward_all(
     model: torch.nn.Module,
     rows: Sequence[Encoded],
+    size: int,
     probes: Sequence[LoraProbe],
     collator: ForgetRetainCollator,
     accelerator: Accelerator,
@@ -52,22 +52,25 @@ def backward_all(
             The model with its probes, not in DDP's wrapper. The processes share the rows out by themselves.
         rows (`Sequence[dict]`):
             Encoded rows, the same on all processes.
+        size (`int`):
+            Most rows that a process takes at once.
         probes (`Sequence[LoraProbe]`):
             The probes.
         collator ([`ForgetRetainCollator`]):
-            Makes the batch.
+            Makes the batches.
         accelerator ([`~accelerate.Accelerator`]):
             Knows the processes.
     """
-    # A process without a row takes one that does not count, so that all of them go through the model.
     own = rows[accelerator.process_index :: accelerator.num_processes]
-    batch: dict[str, Any] = {
-        name: each.to(accelerator.device) for name, each in collator(list(own or rows[:1])).items()
-    }
-    tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() * bool(own)
-    with accelerator.autocast():
-        loss = model(**batch).loss
-    (loss * tokens).backward()
+    # All processes go through the model equally often. One without rows takes a row that does not count.
+    most = -(-len(rows) // accelerator.num_processes)
+    for start in range(0, most, size):
+        some = own[start : start + size]
+        batch = {name: each.to(accelerator.device) for name, each in collator(list(some or rows[:1])).items()}
+        tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() * bool(some)
+        with accelerator.autocast():
+            loss = model(**batch, use_cache=False).loss
+        (loss * tokens).backward()
     pairs = [parameter for probe in probes for parameter in (probe.A, probe.B)]
     if accelerator.num_processes > 1:
         summed = accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in pairs]), "sum")
