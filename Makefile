@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lowest lint format docs dist clean
+.PHONY: demo test test-slow test-lowest lint format docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/quickstart/run.py
 
 # Files are shared out among the cores: the tests of a file use the same models.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
+
+# The tests that take longer, most of them with several processes each.
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
 
 # The smoke tests with the lowest version of each range in pyproject.toml, which uv finds, in an environment of their own.
 test-lowest:
