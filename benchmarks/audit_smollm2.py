@@ -8,8 +8,9 @@ run has the losses, batches and steps of recipes/tofu, without its stopping rule
 `lasting` has the objective and the options of recipes/lasting: it takes more steps, and stops by itself. LoRA's rate
 is the best of the sweep of benchmarks/tofu_smollm2.py.
 
-The first table has the metrics of the TOFU suite, and the second one what each attack gets. `comeback` is of the
-answers that the attack did not use: 0 is gold's level, and 1 is as if nothing had been forgotten.
+The first table has the metrics of the TOFU suite, with unlearning depth and truth stability, and the second one what
+each attack gets. `comeback` is of the answers that the attack did not use: 0 is gold's level, and 1 is as if nothing
+had been forgotten.
 
 Models, statistics and attacks are kept in the output folder, and the command goes on where it was interrupted. Delete
 the folder when the code has changed.
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,11 @@ from r2f_hf.attacks import UNATTACKED, Target, chosen_attacks, compare, run_atta
 from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.formatting import encode_example
-from r2f_hf.evaluation import run_suite
+from r2f_hf.evaluation import run_depth, run_suite, summarise_depth
+from r2f_hf.evaluation.suites import SUITES
 from r2f_hf.models.loading import QuantisedModelArguments
 from r2f_hf.report import print_table
-from r2f_hf.runs.files import write_json
+from r2f_hf.runs.files import read_kept, write_json
 from shared.finetune import finetuned_folder
 from shared.peers import RUNS
 from shared.precision import computes_bf16
@@ -85,7 +86,6 @@ def main() -> None:
     suite: dict[str, dict[str, float]] = {}
     attacked: dict[str, Any] = {}
     seconds: dict[str, dict[str, float]] = {}
-    _, gold = run_suite("tofu", load("gold"), tokenizer, data["splits"], options.output_dir / "gold" / "suite")
     original = load("before")
     target = Target(
         original,
@@ -96,17 +96,25 @@ def main() -> None:
         original=original,
         seed=options.seed,
     )
-    for name in folders:
+    gold = gold_depth = None
+    for name in ("gold", "before", *options.runs):
         folder, model = options.output_dir / name, load(name)
-        start = time.perf_counter()
-        suite[name], _ = run_suite("tofu", model, tokenizer, data["splits"], folder / "suite", gold)
-        middle = time.perf_counter()
+        _, found = run_suite("tofu", model, tokenizer, data["splits"], folder / "suite", gradnorm=True)
+        depth = run_depth("tofu", model, tokenizer, data["splits"], folder / "suite", original)
+        if name == "gold":
+            gold, gold_depth = found, depth
+        suite[name] = SUITES["tofu"].summarise(found, gold) | summarise_depth(depth, gold_depth)
         attacked[name] = run_attacks(names, replace(target, model=model), folder / "attacks")
-        seconds[name] = {"suite": middle - start, "attacks": time.perf_counter() - middle}
+        seconds[name] = {
+            "suite": sum(sum(statistics["seconds"].values()) for statistics in found.values()),
+            "depth": sum(depth["seconds"].values()),
+            "attacks": sum(read_kept(folder / "attacks" / f"{attack}.json")["seconds"] for attack in names),
+        }
     comparisons = {
         run: compare({"unlearned": attacked[run], "original": attacked["before"], "gold": attacked["gold"]})
         for run in options.runs
     }
+    suite = {name: suite[name] for name in folders}
     report = {"suite": suite, "attacks": comparisons, "seconds": seconds, "authors": options.authors}
     write_json(options.output_dir / "report.json", report)
     print_table(f"TOFU {options.forget}, {options.authors} authors", suite, list(next(iter(suite.values()))))
@@ -124,7 +132,7 @@ def main() -> None:
             table[f"{attack}: {variant}"] = row
     columns = ["before", "gold", *options.runs, *(f"{run} comeback" for run in options.runs)]
     print_table("What the attacks get", table, columns)
-    print_table("Seconds (runs that were kept take none)", seconds, ["suite", "attacks"])
+    print_table("Seconds, when they were computed", seconds, ["suite", "depth", "attacks"])
 
 
 def unlearn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def run_attacks(names: Sequence[str], target: Target, output_dir: str | Path | N
             The model and the rows.
         output_dir (`str` or `Path`, *optional*):
             Folder for the values of each row, with one file per attack. A later run with the same weights, rows and
-            settings reads them instead of attacking again. The files have no text of the rows.
+            settings reads them instead of attacking again. The files have no text of the rows, and the seconds that
+            the attack took.
 
     Returns:
         `dict[str, dict[str, list[float]]]`: The values of each row, by attack and variant.
@@ -61,7 +63,8 @@ def run_attacks(names: Sequence[str], target: Target, output_dir: str | Path | N
         # Processes on another machine may not see the file, and all have to attack or none.
         (stored,) = broadcast_object_list([stored])
         if stored.get("key") != key:
-            stored = {"key": key, "values": ATTACKS[name].run(target)}
+            start = time.perf_counter()
+            stored = {"key": key, "values": ATTACKS[name].run(target), "seconds": time.perf_counter() - start}
             if file is not None and state.is_main_process:
                 write_json(file, stored)
         results[name] = stored["values"]
