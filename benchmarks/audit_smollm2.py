@@ -33,7 +33,8 @@ from r2f_hf.attacks import UNATTACKED, Target, chosen_attacks, compare, run_atta
 from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.formatting import encode_example
-from r2f_hf.evaluation import run_depth, run_suite, summarise_depth
+from r2f_hf.evaluation import run_depth, run_suite
+from r2f_hf.evaluation.depth import summarise_depth
 from r2f_hf.evaluation.suites import SUITES
 from r2f_hf.models.loading import QuantisedModelArguments
 from r2f_hf.report import print_table
