@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from conftest import CONFIGS, build_model
 from transformers import PreTrainedTokenizerFast
 
@@ -47,8 +50,56 @@ def test_a_models_own_states_change_nothing_and_anothers_do(kind: str, tokenizer
     assert falls.shape == (2, len(decoder_layers(model))) and bool((falls.abs() > 1e-4).all())
     one_by_one = torch.tensor(patching_falls(model, other, examples, 0, batch_size=1))
     torch.testing.assert_close(falls, one_by_one, atol=1e-4, rtol=1e-4)
-    # The hooks are gone.
-    assert not any(layer._forward_hooks for each in (model, other) for layer in decoder_layers(each))
+    # Nothing stays on the models.
+    for layer in (*decoder_layers(model), *decoder_layers(other)):
+        assert not layer._forward_hooks and "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_layers_that_are_skipped_would_have_changed_nothing(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    model, other = build_model(kind).eval(), build_model(kind).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    example = encoded(tokenizer)[0]
+    ids, labels = torch.tensor(example["input_ids"])[None], torch.tensor(example["labels"])
+    places = (labels != -100).nonzero()[:, 0]
+
+    def score() -> float:
+        with torch.no_grad():
+            log_probs = model(ids).logits[0].log_softmax(-1)
+        return log_probs[places - 1, labels[places]].mean().item()
+
+    def hidden(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return output[0] if isinstance(output, tuple) else output
+
+    # The whole model runs, and one layer's output is replaced in place.
+    falls = []
+    for own, theirs in zip(decoder_layers(model), decoder_layers(other), strict=True):
+        states: list[torch.Tensor] = []
+        with theirs.register_forward_hook(lambda *call, kept=states: kept.append(hidden(call[-1]))), torch.no_grad():
+            other(ids)
+        whole = score()
+
+        def replace(_: object, __: object, output: Any, state: torch.Tensor = states[0]) -> None:
+            hidden(output)[0, places - 1] = state[0, places - 1]
+
+        with own.register_forward_hook(replace):
+            falls.append(whole - score())
+    assert patching_falls(model, other, [example], 0)[0] == pytest.approx(falls, abs=1e-5)
+
+
+def test_a_forward_method_of_accelerate_stays(tokenizer: PreTrainedTokenizerFast) -> None:
+    model, other = build_model("llama").eval(), build_model("llama").eval()
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight *= 2
+    plain = patching_falls(model, other, encoded(tokenizer), 0)
+    for layer in decoder_layers(model):
+        add_hook_to_module(layer, ModelHook())
+    forwards = [layer.forward for layer in decoder_layers(model)]
+    assert patching_falls(model, other, encoded(tokenizer), 0) == plain
+    assert [layer.forward for layer in decoder_layers(model)] == forwards
 
 
 def test_the_last_layers_states_decide_alone(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -16,6 +16,10 @@ from .completions import check_examples, over_processes
 from .log_probs import completion_logits, forward_parameters, label_log_probs
 
 
+# What a layer returns: hidden states, and in some architectures more.
+Output = Tensor | tuple[Tensor, ...]
+
+
 def key_words(
     tokenizer: PreTrainedTokenizerBase, example: dict[str, Any], words: str, name: str = "a row"
 ) -> dict[str, Any]:
@@ -116,10 +120,11 @@ def patching_falls(
         # The first label predicts nothing, and the roll has put it last.
         replaced[:, -1] = False
         states = _layer_outputs(source, own, inputs, final_norm)
-        whole = _mean_log_probs(model, inputs)
+        with _recorded(layers) as outputs:
+            whole = _mean_log_probs(model, inputs)
         columns = []
-        for layer, state in zip(layers, states, strict=True):
-            with _output_replaced(layer, state, replaced):
+        for last, (output, state) in enumerate(zip(outputs, states, strict=True)):
+            with _starting_behind(layers[: last + 1], _with_hidden(output, state, replaced)):
                 columns.append(whole - _mean_log_probs(model, inputs))
         return torch.stack(columns, dim=1).tolist()
 
@@ -166,31 +171,47 @@ def _layer_outputs(
     # Nothing needs the logits.
     given |= {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
     given |= {"output_hidden_states": True} if final_norm else {}
-    outputs: list[Tensor] = []
-    hooks = [layer.register_forward_hook(lambda _, __, output: outputs.append(_hidden(output))) for layer in layers]
-    try:
+    with _recorded(layers) as outputs:
         result = model(**given)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [*outputs[:-1], result.hidden_states[-1]] if final_norm else outputs
-
-
-def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    hidden = [_hidden(output) for output in outputs]
+    return [*hidden[:-1], result.hidden_states[-1]] if final_norm else hidden
 
 
 @contextmanager
-def _output_replaced(layer: nn.Module, state: Tensor, where: Tensor) -> Iterator[None]:
-    """Let a layer put out another state at some positions."""
+def _recorded(layers: nn.ModuleList) -> Iterator[list[Output]]:
+    """Collects what each layer puts out."""
+    outputs: list[Output] = []
+    hooks = [layer.register_forward_hook(lambda _, __, output: outputs.append(output)) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
-    def replace(_: nn.Module, __: Any, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        hidden = _hidden(output)
-        hidden = torch.where(where.to(hidden.device)[..., None], state.to(hidden), hidden)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    hook = layer.register_forward_hook(replace)
+def _hidden(output: Output) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_hidden(output: Output, state: Tensor, where: Tensor) -> Output:
+    """A layer's output, with another state at some positions."""
+    hidden = _hidden(output)
+    hidden = torch.where(where.to(hidden.device)[..., None], state.to(hidden), hidden)
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@contextmanager
+def _starting_behind(layers: Sequence[nn.Module], output: Output) -> Iterator[None]:
+    """Let each of the first layers put out the same, without computing anything."""
+    # accelerate's hooks replace the forward method of a module too.
+    replaced = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = lambda *_, **__: output
     try:
         yield
     finally:
-        hook.remove()
+        for layer, forward in zip(layers, replaced, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
