@@ -41,8 +41,9 @@ def main(folder: Path, sharding: str, method: str) -> None:
     """Train the model in `folder`, and leave each step's bytes there."""
     zero = int(sharding[-1]) if sharding.startswith("zero") else 0
     if zero:
-        # No weight stays whole between two uses, however small it is and however soon it is used again.
-        use_zero(folder, zero, stage3_param_persistence_threshold=0, stage3_max_reuse_distance=0)
+        # On so small a model ZeRO-3 would leave weights whole between two uses.
+        shortcuts = ("param_persistence_threshold", "max_reuse_distance", "prefetch_bucket_size")
+        use_zero(folder, zero, **{f"stage3_{name}": 0 for name in shortcuts})
     # If accelerate were told that it is on a CPU, it would leave DeepSpeed out.
     state = PartialState(cpu=not zero, backend="gloo" if zero else None)
     args = R2FConfig(
