@@ -59,6 +59,9 @@ def test_processes_send_what_is_computed(
     assert len(steps) == 3
     # In its first step FSDP2 gathers a trained head twice, and ZeRO-3 learns in which order modules are used.
     for step in steps[1:]:
+        if sharding == "zero3":
+            # Its processes compare the numbers of their modules, until they have seen the same order twice.
+            assert step.pop("broadcast", 0) < 2000
         for collective in step | expected:
             assert expected[collective] <= step[collective] <= expected[collective] + SMALL_TALK, collective
 
