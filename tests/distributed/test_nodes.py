@@ -88,7 +88,8 @@ def test_two_nodes_make_of_the_quickstart_what_one_process_does(quickstart: Path
     assert distance(one, four) < 1e-4 * distance(before, one)
     expected, found = (json.loads((folder / "after_results.json").read_text()) for folder in results)
     assert expected["eval_forget_probability"] < 0.01 < 0.9 < expected["eval_retain_probability"]
-    for name in ("forget_loss", "forget_probability", "retain_loss", "retain_probability"):
+    # Losses are means over batches, which have other rows.
+    for name in ("forget_probability", "retain_probability"):
         assert found[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"], rel=1e-4), name
     # Only the first node writes the result.
     assert not list((together / "node1").rglob("*.safetensors"))
