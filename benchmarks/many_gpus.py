@@ -12,7 +12,8 @@ The model of a step on `n` GPUs that share the rows (data parallel) has two term
 - *network*: the bytes that `shared/network.py` counts, over the bandwidth of the slowest link of a ring: NVLink within
   8 GPUs, and each GPU's share of the network above. Latency is left out: it is the same for all contenders.
 
-Both ends are printed: all of the network hidden behind compute (the larger term), and none of it (the sum).
+Both ends are printed: all of the network hidden behind compute (the larger term), and none of it (the sum). A second
+table has the bytes of single modules.
 
 Not in the model: stragglers, optimizer states on the host, tensor or pipeline parallelism, and activations that do not
 fit. The check has `n` processes on this machine take steps of a small model, once with the gradients added up and once
@@ -37,7 +38,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
@@ -53,23 +54,27 @@ MODELS = {
 # Operations per weight and token.
 OPERATIONS = {"floor": 4, "r2f": 4, "lora": 4, "exact": 6, "full": 6}
 GPUS = (8, 64, 512)
+# How the weights are shared out. Whole, a model of 70B fits on no GPU.
+SHARDINGS = {"llama-8b": ("ddp", "fsdp2", "zero2", "zero3"), "llama-70b": ("fsdp2", "zero3")}
 # What the check runs on: 8 million weights in 4 layers.
 SMALL = {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 4, "num_attention_heads": 6}
 CHECKED = ("r2f", "lora", "full")
 
 
-def shapes_of(name: str) -> Shapes:
-    """The shapes of a model in bf16."""
+def build(name: str) -> PreTrainedModel:
+    """A model in bf16, without its numbers."""
     config = LlamaConfig(vocab_size=128256, num_key_value_heads=8, tie_word_embeddings=False, **MODELS[name])
     with torch.device("meta"):
-        return Shapes.of(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
 def compute_seconds(name: str, shapes: Shapes, gpus: int, sharding: str, options: argparse.Namespace) -> float:
     """Seconds that a GPU computes per step."""
     weights = shapes.weights / shapes.width
     seconds = OPERATIONS[name] * weights * options.tokens / (options.efficiency * options.peak)
-    held = 1 if sharding == "ddp" else 1 / gpus
+    # A GPU's part of the weights, and of the optimizer's state.
+    held = 1 if sharding in ("ddp", "zero2") else 1 / gpus
+    optimized = 1 if sharding == "ddp" else 1 / gpus
     if name in ("r2f", "lora"):
         # The pairs' own products: a forward pass for LoRA only, and two gradients for both.
         products = 2 if name == "r2f" else 4
@@ -79,7 +84,7 @@ def compute_seconds(name: str, shapes: Shapes, gpus: int, sharding: str, options
         seconds += options.own + 2 * held * shapes.dense() / options.memory
     if name == "full":
         # AdamW reads a weight, its gradient and two averages, and writes three of them.
-        seconds += 7 * held * shapes.weights / options.memory
+        seconds += 7 * optimized * shapes.weights / options.memory
     return seconds
 
 
@@ -87,8 +92,8 @@ def predict(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The table of predictions."""
     rows = {}
     for model in MODELS:
-        shapes = shapes_of(model)
-        for sharding in ("ddp", "fsdp2") if model == "llama-8b" else ("fsdp2",):
+        shapes = Shapes.of(build(model))
+        for sharding in SHARDINGS[model]:
             for gpus in GPUS:
                 bandwidth = (options.nvlink if gpus <= options.node else options.network) * 1e9
                 row: dict[str, Any] = {}
@@ -104,6 +109,17 @@ def predict(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                     row[f"R2F / {name}"] = " to ".join(f"{ours / theirs:.2f}" for ours, theirs in pairs)
                 rows[f"{model} {sharding.upper()} {gpus} GPUs"] = row
     return rows
+
+
+def per_module(gpus: int) -> dict[str, dict[str, float]]:
+    """MB that a GPU sends per step for single modules of the 8B model."""
+    return {
+        f"{part}, {name}": {
+            sharding: sent(name, shapes, RANK, gpus, sharding) / 1e6 for sharding in SHARDINGS["llama-8b"]
+        }
+        for part, shapes in Shapes.parts(build("llama-8b")).items()
+        for name in ("r2f", "full")
+    }
 
 
 def timed(function: Any) -> float:
@@ -199,6 +215,12 @@ def main() -> None:
         f"Seconds per step of {options.tokens} tokens per GPU: network hidden, and not",
         report["predictions"],
         list(next(iter(report["predictions"].values()))),
+    )
+    report["modules"] = per_module(options.node)
+    print_table(
+        f"MB that each of {options.node} GPUs sends per step and module, llama-8b",
+        report["modules"],
+        SHARDINGS["llama-8b"],
     )
     checks: dict[str, Any] = {}
     for processes in options.validate or ():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ class Carried(TorchDispatchMode):
 @dataclass(frozen=True)
 class Shapes:
     """
-    Everything about a model that the network notices.
+    Everything about a model, or about a part of it, that the network notices.
 
     Args:
         linear (`Sequence[tuple[int, int]]`):
@@ -73,21 +73,42 @@ class Shapes:
             Numbers in those that it gathers once: the last norm, and a head that is not tied to the embeddings.
         width (`int`):
             Bytes per number.
+        front (`int`, *optional*, defaults to `0`):
+            Numbers in the weights before which no gradient is needed if only pairs are trained: the embeddings, and
+            what the first layer does to its input. ZeRO-3 does not gather them for the backward pass.
+        tied (`int`, *optional*, defaults to `0`):
+            Numbers in embeddings that are the head, too. ZeRO-3 gathers them for both.
     """
 
     linear: Sequence[tuple[int, int]]
     resharded: int
     kept: int
     width: int
+    front: int = 0
+    tied: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Shapes:
         """The shapes of a model, which may be on meta. To be called before it is wrapped."""
-        every = sum(p.numel() for p in model.parameters())
-        layers = sum(p.numel() for p in model.get_decoder().layers.parameters())
-        resharded = layers + model.get_input_embeddings().weight.numel()
-        linear = [(layer.out_features, layer.in_features) for layer in linear_layers(model)]
-        return cls(linear, resharded, every - resharded, torch.finfo(model.dtype).bits // 8)
+        every, layers = count(model), model.get_decoder().layers
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        attention = layers[0].self_attn
+        first = (layers[0].input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj)
+        resharded = count(layers) + count(embeddings)
+        tied = count(embeddings) if head.weight is embeddings.weight else 0
+        front = count(embeddings) + sum(map(count, first))
+        return cls(linear_shapes(linear_layers(model)), resharded, every - resharded, width(model), front, tied)
+
+    @classmethod
+    def parts(cls, model: PreTrainedModel) -> dict[str, Shapes]:
+        """The shapes of an attention and an MLP within a model, and of its embeddings and its head if they differ."""
+        layer, embeddings = model.get_decoder().layers[1], count(model.get_input_embeddings())
+        parts = {
+            name: cls(linear_shapes(module.modules()), count(module), 0, width(model))
+            for name, module in (("attention", layer.self_attn), ("MLP", layer.mlp))
+        }
+        parts["embeddings"] = cls([], embeddings, 0, width(model), front=embeddings)
+        return parts | {"head": cls([], 0, count(model.get_output_embeddings()), width(model))}
 
     @property
     def weights(self) -> int:
@@ -106,6 +127,25 @@ class Shapes:
         """Bytes that FSDP2 gathers for a forward and a backward pass."""
         return self.width * (2 * self.resharded + self.kept)
 
+    def gathered_by_zero(self, frozen: bool) -> int:
+        """Bytes of weights that ZeRO-3 gathers for a forward and a backward pass, if it keeps none in between."""
+        return 2 * self.weights + self.width * (2 * self.tied - (self.front if frozen else 0))
+
+
+def count(module: nn.Module) -> int:
+    """Numbers in the weights of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def linear_shapes(modules: Iterable[nn.Module]) -> list[tuple[int, int]]:
+    """`(out_features, in_features)` of those modules that are linear layers."""
+    return [(module.out_features, module.in_features) for module in modules if isinstance(module, nn.Linear)]
+
+
+def width(model: PreTrainedModel) -> int:
+    """Bytes per number."""
+    return torch.finfo(model.dtype).bits // 8
+
 
 def gradients(name: str, shapes: Shapes, rank: int) -> int:
     """
@@ -123,6 +163,45 @@ def gradients(name: str, shapes: Shapes, rank: int) -> int:
     return known[name] if name in known else shapes.pairs(rank)
 
 
+def carried(name: str, shapes: Shapes, rank: int, sharding: str, micro_batches: int = 1) -> Counter[str]:
+    """
+    Bytes that collectives carry per step, by kind, as [`Carried`] counts them.
+
+    Args:
+        name (`str`):
+            The contender.
+        shapes ([`Shapes`]):
+            The model.
+        rank (`int`):
+            Rank of the pairs.
+        sharding (`str`):
+            Where the weights are:
+
+            - `"ddp"`: whole on every process. Gradients are added up by all-reduce.
+            - `"fsdp2"`: gathered layer by layer for the forward and again for the backward pass. Gradients of weights
+              are reduce-scattered, those of pairs added up by all-reduce.
+            - `"zero2"`: whole on every process. DeepSpeed adds up gradients by all-reduce, each process keeps its
+              piece of them, and all gather what it has changed. R2F reads whole gradients: another all-reduce.
+            - `"zero3"`: gathered module by module for each pass, the pairs too. Gradients are reduce-scattered. R2F
+              gathers the pairs and their gradients once more to read them.
+        micro_batches (`int`, *optional*, defaults to `1`):
+            Into how many parts a step is divided. Weights are gathered for each of them, and gradients reduced where
+            a process keeps only its piece. Gradients that stay whole are added up once per step.
+    """
+    summed, trained = gradients(name, shapes, rank), name in ("exact", "full")
+    read = summed if name == "r2f" else 0
+    if sharding == "ddp":
+        return Counter({"all-reduce": summed})
+    if sharding == "zero2":
+        return Counter({"all-reduce": micro_batches * summed + read, "all-gather": summed})
+    if sharding == "zero3":
+        passes = shapes.gathered_by_zero(frozen=name != "full") + (0 if trained else 2 * summed)
+        return Counter({"all-gather": micro_batches * passes + 2 * read, "reduce-scatter": micro_batches * summed})
+    found = Counter({"all-gather": micro_batches * shapes.gathered()})
+    found["reduce-scatter" if trained else "all-reduce"] += summed * (micro_batches if trained else 1)
+    return found
+
+
 def sent(name: str, shapes: Shapes, rank: int, processes: int, sharding: str, micro_batches: int = 1) -> float:
     """
     Bytes that each process sends per step, in rings.
@@ -137,16 +216,10 @@ def sent(name: str, shapes: Shapes, rank: int, processes: int, sharding: str, mi
         processes (`int`):
             How many processes there are.
         sharding (`str`):
-            `"ddp"`: weights whole on every process, gradients added up by all-reduce. `"fsdp2"` (or ZeRO-3): weights
-            gathered layer by layer for the forward and again for the backward pass, gradients of weights
-            reduce-scattered, those of pairs added up by all-reduce.
+            As in [`carried`].
         micro_batches (`int`, *optional*, defaults to `1`):
-            Into how many parts a step is divided. Weights are gathered for each of them, and so are gradients of
-            sharded weights reduced. Gradients of whole weights are added up once per step.
+            As in [`carried`].
     """
-    once = (processes - 1) / processes
-    summed = gradients(name, shapes, rank)
-    if sharding == "ddp":
-        return 2 * once * summed
-    scattered = name in ("exact", "full")
-    return once * (micro_batches * shapes.gathered() + summed * (micro_batches if scattered else 2))
+    found = carried(name, shapes, rank, sharding, micro_batches)
+    # There and back for an all-reduce.
+    return (processes - 1) / processes * (found.total() + found["all-reduce"])

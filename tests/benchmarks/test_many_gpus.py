@@ -31,12 +31,17 @@ def test_compute_is_counted_by_operations_and_bytes() -> None:
     # Where weights are sharded, a GPU writes its own part.
     sharded = compute_seconds("r2f", SHAPES, 8, "fsdp2", OPTIONS)
     assert seconds["r2f"] - sharded == pytest.approx(written * 7 / 8)
+    # ZeRO-2 shares out only the optimizer's state.
+    assert compute_seconds("r2f", SHAPES, 8, "zero2", OPTIONS) == seconds["r2f"]
+    optimizer = 7 * 44_000_000 / 1e11
+    whole, shared = (compute_seconds("full", SHAPES, 8, sharding, OPTIONS) for sharding in ("ddp", "zero2"))
+    assert whole - shared == pytest.approx(optimizer * 7 / 8)
 
 
 def test_an_8b_model_has_its_shapes() -> None:
-    from many_gpus import shapes_of
+    from many_gpus import build
 
-    shapes = shapes_of("llama-8b")
+    shapes = Shapes.of(build("llama-8b"))
     assert shapes.weights == pytest.approx(16.06e9, rel=1e-3)
     assert len(shapes.linear) == 7 * 32
     # Full gradients are a hundred times the pairs'.

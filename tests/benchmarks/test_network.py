@@ -12,7 +12,7 @@ import pytest
 from benchmarks.network_run import RANK
 from conftest import build_model, process_environment
 
-from shared.network import Shapes, gradients, sent
+from shared.network import Shapes, carried, sent
 
 
 SCRIPT = Path(__file__).with_name("network_run.py")
@@ -25,7 +25,7 @@ def run(folder: Path, processes: int, kind: str, sharding: str, method: str) -> 
     """Bytes by kind of collective, for each step of the first process."""
     build_model(kind).save_pretrained(folder / "base")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*torchrun, str(SCRIPT), str(folder), kind, sharding, method]
+    command = [*torchrun, str(SCRIPT), str(folder), sharding, method]
     import shared
 
     environment = process_environment()
@@ -42,21 +42,26 @@ def run(folder: Path, processes: int, kind: str, sharding: str, method: str) -> 
         (2, "tied llama", "fsdp2", "r2f"),
         pytest.param(4, "llama", "fsdp2", "r2f", marks=pytest.mark.slow),
         (2, "llama", "fsdp2", "full"),
+        pytest.param(2, "llama", "zero2", "r2f", marks=pytest.mark.slow),
+        pytest.param(2, "llama", "zero2", "full", marks=pytest.mark.slow),
+        pytest.param(2, "llama", "zero3", "r2f", marks=pytest.mark.slow),
+        pytest.param(2, "tied llama", "zero3", "r2f", marks=pytest.mark.slow),
+        pytest.param(2, "llama", "zero3", "full", marks=pytest.mark.slow),
     ],
 )
 def test_processes_send_what_is_computed(
     processes: int, kind: str, sharding: str, method: str, tmp_path: Path
 ) -> None:
+    if sharding.startswith("zero"):
+        pytest.importorskip("deepspeed")
     steps = run(tmp_path, processes, kind, sharding, method)
-    shapes = Shapes.of(build_model(kind))
-    summed = gradients(method, shapes, RANK)
-    expected = Counter[str]()
-    if sharding == "fsdp2":
-        expected["all-gather"] += shapes.gathered()
-    expected["reduce-scatter" if (sharding, method) == ("fsdp2", "full") else "all-reduce"] += summed
+    expected = carried(method, Shapes.of(build_model(kind)), RANK, sharding)
     assert len(steps) == 3
-    # In its first step FSDP2 gathers a trained head twice.
+    # In its first step FSDP2 gathers a trained head twice, and ZeRO-3 learns in which order modules are used.
     for step in steps[1:]:
+        if sharding == "zero3":
+            # Its processes compare the numbers of their modules, until they have seen the same order twice.
+            assert step.pop("broadcast", 0) < 2000
         for collective in step | expected:
             assert expected[collective] <= step[collective] <= expected[collective] + SMALL_TALK, collective
 
@@ -72,3 +77,23 @@ def test_a_ring_sends_each_byte_once_per_way() -> None:
     gathered = 15 / 16 * (2 * 2000 + 200)
     assert sent("full", shapes, 4, 16, "fsdp2", 3) == 3 * (gathered + 15 / 16 * 2200)
     assert sent("lora", shapes, 4, 16, "fsdp2", 3) == 3 * gathered + 2 * 15 / 16 * (4 * 4 * 30)
+    # ZeRO-2 adds up whole gradients for each part of a step, and R2F reads them by another all-reduce.
+    pairs = 4 * 4 * 30
+    assert sent("r2f", shapes, 4, 16, "zero2", 3) == 15 / 16 * (2 * 4 * pairs + pairs)
+    assert sent("full", shapes, 4, 16, "zero2") == 15 / 16 * 3 * 2200
+    # ZeRO-3 gathers pairs for two passes and two reads.
+    assert sent("r2f", shapes, 4, 16, "zero3") == 15 / 16 * (2 * 2200 + 5 * pairs)
+    assert sent("full", shapes, 4, 16, "zero3", 3) == 3 * 15 / 16 * 3 * 2200
+
+
+def test_a_model_sends_what_its_parts_send() -> None:
+    model = build_model()
+    whole, parts = Shapes.of(model), Shapes.parts(model)
+    for sharding in ("ddp", "zero2"):
+        layer = [sent("r2f", parts[name], RANK, 4, sharding) for name in ("attention", "MLP")]
+        assert 2 * sum(layer) == sent("r2f", whole, RANK, 4, sharding)
+    # Norms make up the rest.
+    layer = [sent("full", parts[name], RANK, 4, "fsdp2") for name in ("attention", "MLP")]
+    ends = [sent("full", parts[name], RANK, 4, "fsdp2") for name in ("embeddings", "head")]
+    norms = 4 * 32 * 3 / 4 * (4 * 3 + 2)
+    assert 2 * sum(layer) + sum(ends) + norms == sent("full", whole, RANK, 4, "fsdp2")

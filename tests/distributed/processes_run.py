@@ -59,10 +59,10 @@ def load(kind: str, folder: Path, sharded: bool, zero: int, processes: int) -> P
     return AutoModelForCausalLM.from_pretrained(folder / "base", distributed_config=sharding)
 
 
-def use_zero(folder: str | Path, stage: int) -> None:
+def use_zero(folder: str | Path, stage: int, **options: Any) -> None:
     """Ask for DeepSpeed, as `accelerate launch` does."""
     # Norms and some of the probes stay whole on every process between their uses. The rest does not.
-    config = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 300}}
+    config = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 300} | options}
     filled_in = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     config |= dict.fromkeys(filled_in, "auto")
     file = Path(folder) / "zero.json"

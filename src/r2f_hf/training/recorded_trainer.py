@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import TrainOutput
 
 from ..data.rows import content_hash
@@ -257,7 +257,14 @@ class RecordedTrainer(SavingTrainer):
         if self.is_world_process_zero():
             latest = find_checkpoint(self.args.output_dir, self.run_description, self.args.overwrite_output_dir)
             choice = [latest and str(latest)]
-        return broadcast_object_list(choice)[0]
+        (found,) = broadcast_object_list(choice)
+        # All processes refuse it, or none: the others would wait for one that has stopped.
+        if found is not None and not all(gather_object([(Path(found) / RUN_FILE).is_file()])):
+            raise ValueError(
+                f"Only some nodes have the checkpoint {found}. Copy its files to the same path on each node. With "
+                "`save_on_each_node=True` each node saves its own."
+            )
+        return found
 
     def _reload(self, folder: Path) -> TrainOutput:
         """Load the checkpoint at the end of a finished run, so that the trainer is as it was after the last step."""
