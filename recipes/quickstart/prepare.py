@@ -25,7 +25,7 @@ from r2f_hf.data.rows import Row
 from r2f_hf.data.views import example_prompts
 
 
-# These are 0.9 million parameters: enough to know some thousand facts by heart. With 800 they train in half a minute.
+# These are 0.9 million parameters: enough to know 800 facts by heart, and few enough to train in half a minute.
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 384,
