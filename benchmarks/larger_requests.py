@@ -3,9 +3,9 @@ Larger requests: the quickstart's world with 100 and with 200 people, of whom 5 
 
     python benchmarks/larger_requests.py [--people 100 200] [--forget 5 20] [--methods r2f lasting lora] [--seeds 0]
 
-The model is the quickstart's, trained from scratch on more people. Everything else is the quickstart's too: the batches
-of 8 forget rows, and the four passes over the forget set that its 20 steps take. So 5 people take 25 steps, and 20
-people 100.
+The model is the quickstart's, trained from scratch on more people. Everything else is the quickstart's too: the
+batches of 8 forget rows, and the four passes over the forget set that its 20 steps take. So 5 people take 25 steps,
+and 20 people 100.
 
 `r2f` is R2F with its defaults, and takes all steps. `r2f-stopped` is the same with R2F's stopping rule: a holdout set
 of 4 people that no model has heard of may end the run earlier. `lasting` has the options of
@@ -13,9 +13,9 @@ recipes/lasting/unlearn.yaml, among them its at most 60 steps and its end at the
 AdamW and the same losses, and takes all steps. Its rate is the best of four by the score of `lasting.py`, on the world
 of `--tuning_seed`. That seed may be one of `--seeds`, which is kinder to LoRA and takes less time.
 
-The columns are those of `lasting.py`. P(retain) and utility are measured on `--utility_rows` of the kept people's rows,
-evenly spaced. Processor seconds are those of the run, without its evaluation. A second table per size has LoRA at each
-rate.
+The columns are those of `lasting.py`. P(retain) and utility are measured on `--utility_rows` of the kept people's
+rows, evenly spaced. Processor seconds are those of the run, without its evaluation. A second table per size has LoRA
+at each rate.
 
 Finished runs are kept in the output folder and read again, so that the command goes on where it was interrupted.
 Delete the folder when the code has changed. Writes report.json and tables.md.
@@ -121,7 +121,7 @@ class Request:
         return result
 
     def tables(self) -> dict[str, dict[str, dict[str, str]]]:
-        """One row per method, below those of the models before unlearning and of gold. If asked for, LoRA's rates too."""
+        """The table of the methods and, if LoRA is among them, that of its rates."""
         options = self.options
         names = [name for name in options.methods if name != "lora"]
         made = {name: [self.run(name, seed) for seed in options.seeds] for name in names}
