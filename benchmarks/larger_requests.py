@@ -94,7 +94,8 @@ class Request:
             recipe.max_steps = -(-PASSES * self.forget * len(ATTRIBUTES) // recipe.per_device_train_batch_size)
         name, size = f"quickstart-{self.forget}-of-{self.people}", {"people": self.people, "epochs": options.epochs}
         world = quickstart_world(name, seed, self.forget, options.output_dir / "worlds", recipe, **size)
-        print(f"{world.name}: its models were there after {time.process_time() - start:.0f} processor seconds", flush=True)
+        seconds = time.process_time() - start
+        print(f"{world.name}: its models were there after {seconds:.0f} processor seconds", flush=True)
         world.rows["holdout"] = world.splits["holdout"]
         world.splits["retain"] = spread(world.splits["retain"], options.utility_rows)
         return world
