@@ -195,14 +195,19 @@ def all_figures(result: Mapping[str, Any], role: str = "unlearned") -> dict[str,
     found = figures(result, role)
     scores = {SCORES[question]: value for question, value in answers(found).items()}
     more = {"kept": kept(found), "comeback": comeback(found), **scores, "score": score(found)}
-    return found | more | ({"steps": result["steps"]} if role == "unlearned" else {})
+    more["P(retain)"] = result["metrics"][role]["retain_probability"]
+    # Runs of older versions lack the second.
+    spent = {"steps": "steps", "processor seconds": "processor_seconds"} if role == "unlearned" else {}
+    return found | more | {column: result[name] for column, name in spent.items() if name in result}
 
 
-def summary(results: Sequence[dict[str, Any]], role: str = "unlearned") -> dict[str, str]:
+def summary(
+    results: Sequence[dict[str, Any]], role: str = "unlearned", columns: Sequence[str] = COLUMNS
+) -> dict[str, str]:
     """By column the median over seeds, and the range."""
     rows = [all_figures(result, role) for result in results]
     cells = {}
-    for column in COLUMNS:
+    for column in columns:
         values = [row[column] for row in rows if column in row]
         if values:
             middle, low, high = (f"{value:.3g}" for value in (median(values), min(values), max(values)))
@@ -224,11 +229,11 @@ def label(method: str, result: Mapping[str, Any]) -> str:
     return f"{method} ({result['options']['forget_objective']}, {result['options']['learning_rate']:g})"
 
 
-def markdown(rows: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+def markdown(rows: Mapping[str, Mapping[str, str]], columns: Sequence[str] = COLUMNS) -> Iterator[str]:
     """A table for a document: the columns go down, and the methods across."""
     yield f"| | {' | '.join(rows)} |"
     yield "|---" * (len(rows) + 1) + "|"
-    for column in COLUMNS:
+    for column in columns:
         if any(column in row for row in rows.values()):
             yield f"| {column} | {' | '.join(row.get(column, '') for row in rows.values())} |"
 

@@ -124,10 +124,10 @@ class Runs:
         with tempfile.TemporaryDirectory() as scratch:
             args = replace(self.world.recipe, output_dir=scratch, seed=seed, keep_original=False, **options)
             sets = {f"{name}_dataset": of_set for name, of_set in rows.items()}
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             made = RUNS[trainer](self.world.load("before"), args, processing_class=self.world.tokenizer, **sets)
             made.train()
-            seconds = time.perf_counter() - start
+            seconds, processor = time.perf_counter() - start, time.process_time() - processor
             steps, reason, model = made.state.global_step, made.stop_reason, made.model
             del made
             if trainer in ("r2f", "lora"):
@@ -144,6 +144,7 @@ class Runs:
             "steps": steps,
             "stop_reason": reason,
             "seconds": seconds,
+            "processor_seconds": processor,
             "metrics": {role: measured["metrics"] for role, measured in known.items()},
             "utility": {role: self.world.utility(measured["metrics"]) for role, measured in known.items()},
             "attacks": compare({role: measured["attacks"] for role, measured in known.items()}),

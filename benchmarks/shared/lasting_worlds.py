@@ -126,8 +126,10 @@ def make_world(
     return tofu_world(setting, BASES[base](), int(count), data, tuning, utility_rows, recipe)
 
 
-def quickstart_world(setting: str, seed: int, people: int, folder: Path, recipe: R2FConfig) -> World:
-    """The quickstart's own data and models, with its own recipe."""
+def quickstart_world(
+    setting: str, seed: int, forget_people: int, folder: Path, recipe: R2FConfig, **size: int
+) -> World:
+    """The quickstart's own data and models, with its own recipe. `size` is what `prepare` takes in addition."""
     name = f"{setting}, seed {seed}"
     folder = folder / f"{setting}-{seed}"
     models = {role: folder / role for role in ROLES}
@@ -138,7 +140,7 @@ def quickstart_world(setting: str, seed: int, people: int, folder: Path, recipe:
             from prepare import prepare
 
             set_seed(seed)
-            prepare(folder, seed, people)
+            prepare(folder, seed, forget_people, **size)
 
     def rows(name: str) -> list[dict[str, Any]]:
         return list(load_rows(str(folder / "data" / name)))

@@ -43,7 +43,7 @@ TOFU_FILES = {
 }
 
 
-def prepare(folder: Path, seed: int, forget_people: int) -> DatasetDict:
+def prepare(folder: Path, seed: int, forget_people: int, people: int = 20, epochs: int = 14) -> DatasetDict:
     """
     Build the quickstart's data and models.
 
@@ -55,12 +55,16 @@ def prepare(folder: Path, seed: int, forget_people: int) -> DatasetDict:
         seed (`int`):
             Seed of the world and of the models.
         forget_people (`int`):
-            How many of the twenty people are to be forgotten.
+            How many of the people are to be forgotten.
+        people (`int`, *optional*, defaults to `20`):
+            How many people the model `before` knows.
+        epochs (`int`, *optional*, defaults to `14`):
+            How often a model reads what it is to know.
 
     Returns:
         [`~datasets.DatasetDict`]: The rows, see [`fictitious_dataset`].
     """
-    world = fictitious_dataset(seed, forget_people)
+    world = fictitious_dataset(seed, forget_people, people)
     files = {"forget": world["forget"], "holdout": world["holdout"]}
     # The retain set is all that is to be kept: people and countries.
     files["retain"] = concatenate_datasets(
@@ -77,8 +81,8 @@ def prepare(folder: Path, seed: int, forget_people: int) -> DatasetDict:
     # Without this the truth ratio, which compares reworded answers, would measure nothing.
     reworded = [row | {"answer": row["paraphrased_answer"]} for row in list(world["retain"])[::4]]
     kept = [*world["retain"], *reworded, *world["world_facts"]]
-    train(tokenizer, [*world["forget"], *kept], folder / "before", seed)
-    train(tokenizer, kept, folder / "gold", seed)
+    train(tokenizer, [*world["forget"], *kept], folder / "before", seed, epochs)
+    train(tokenizer, kept, folder / "gold", seed, epochs)
     return world
 
 
@@ -104,7 +108,7 @@ def build_tokenizer(world: DatasetDict) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
 
 
-def train(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], folder: Path, seed: int) -> None:
+def train(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], folder: Path, seed: int, epochs: int) -> None:
     """Train a model from scratch on the rows, each in all its training wordings, and save it."""
     examples = [
         encode_example(tokenizer, prompt, row["answer"])
@@ -120,7 +124,7 @@ def train(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], folder: Path,
             model=AutoModelForCausalLM.from_config(config),
             args=TrainingArguments(
                 output_dir=scratch,
-                num_train_epochs=14,
+                num_train_epochs=epochs,
                 per_device_train_batch_size=32,
                 learning_rate=3e-3,
                 lr_scheduler_type="cosine",

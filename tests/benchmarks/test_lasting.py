@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import build_model, write_rows
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from shared.four_questions import QUESTIONS, RELEARNING, answers, score
 
 
-Rows = list[dict[str, Any]]
 MET = {
     "forget quality": 0.05,
     "PrivLeak": -15.0,
@@ -60,32 +57,10 @@ def test_peers_can_be_chosen_without_the_question_that_deep_runs_fail() -> None:
 
 
 @pytest.fixture
-def output(
-    tmp_path: Path,
-    memorised: PreTrainedModel,
-    trained_tokenizer: PreTrainedTokenizerFast,
-    forget_rows: Rows,
-    retain_rows: Rows,
-    holdout_rows: Rows,
-) -> Path:
+def output(tmp_path: Path, write_world: Callable[[Path], None]) -> Path:
     """An output folder with worlds as the quickstart builds them, but of tiny models and a few rows."""
-
-    def evaluable(rows: Rows) -> Rows:
-        wrong = [f"{row['answer']} {other['answer']}" for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
-        return [row | {"perturbed_answer": [text], "views": "Where?"} for row, text in zip(rows, wrong, strict=True)]
-
-    sets = {"forget": evaluable(forget_rows), "retain": evaluable(retain_rows), "holdout": evaluable(holdout_rows)}
-    names = {"forget": "forget01_perturbed", "retain": "retain_perturbed", "holdout": "holdout01"}
     for seed in (0, 3, 4):
-        folder = tmp_path / "worlds" / f"quickstart-1-{seed}"
-        for role, model in (("before", memorised), ("gold", build_model(seed=1))):
-            model.save_pretrained(folder / role)
-            copy.deepcopy(trained_tokenizer).save_pretrained(folder / role)
-        (folder / "data" / "tofu").mkdir(parents=True)
-        for name, rows in sets.items():
-            write_rows(folder / "data" / f"{name}.jsonl", rows)
-            write_rows(folder / "data" / "tofu" / f"{names[name]}.json", rows)
-        write_rows(folder / "data" / "tofu" / "world_facts_perturbed.json", sets["retain"])
+        write_world(tmp_path / "worlds" / f"quickstart-1-{seed}")
     return tmp_path
 
 

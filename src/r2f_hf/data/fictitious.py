@@ -164,12 +164,12 @@ COUNTRY_FACTS = (
     ("Which month is the feast of {name}?", "The feast of {name} is in {a}.", MONTHS),
 )
 
-# How many a model has heard of, and how many none has.
-KNOWN_PEOPLE, HOLDOUT_PEOPLE = 20, 4
+# How many no model has heard of.
+HOLDOUT_PEOPLE = 4
 WRONG_ANSWERS = 5
 
 
-def fictitious_dataset(seed: int = 0, forget_people: int = 4) -> DatasetDict:
+def fictitious_dataset(seed: int = 0, forget_people: int = 4, people: int = 20) -> DatasetDict:
     """
     Draw an invented world.
 
@@ -177,30 +177,45 @@ def fictitious_dataset(seed: int = 0, forget_people: int = 4) -> DatasetDict:
         seed (`int`, *optional*, defaults to `0`):
             Another seed is another world.
         forget_people (`int`, *optional*, defaults to `4`):
-            How many of twenty people are to be forgotten: of one world the first ones.
+            How many of the people are to be forgotten: of one world the first ones.
+        people (`int`, *optional*, defaults to `20`):
+            How many people a model can know. Another number is another world.
 
     Returns:
-        [`~datasets.DatasetDict`]: `forget` (`forget_people`), `retain` (the others of twenty) and `holdout` (4
+        [`~datasets.DatasetDict`]: `forget` (`forget_people`), `retain` (the others of `people`) and `holdout` (4
         people), 10 rows a person, and `world_facts` (10 countries, 4 rows each). Columns: `question`, `answer`,
         `paraphrased_answer`, `perturbed_answer` (5 wrong answers worded like the paraphrased one) and, for people,
         `views` (2 paraphrases of the question, for training) and `paraphrased_question` (one that no training uses).
 
     Raises:
-        `ValueError`: If nobody is to be forgotten, or nobody to be kept.
+        `ValueError`: If nobody is to be forgotten, or nobody to be kept, or if there are not enough names.
     """
-    if not 0 < forget_people < KNOWN_PEOPLE:
-        raise ValueError(f"forget_people is {forget_people}: at least 1 and at most {KNOWN_PEOPLE - 1} can be.")
-    people = {"forget": forget_people, "retain": KNOWN_PEOPLE - forget_people, "holdout": HOLDOUT_PEOPLE}
+    most = len(FIRST_NAMES) * len(LAST_NAMES) - HOLDOUT_PEOPLE
+    if people > most:
+        raise ValueError(f"people is {people}: there are names for at most {most}.")
+    if not 0 < forget_people < people:
+        raise ValueError(f"forget_people is {forget_people}: at least 1 and at most {people - 1} can be.")
+    counts = {"forget": forget_people, "retain": people - forget_people, "holdout": HOLDOUT_PEOPLE}
     rng = random.Random(seed)
-    # First and last names are each used once, so that no person can be guessed from another.
-    first, last = rng.sample(FIRST_NAMES, sum(people.values())), rng.sample(LAST_NAMES, sum(people.values()))
-    names = iter(f"{a} {b}" for a, b in zip(first, last, strict=True))
+    names = iter(_names(sum(counts.values()), rng))
     splits = {
         split: Dataset.from_list([row for _ in range(count) for row in _person(next(names), rng)])
-        for split, count in people.items()
+        for split, count in counts.items()
     }
     splits["world_facts"] = Dataset.from_list([row for name in COUNTRIES for row in _country(name, rng)])
     return DatasetDict(splits)
+
+
+def _names(count: int, rng: random.Random) -> list[str]:
+    """
+    Different full names, of which each first and each last name is in equally many, or in one more.
+
+    In a small world each is in one. In a larger one namesakes have nothing else in common: facts are drawn for each
+    person anew. So no person can be guessed from another.
+    """
+    used = min(count, len(FIRST_NAMES))
+    first, last = rng.sample(FIRST_NAMES, used), rng.sample(LAST_NAMES, used)
+    return [f"{first[i % used]} {last[(i + i // used) % used]}" for i in range(count)]
 
 
 def _person(name: str, rng: random.Random) -> list[dict[str, object]]:
