@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def main() -> None:
         seconds[name] = {
             "suite": sum(sum(statistics["seconds"].values()) for statistics in found.values()),
             "depth": sum(depth["seconds"].values()),
-            "attacks": sum(read_kept(folder / "attacks" / f"{attack}.json")["seconds"] for attack in names),
+            "attacks": sum(read_kept(folder / "attacks" / f"{attack}.json").get("seconds", nan) for attack in names),
         }
     comparisons = {
         run: compare({"unlearned": attacked[run], "original": attacked["before"], "gold": attacked["gold"]})

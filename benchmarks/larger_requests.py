@@ -3,9 +3,10 @@ Larger requests: the quickstart's world with 100 and with 200 people, of whom 5 
 
     python benchmarks/larger_requests.py [--people 100 200] [--forget 5 20] [--methods r2f lasting lora] [--seeds 0]
 
-The model is the quickstart's, trained from scratch on more people. Everything else is the quickstart's too: the
-batches of 8 forget rows, and the four passes over the forget set that its 20 steps take. So 5 people take 25 steps,
-and 20 people 100.
+The model is the quickstart's, trained from scratch on more people. A run has the quickstart's batches of 8 forget
+rows, and the four passes over the forget set that its 20 steps take. So 5 people take 25 steps, and 20 people 100.
+There are not names enough: unlike in the quickstart, people to forget share a first or a last name with people to
+keep.
 
 `r2f` is R2F with its defaults, and takes all steps. `r2f-stopped` is the same with R2F's stopping rule: a holdout set
 of 4 people that no model has heard of may end the run earlier. `lasting` has the options of
@@ -92,7 +93,8 @@ class Request:
         recipe = read_recipe("quickstart", options.set)
         if not any(option.startswith("max_steps=") for option in options.set):
             recipe.max_steps = -(-PASSES * self.forget * len(ATTRIBUTES) // recipe.per_device_train_batch_size)
-        name, size = f"quickstart-{self.forget}-of-{self.people}", {"people": self.people, "epochs": options.epochs}
+        name = f"quickstart-{self.forget}-of-{self.people}-{options.epochs}"
+        size = {"people": self.people, "epochs": options.epochs}
         world = quickstart_world(name, seed, self.forget, options.output_dir / "worlds", recipe, **size)
         seconds = time.process_time() - start
         print(f"{world.name}: its models were there after {seconds:.0f} processor seconds", flush=True)

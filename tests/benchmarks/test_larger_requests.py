@@ -23,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_methods_stand_next_to_gold_and_are_read_again(
     tmp_path: Path, write_world: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_world(tmp_path / "worlds" / "quickstart-2-of-24-0")
+    write_world(tmp_path / "worlds" / "quickstart-2-of-24-14-0")
     monkeypatch.setattr(larger_requests, "RATES", (1e-3, 4e-3))
     command = ("--people", "24", "--forget", "2", "--methods", "r2f", "lora", "--tuning_seed", "0")
     command += ("--set", "max_steps=2", "rank=8", "--output_dir", str(tmp_path))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,13 +53,16 @@ def launch(
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
+                    start_new_session=True,
                 )
             )
         with ThreadPoolExecutor(nodes) as pool:
             outputs = list(pool.map(lambda node: node.communicate(timeout=900)[0], started))
     finally:
         for node in started:
-            node.kill()
+            # Its processes too. They are in its group.
+            with suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
     return [(node.returncode, output) for node, output in zip(started, outputs, strict=True)]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from conftest import CONFIGS, build_model
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, Gemma3nTextConfig, MixtralConfig, PreTrainedTokenizerFast
 
 from r2f_hf.data.formatting import encode_example
 from r2f_hf.scoring import key_words, patching_falls
@@ -55,10 +55,38 @@ def test_a_models_own_states_change_nothing_and_anothers_do(kind: str, tokenizer
         assert not layer._forward_hooks and "forward" not in vars(layer)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+# Two that make more of their layers than hidden states: Gemma 3n shares keys and values, Mixtral asks its routers.
+SMALL = {
+    "vocab_size": 160,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+}
+UNUSUAL = {
+    "gemma3n": Gemma3nTextConfig(
+        **SMALL,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_kv_shared_layers=1,
+        layer_types=["full_attention"] * 3,
+        activation_sparsity_pattern=[0.0] * 3,
+        vocab_size_per_layer_input=160,
+        hidden_size_per_layer_input=8,
+        laurel_rank=4,
+        altup_num_inputs=2,
+    ),
+    "mixtral": MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2, output_router_logits=True),
+}
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, *UNUSUAL])
 def test_layers_that_are_skipped_would_have_changed_nothing(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
     torch.manual_seed(0)
-    model, other = build_model(kind).eval(), build_model(kind).eval()
+    if kind in UNUSUAL:
+        model, other = (AutoModelForCausalLM.from_config(UNUSUAL[kind]).eval() for _ in range(2))
+    else:
+        model, other = build_model(kind).eval(), build_model(kind).eval()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
@@ -83,11 +111,23 @@ def test_layers_that_are_skipped_would_have_changed_nothing(kind: str, tokenizer
         whole = score()
 
         def replace(_: object, __: object, output: Any, state: torch.Tensor = states[0]) -> None:
-            hidden(output)[0, places - 1] = state[0, places - 1]
+            hidden(output)[..., places - 1, :] = state[..., places - 1, :]
 
         with own.register_forward_hook(replace):
             falls.append(whole - score())
     assert patching_falls(model, other, [example], 0)[0] == pytest.approx(falls, abs=1e-5)
+
+
+def test_a_layer_runs_only_above_the_patched_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    model, other = build_model("llama").eval(), build_model("llama").eval()
+    runs: list[int] = []
+    for index, layer in enumerate(decoder_layers(model)):
+        layer.mlp.register_forward_hook(lambda *_, index=index: runs.append(index))
+    patching_falls(model, other, encoded(tokenizer)[:1], 0)
+    # Once in the whole model, and once for each layer below.
+    assert [runs.count(index) for index in range(len(decoder_layers(model)))] == [
+        1 + index for index in range(len(decoder_layers(model)))
+    ]
 
 
 def test_a_forward_method_of_accelerate_stays(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -42,8 +42,8 @@ def run_attacks(names: Sequence[str], target: Target, output_dir: str | Path | N
             The model and the rows.
         output_dir (`str` or `Path`, *optional*):
             Folder for the values of each row, with one file per attack. A later run with the same weights, rows and
-            settings reads them instead of attacking again. The files have no text of the rows, and the seconds that
-            the attack took.
+            settings reads them instead of attacking again. The files hold the seconds that the attack took, and no
+            text of the rows.
 
     Returns:
         `dict[str, dict[str, list[float]]]`: The values of each row, by attack and variant.

@@ -78,7 +78,7 @@ class EvaluateArguments:
             Whether to run the membership attack by gradient norms too, which takes a backward pass per row.
         depth (`bool`, *optional*, defaults to `False`):
             Whether to look for what is left inside the model: the unlearning depth, which needs gold and the original
-            model, and a probe for truth. The depth takes two forward passes per layer of each forget row, and two
+            model, and a probe for truth. The depth takes one forward pass per layer of each forget row, and two
             models in memory. The suites `"tofu"` and `"own"` can do it.
         write_wrong_answers (`int`, *optional*, defaults to `0`):
             For the `"own"` suite: how many wrong answers per row the original model writes, where the rows have none.

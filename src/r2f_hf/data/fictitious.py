@@ -208,9 +208,9 @@ def fictitious_dataset(seed: int = 0, forget_people: int = 4, people: int = 20) 
 
 def _names(count: int, rng: random.Random) -> list[str]:
     """
-    Different full names, of which each first and each last name is in equally many, or in one more.
+    Draw different full names. All first names are used equally often, or once more, and so are all last names.
 
-    In a small world each is in one. In a larger one namesakes have nothing else in common: facts are drawn for each
+    In a small world each is used once. In a larger one namesakes have nothing else in common: facts are drawn for each
     person anew. So no person can be guessed from another.
     """
     used = min(count, len(FIRST_NAMES))

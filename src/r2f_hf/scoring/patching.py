@@ -113,6 +113,10 @@ def patching_falls(
             f"{len(layers)} layers of {sizes[0]}. Compare models of one shape."
         )
     collator = ForgetRetainCollator(padding)
+    # Layers below the patched one need not run, unless more of them is used than the hidden states: keys and values
+    # that later layers share, or what routers say.
+    settings = model.config.get_text_config()
+    all_layers = any(getattr(settings, name, None) for name in ("num_kv_shared_layers", "output_router_logits"))
 
     def falls(batch: list[int]) -> list[list[float]]:
         inputs = collator([examples[index] for index in batch])
@@ -124,7 +128,8 @@ def patching_falls(
             whole = _mean_log_probs(model, inputs)
         columns = []
         for last, (output, state) in enumerate(zip(outputs, states, strict=True)):
-            with _starting_behind(layers[: last + 1], _with_hidden(output, state, replaced)):
+            patched = _with_hidden(output, state, replaced)
+            with _replaced(layers[last], patched) if all_layers else _left_out(layers[: last + 1], patched):
                 columns.append(whole - _mean_log_probs(model, inputs))
         return torch.stack(columns, dim=1).tolist()
 
@@ -201,8 +206,18 @@ def _with_hidden(output: Output, state: Tensor, where: Tensor) -> Output:
 
 
 @contextmanager
-def _starting_behind(layers: Sequence[nn.Module], output: Output) -> Iterator[None]:
-    """Let each of the first layers put out the same, without computing anything."""
+def _replaced(layer: nn.Module, output: Output) -> Iterator[None]:
+    """Let a layer run, and put out something else."""
+    hook = layer.register_forward_hook(lambda *_: output)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _left_out(layers: Sequence[nn.Module], output: Output) -> Iterator[None]:
+    """Let each of these layers put out the same, without computing anything."""
     # accelerate's hooks replace the forward method of a module too.
     replaced = [vars(layer).get("forward") for layer in layers]
     for layer in layers:

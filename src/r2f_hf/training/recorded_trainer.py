@@ -17,7 +17,7 @@ from ..distributed import gather
 from ..models.plain import give_back_gradients
 from ..probes import find_probes
 from ..probes.lora_probe import PROBE
-from ..runs.checkpoints import checkpoints
+from ..runs.checkpoints import CHECKSUMS_FILE, checkpoints
 from ..runs.cost import measured_cost
 from ..runs.details import Details
 from ..runs.folder import RUN_FILE, check_other_runs, run_folder_lock
@@ -137,6 +137,8 @@ class RecordedTrainer(SavingTrainer):
             with self.locked():
                 if resume_from_checkpoint is True:
                     resume_from_checkpoint = self._find_checkpoint()
+                if resume_from_checkpoint:
+                    self._check_nodes(resume_from_checkpoint)
                 if resume_from_checkpoint and is_finished(Path(resume_from_checkpoint), self.args):
                     output = self._reload(Path(resume_from_checkpoint))
                 else:
@@ -257,14 +259,16 @@ class RecordedTrainer(SavingTrainer):
         if self.is_world_process_zero():
             latest = find_checkpoint(self.args.output_dir, self.run_description, self.args.overwrite_output_dir)
             choice = [latest and str(latest)]
-        (found,) = broadcast_object_list(choice)
-        # All processes refuse it, or none: the others would wait for one that has stopped.
-        if found is not None and not all(gather_object([(Path(found) / RUN_FILE).is_file()])):
+        return broadcast_object_list(choice)[0]
+
+    def _check_nodes(self, folder: str) -> None:
+        """Refuse a checkpoint that only some nodes have. All processes refuse it: they would wait for each other."""
+        whole = gather_object([(Path(folder) / CHECKSUMS_FILE).is_file()])
+        if any(whole) and not all(whole):
             raise ValueError(
-                f"Only some nodes have the checkpoint {found}. Copy its files to the same path on each node. With "
-                "`save_on_each_node=True` each node saves its own."
+                f"Only some nodes have the checkpoint {folder}. Every node reads it, so its folder has to be "
+                "on a disk that all of them share."
             )
-        return found
 
     def _reload(self, folder: Path) -> TrainOutput:
         """Load the checkpoint at the end of a finished run, so that the trainer is as it was after the last step."""
