@@ -29,8 +29,12 @@ from r2f_hf.scoring import score_completions
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart" / "unlearn.yaml"
-# Without a holdout set the margin needs an anchor. The model reads 128 tokens.
-OPTIONS: dict[str, dict[str, Any]] = {"margin": {"anchor": -2.0}, "bs_s": {"max_new_tokens": 16}}
+# Without a holdout set two objectives need a level. The model reads 128 tokens.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "margin": {"anchor": -2.0},
+    "ignorance": {"level": -3.0},
+    "bs_s": {"max_new_tokens": 16},
+}
 # Its instruction leaves no room for an answer in so short a context.
 LEFT_OUT = ("altpo",)
 COLUMNS = ["P(forget)", "P(retain)", "seconds"]
