@@ -312,6 +312,36 @@ def write_rows(file: Path, rows: list[dict[str, object]]) -> str:
 
 
 @pytest.fixture
+def write_world(
+    memorised: PreTrainedModel,
+    trained_tokenizer: PreTrainedTokenizerFast,
+    forget_rows: list[dict[str, object]],
+    retain_rows: list[dict[str, object]],
+    holdout_rows: list[dict[str, object]],
+) -> Callable[[Path], None]:
+    """Writes a world as the quickstart builds it, but of tiny models and a few rows, to a folder."""
+
+    def evaluable(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        wrong = [f"{row['answer']} {other['answer']}" for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
+        return [row | {"perturbed_answer": [text], "views": "Where?"} for row, text in zip(rows, wrong, strict=True)]
+
+    sets = {"forget": evaluable(forget_rows), "retain": evaluable(retain_rows), "holdout": evaluable(holdout_rows)}
+    names = {"forget": "forget01_perturbed", "retain": "retain_perturbed", "holdout": "holdout01"}
+
+    def write(folder: Path) -> None:
+        for role, model in (("before", memorised), ("gold", build_model(seed=1))):
+            model.save_pretrained(folder / role)
+            copy.deepcopy(trained_tokenizer).save_pretrained(folder / role)
+        (folder / "data" / "tofu").mkdir(parents=True)
+        for name, rows in sets.items():
+            write_rows(folder / "data" / f"{name}.jsonl", rows)
+            write_rows(folder / "data" / "tofu" / f"{names[name]}.json", rows)
+        write_rows(folder / "data" / "tofu" / "world_facts_perturbed.json", sets["retain"])
+
+    return write
+
+
+@pytest.fixture
 def memorised_model(memorised: PreTrainedModel) -> PreTrainedModel:
     """A model that knows the forget and the retain rows, and that a test may change."""
     return copy.deepcopy(memorised)
