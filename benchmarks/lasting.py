@@ -90,7 +90,7 @@ R2F_RUNS["r2f-ignorance"] = {
     "simulated_relearning": 0.06,
     "rank": 48,
     "max_steps": 60,
-    "stop_check_steps": 1,
+    "stop_check_steps": 2,
 }
 METHODS = (*R2F_RUNS, *PEERS, *(peer + OPEN for peer in PEERS))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from r2f_hf.objectives import FORGET_OBJECTIVES, ForgetInputs
@@ -32,3 +34,17 @@ def test_tokens_below_the_target_are_lifted_later_and_a_checkpoint_knows_when() 
     assert batch.log_probs.grad.tolist() == [1.0, -1.0, 0.0]
     resumed.load_state({})
     assert resumed(inputs()).tolist() == [2.0, 0.0, 0.0]
+
+
+def test_the_target_follows_the_holdout_set_down_but_not_up() -> None:
+    objective = FORGET_OBJECTIVES["ignorance"](lift_after=0)
+    # The forget set is below the holdout set: it is on its way up.
+    objective.after_check(np.exp([-3.0, -5.0]), np.exp([-2.0, -2.0]))
+    assert objective.level_factor == 1
+    # It is above by 0.8 of 2 on average.
+    objective.after_check(np.exp([-1.0, -1.4]), np.exp([-1.0, -3.0]))
+    assert objective.level_factor == pytest.approx(1.2)
+    resumed, batch = FORGET_OBJECTIVES["ignorance"](lift_after=0), inputs()
+    resumed.load_state(objective.state())
+    # The targets are -3.6, -3.6 and -2.4 now.
+    assert resumed(batch).tolist() == pytest.approx([2.1, 0.9, 0.08])
