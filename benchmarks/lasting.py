@@ -15,7 +15,8 @@ more steps. All take R2F's default learning rate. The peers are LoRA with AdamW,
 AdamW, and the exact gradient under R2F's update rule. Each peer has the objective and the learning rate that are best
 for it, among three objectives and at least four rates. The best have the highest score. They are chosen where no table
 looks: on the quickstart's seed 3, and on the first authors of TOFU. Those with `-open` are chosen by the worst of the
-other three questions, without whether one can tell that it was there.
+other three questions, without whether one can tell that it was there. Those with `-ignorance` have the objective, the
+rank, the steps and the end of `r2f-ignorance`, and the best of the rates.
 
 There is one table per setting: the median over seeds, and the range in parentheses. Columns with `kept` are parts of
 what was there before. Columns with `comeback` say what an attack brings back: 0 is gold's level, and 1 is as if
@@ -57,7 +58,7 @@ SWEEP = {
     "tofu": TOFU_SWEEP,
 }
 PEERS = ("lora", "full", "exact")
-OPEN = "-open"
+OPEN, IGNORANCE = "-open", "-ignorance"
 SCORES = {question: f"score, {question}" for question in QUESTIONS}
 COLUMNS = (*METRICS, "P(retain), kept", "utility, kept", *ATTACKED)
 COLUMNS += ("kept", "comeback", *SCORES.values(), "score", "steps")
@@ -92,18 +93,24 @@ R2F_RUNS["r2f-ignorance"] = {
     "max_steps": 60,
     "stop_check_steps": 2,
 }
-METHODS = (*R2F_RUNS, *PEERS, *(peer + OPEN for peer in PEERS))
+# What of it is not R2F's own.
+SHARED = ("forget_objective", "forget_objective_kwargs", "rank", "max_steps", "stop_check_steps")
+METHODS = (*R2F_RUNS, *PEERS, *(peer + suffix for suffix in (OPEN, IGNORANCE) for peer in PEERS))
 
 
 def trainer_of(method: str) -> str:
     """The trainer of a method, see [`RUNS`](`shared.peers`)."""
-    return "r2f" if method in R2F_RUNS else method.removesuffix(OPEN)
+    return "r2f" if method in R2F_RUNS else method.removesuffix(OPEN).removesuffix(IGNORANCE)
 
 
-def sweep(setting: str, peer: str) -> list[Job]:
+def sweep(setting: str, method: str) -> list[Job]:
     """The runs that a peer's objective and learning rate are chosen from."""
+    peer = trainer_of(method)
     rates = SWEEP["quickstart" if setting.startswith("quickstart") else "tofu"][peer]
-    return [Job(peer, with_objective(name, learning_rate=rate), TUNING_SEED) for name in OBJECTIVES for rate in rates]
+    options = [with_objective(name) for name in OBJECTIVES]
+    if method.endswith(IGNORANCE):
+        options = [{name: R2F_RUNS["r2f-ignorance"][name] for name in SHARED}]
+    return [Job(peer, each | {"learning_rate": rate}, TUNING_SEED) for each in options for rate in rates]
 
 
 def merit(result: Mapping[str, Any], method: str) -> tuple[float, float]:
@@ -163,14 +170,17 @@ class Setting:
 
     def chosen(self, method: str) -> dict[str, Any]:
         """The options of a peer that did best where it was tuned."""
-        swept = map(self.run, sweep(self.name, trainer_of(method)))
+        swept = map(self.run, sweep(self.name, method))
         return max(swept, key=lambda result: merit(result, method))["options"]
 
     def results(self) -> dict[str, list[dict[str, Any]]] | None:
         """The runs of the table by method; `None` if other shares have to finish first."""
         options = self.options
-        used = set(map(trainer_of, options.methods))
-        swept = [job for peer in PEERS if peer in used for job in sweep(self.name, peer)]
+        peers = [method for method in options.methods if method not in R2F_RUNS]
+        # Those with `-open` choose among the same runs.
+        swept = [
+            job for peer in dict.fromkeys(peer.removesuffix(OPEN) for peer in peers) for job in sweep(self.name, peer)
+        ]
         for job in of_this_share(swept, options.share):
             self.run(job)
         if not all(map(self.finished, swept)):
