@@ -91,7 +91,7 @@ R2F_RUNS["r2f-ignorance"] = {
     "simulated_relearning": 0.06,
     "rank": 48,
     "max_steps": 60,
-    "stop_check_steps": 2,
+    "stop_check_steps": 1,
 }
 # What of it is not R2F's own.
 SHARED = ("forget_objective", "forget_objective_kwargs", "rank", "max_steps", "stop_check_steps")

@@ -79,7 +79,7 @@ def options_of(trial: Trial) -> dict[str, Any]:
     prefix = f"{options.get('forget_objective')}."
     kwargs = {name.removeprefix(prefix): suggest(trial, name) for name in SPACE if name.startswith(prefix)}
     # This objective comes up to the holdout's level and may pass it between two checks.
-    checks = {"stop_check_steps": 2} if options["forget_objective"] == "ignorance" else {}
+    checks = {"stop_check_steps": 1} if options["forget_objective"] == "ignorance" else {}
     return options | checks | {"forget_objective_kwargs": kwargs}
 
 

@@ -16,7 +16,7 @@ from ..base import ForgetInputs, ForgetObjective, check_number
 
 # What part of the forget set's distance from the holdout set a check takes away. The next check comes before the model
 # has followed. So all of it would be too much.
-FOLLOWED = 0.5
+FOLLOWED = 0.25
 
 
 @dataclass
@@ -34,8 +34,8 @@ class Ignorance(ForgetObjective):
 
         L = Huber(log π(yₜ) - τₜ)
 
-    Not all tokens arrive at `τ`. If a check of the stopping rule finds the forget set more likely than the holdout set
-    is now, `τ` is lowered for the rest of the run: `c` grows by half of the difference of the two means of
+    Not all tokens arrive at `τ`. Once a check of the stopping rule has found the forget set more likely than the holdout
+    set is now, each check corrects `τ`: `c` changes by a quarter of the difference of the two means of
     log-probabilities, relative to that of the holdout set.
 
     The losses of a row's tokens are summed, and the mean is taken over rows. This objective is the project's own.
@@ -80,9 +80,10 @@ class Ignorance(ForgetObjective):
 
     def after_check(self, forget: np.ndarray, holdout: np.ndarray) -> None:
         level = np.log(holdout).mean()
-        above = np.log(forget).mean() - level
-        # Tokens are still on their way up while the forget set is below.
-        self.level_factor += FOLLOWED * max(float(above / -level), 0.0)
+        above = float((np.log(forget).mean() - level) / -level)
+        # Until the forget set has come up for the first time, its tokens are on their way.
+        if above > 0 or self.level_factor != 1:
+            self.level_factor += FOLLOWED * above
 
     def state(self) -> dict[str, Tensor]:
         return {"steps": torch.tensor(self.steps), "level_factor": torch.tensor(self.level_factor)}
