@@ -34,8 +34,8 @@ class Ignorance(ForgetObjective):
 
         L = Huber(log π(yₜ) - τₜ)
 
-    Not all tokens arrive at `τ`. Once a check of the stopping rule has found the forget set more likely than the holdout
-    set is now, each check corrects `τ`: `c` changes by a quarter of the difference of the two means of
+    Not all tokens arrive at `τ`. Once a check of the stopping rule has found the forget set more likely than the
+    holdout set is now, each check corrects `τ`: `c` changes by a quarter of the difference of the two means of
     log-probabilities, relative to that of the holdout set.
 
     The losses of a row's tokens are summed, and the mean is taken over rows. This objective is the project's own.
