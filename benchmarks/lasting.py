@@ -24,7 +24,8 @@ nothing had been forgotten. `comeback` itself is the mean of the three attacks t
 all weights at 2e-5 and at 1e-4, and LoRA at 1e-3. The score is that of the worst question, see
 `shared/four_questions.py`. The picture has a point per run: what is kept, and what comes back.
 
-`--quick` has the quickstart with 4 people only, and leaves out the attack that samples answers.
+`--quick` has the quickstart with 4 people only, the methods `r2f`, `r2f-ignorance`, `lora` and `exact`, and no attack
+that samples answers.
 
 Finished runs are kept in the output folder and read again, so that the command goes on where it was interrupted.
 Delete the folder when the code has changed. Several shares of the runs can be made at once (`--share 0/2`): once to
@@ -63,6 +64,7 @@ SCORES = {question: f"score, {question}" for question in QUESTIONS}
 COLUMNS = (*METRICS, "P(retain), kept", "utility, kept", *ATTACKED)
 COLUMNS += ("kept", "comeback", *SCORES.values(), "score", "steps")
 QUICK_SETTINGS, QUICK_ATTACKS = ("quickstart-4",), ("relearning", "quantisation", "pruning")
+QUICK_METHODS = ("r2f", "r2f-ignorance", "lora", "exact")
 
 
 class Job(NamedTuple):
@@ -252,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with TOFU's JSON-lines files; the quickstart needs none")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="all by default, four with --quick")
     parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], help=f"{TUNING_SEED} is for tuning")
     parser.add_argument("--quick", action="store_true", help="only the quickstart with 4 people, and no sampling")
     parser.add_argument("--all_steps", action="store_true", help="without the recipe's stopping rule")
@@ -266,6 +268,7 @@ def main() -> None:
     if TUNING_SEED in options.seeds:
         parser.error(f"seed {TUNING_SEED} is the one that peers are tuned on: leave it out")
     options.settings = options.settings or (QUICK_SETTINGS if options.quick else SETTINGS)
+    options.methods = options.methods or (QUICK_METHODS if options.quick else METHODS)
     options.attacks = QUICK_ATTACKS if options.quick else ATTACKS
 
     made = {name: Setting(name, options).results() for name in options.settings}
