@@ -15,7 +15,8 @@ more steps. All take R2F's default learning rate. The peers are LoRA with AdamW,
 AdamW, and the exact gradient under R2F's update rule. Each peer has the objective and the learning rate that are best
 for it, among three objectives and at least four rates. The best have the highest score. They are chosen where no table
 looks: on the quickstart's seed 3, and on the first authors of TOFU. Those with `-open` are chosen by the worst of the
-other three questions, without whether one can tell that it was there.
+other three questions, without whether one can tell that it was there. Those with `-ignorance` have the objective, the
+rank, the steps and the end of `r2f-ignorance`, and the best of the rates.
 
 There is one table per setting: the median over seeds, and the range in parentheses. Columns with `kept` are parts of
 what was there before. Columns with `comeback` say what an attack brings back: 0 is gold's level, and 1 is as if
@@ -23,7 +24,8 @@ nothing had been forgotten. `comeback` itself is the mean of the three attacks t
 all weights at 2e-5 and at 1e-4, and LoRA at 1e-3. The score is that of the worst question, see
 `shared/four_questions.py`. The picture has a point per run: what is kept, and what comes back.
 
-`--quick` has the quickstart with 4 people only, and leaves out the attack that samples answers.
+`--quick` has the quickstart with 4 people only, the methods `r2f`, `r2f-ignorance`, `lora` and `exact`, and no attack
+that samples answers.
 
 Finished runs are kept in the output folder and read again, so that the command goes on where it was interrupted.
 Delete the folder when the code has changed. Several shares of the runs can be made at once (`--share 0/2`): once to
@@ -57,11 +59,12 @@ SWEEP = {
     "tofu": TOFU_SWEEP,
 }
 PEERS = ("lora", "full", "exact")
-OPEN = "-open"
+OPEN, IGNORANCE = "-open", "-ignorance"
 SCORES = {question: f"score, {question}" for question in QUESTIONS}
 COLUMNS = (*METRICS, "P(retain), kept", "utility, kept", *ATTACKED)
 COLUMNS += ("kept", "comeback", *SCORES.values(), "score", "steps")
 QUICK_SETTINGS, QUICK_ATTACKS = ("quickstart-4",), ("relearning", "quantisation", "pruning")
+QUICK_METHODS = ("r2f", "r2f-ignorance", "lora", "exact")
 
 
 class Job(NamedTuple):
@@ -92,18 +95,24 @@ R2F_RUNS["r2f-ignorance"] = {
     "max_steps": 60,
     "stop_check_steps": 1,
 }
-METHODS = (*R2F_RUNS, *PEERS, *(peer + OPEN for peer in PEERS))
+# What of it is not R2F's own.
+SHARED = ("forget_objective", "forget_objective_kwargs", "rank", "max_steps", "stop_check_steps")
+METHODS = (*R2F_RUNS, *PEERS, *(peer + suffix for suffix in (OPEN, IGNORANCE) for peer in PEERS))
 
 
 def trainer_of(method: str) -> str:
     """The trainer of a method, see [`RUNS`](`shared.peers`)."""
-    return "r2f" if method in R2F_RUNS else method.removesuffix(OPEN)
+    return "r2f" if method in R2F_RUNS else method.removesuffix(OPEN).removesuffix(IGNORANCE)
 
 
-def sweep(setting: str, peer: str) -> list[Job]:
+def sweep(setting: str, method: str) -> list[Job]:
     """The runs that a peer's objective and learning rate are chosen from."""
+    peer = trainer_of(method)
     rates = SWEEP["quickstart" if setting.startswith("quickstart") else "tofu"][peer]
-    return [Job(peer, with_objective(name, learning_rate=rate), TUNING_SEED) for name in OBJECTIVES for rate in rates]
+    options = [with_objective(name) for name in OBJECTIVES]
+    if method.endswith(IGNORANCE):
+        options = [{name: R2F_RUNS["r2f-ignorance"][name] for name in SHARED}]
+    return [Job(peer, each | {"learning_rate": rate}, TUNING_SEED) for each in options for rate in rates]
 
 
 def merit(result: Mapping[str, Any], method: str) -> tuple[float, float]:
@@ -163,14 +172,17 @@ class Setting:
 
     def chosen(self, method: str) -> dict[str, Any]:
         """The options of a peer that did best where it was tuned."""
-        swept = map(self.run, sweep(self.name, trainer_of(method)))
+        swept = map(self.run, sweep(self.name, method))
         return max(swept, key=lambda result: merit(result, method))["options"]
 
     def results(self) -> dict[str, list[dict[str, Any]]] | None:
         """The runs of the table by method; `None` if other shares have to finish first."""
         options = self.options
-        used = set(map(trainer_of, options.methods))
-        swept = [job for peer in PEERS if peer in used for job in sweep(self.name, peer)]
+        peers = [method for method in options.methods if method not in R2F_RUNS]
+        # Those with `-open` choose among the same runs.
+        swept = [
+            job for peer in dict.fromkeys(peer.removesuffix(OPEN) for peer in peers) for job in sweep(self.name, peer)
+        ]
         for job in of_this_share(swept, options.share):
             self.run(job)
         if not all(map(self.finished, swept)):
@@ -242,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with TOFU's JSON-lines files; the quickstart needs none")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="all by default, four with --quick")
     parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], help=f"{TUNING_SEED} is for tuning")
     parser.add_argument("--quick", action="store_true", help="only the quickstart with 4 people, and no sampling")
     parser.add_argument("--all_steps", action="store_true", help="without the recipe's stopping rule")
@@ -256,6 +268,7 @@ def main() -> None:
     if TUNING_SEED in options.seeds:
         parser.error(f"seed {TUNING_SEED} is the one that peers are tuned on: leave it out")
     options.settings = options.settings or (QUICK_SETTINGS if options.quick else SETTINGS)
+    options.methods = options.methods or (QUICK_METHODS if options.quick else METHODS)
     options.attacks = QUICK_ATTACKS if options.quick else ATTACKS
 
     made = {name: Setting(name, options).results() for name in options.settings}

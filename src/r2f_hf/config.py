@@ -115,7 +115,8 @@ class R2FConfig(TrainingArguments):
             Norm of a step of fine-tuning on forget rows that precedes each step, in each module. The losses are those
             of the model after it, so that the run forgets what fine-tuning would bring back. Nothing of it is
             written. Try 0.03. Larger ones destroy the model that the losses see. It costs a forward and a backward
-            pass over as many forget rows as a batch has, in one view.
+            pass over as many forget rows as a batch has, in one view. While `ignorance` lifts tokens, only every
+            second step has it.
         min_fidelity (`float`, *optional*):
             Least estimated cosine between a module's reconstruction and its full gradient. Off by default.
         on_bad_gradient (`str`, *optional*, defaults to `"skip"`):

@@ -291,10 +291,13 @@ class R2FTrainer(RecordedTrainer):
         """
         The loss of a micro-batch, and its backward pass. See [`~transformers.Trainer.training_step`].
 
-        With `simulated_relearning` the losses of a step are those of the model after a step of fine-tuning.
+        With `simulated_relearning` the losses of a step are those of the model after a step of fine-tuning. Once the
+        forget objective lifts the model back to the holdout's level, this goes for every second step: the others see
+        the model itself, which would otherwise stay below that level.
         """
         step = self.r2f_callback.step
-        if self.args.simulated_relearning and not step.relearned:
+        as_it_is = self.forget_objective.ends == "level" and self.state.global_step % 2
+        if self.args.simulated_relearning and not as_it_is and not step.relearned:
             processes = self.args.world_size
             size = self._train_batch_size // (processes if self.accelerator.split_batches else 1)
             count = size * processes * self.args.gradient_accumulation_steps

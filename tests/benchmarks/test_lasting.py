@@ -56,6 +56,15 @@ def test_peers_can_be_chosen_without_the_question_that_deep_runs_fail() -> None:
     assert max((shallow, deep), key=lambda run: lasting.merit(run, "lora-open")) is deep
 
 
+def test_peers_may_have_the_recipes_objective_and_their_own_rate() -> None:
+    import lasting
+
+    jobs = lasting.sweep("quickstart-4", "lora-ignorance")
+    assert {job.trainer for job in jobs} == {"lora"}
+    assert [job.options["learning_rate"] for job in jobs] == list(lasting.SWEEP["quickstart"]["lora"])
+    assert all(job.options.items() >= {"forget_objective": "ignorance", "max_steps": 60}.items() for job in jobs)
+
+
 @pytest.fixture
 def output(tmp_path: Path, write_world: Callable[[Path], None]) -> Path:
     """An output folder with worlds as the quickstart builds them, but of tiny models and a few rows."""

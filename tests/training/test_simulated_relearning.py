@@ -10,7 +10,7 @@ from conftest import BuildTrainer, build_model
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from r2f_hf import R2FStep
+from r2f_hf import R2FStep, R2FTrainer
 from r2f_hf.training.simulated_relearning import relearned_rows
 
 
@@ -112,3 +112,18 @@ def test_micro_batches_are_relearned_for_together(build_trainer: BuildTrainer) -
         results.append({name: weight.clone() for name, weight in model.state_dict().items()})
     for name, weight in results[0].items():
         torch.testing.assert_close(results[1][name], weight, atol=1e-5, rtol=1e-5)
+
+
+def test_every_second_step_sees_the_model_as_it_is_while_tokens_are_lifted(build_trainer: BuildTrainer) -> None:
+    seen = []
+
+    class Trainer(R2FTrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append((self.state.global_step, self.r2f_callback.step.relearned))
+            return super().compute_loss(*args, **kwargs)
+
+    objective = {"forget_objective": "ignorance", "forget_objective_kwargs": {"level": -3.0, "lift_after": 3}}
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 7}
+    build_trainer(build_model(), Trainer, simulated_relearning=0.03, **objective, **settings).train()
+    # Both micro-batches of a step see the same model.
+    assert seen == [(step, step not in (3, 5)) for step in range(7) for _ in range(2)]

@@ -16,6 +16,7 @@ from ..scoring import row_sums
 
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -180,8 +181,19 @@ class ForgetObjective:
                 `forget_loss` and `retain_loss`, each the mean over the step's global batch.
         """
 
+    def after_check(self, forget: np.ndarray, holdout: np.ndarray) -> None:
+        """
+        Take note of a check of the stopping rule. Only for objectives whose `ends` is `"level"`.
+
+        Args:
+            forget (`np.ndarray` of shape `(rows,)`):
+                Length-normalised probabilities of the forget set under the model now.
+            holdout (`np.ndarray` of shape `(rows,)`):
+                Those of the holdout set.
+        """
+
     def state(self) -> dict[str, Tensor]:
-        """What [`after_step`] changes, for the checkpoints."""
+        """What [`after_step`] and [`after_check`] change, for the checkpoints."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

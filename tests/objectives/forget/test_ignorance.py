@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from r2f_hf.objectives import FORGET_OBJECTIVES, ForgetInputs
@@ -32,3 +34,19 @@ def test_tokens_below_the_target_are_lifted_later_and_a_checkpoint_knows_when() 
     assert batch.log_probs.grad.tolist() == [1.0, -1.0, 0.0]
     resumed.load_state({})
     assert resumed(inputs()).tolist() == [2.0, 0.0, 0.0]
+
+
+def test_the_target_follows_the_holdout_set_once_the_forget_set_has_come_up() -> None:
+    objective = FORGET_OBJECTIVES["ignorance"](lift_after=0)
+    below = np.exp([-3.0, -5.0]), np.exp([-2.0, -2.0])
+    objective.after_check(*below)
+    assert objective.level_factor == 1
+    # It is above by 0.8 of 2 on average.
+    objective.after_check(np.exp([-1.0, -1.4]), np.exp([-1.0, -3.0]))
+    assert objective.level_factor == pytest.approx(1.1)
+    resumed, batch = FORGET_OBJECTIVES["ignorance"](lift_after=0), inputs()
+    resumed.load_state(objective.state())
+    # The targets are -3.3, -3.3 and -2.2 now.
+    assert resumed(batch).tolist() == pytest.approx([1.8, 1.2, 0.02])
+    resumed.after_check(*below)
+    assert resumed.level_factor == pytest.approx(0.85)

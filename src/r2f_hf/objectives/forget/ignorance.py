@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import ForgetInputs, ForgetObjective, check_number
+
+
+# What part of the forget set's distance from the holdout set a check takes away. The next check comes before the model
+# has followed. So all of it would be too much.
+FOLLOWED = 0.25
 
 
 @dataclass
@@ -28,6 +34,10 @@ class Ignorance(ForgetObjective):
 
         L = Huber(log π(yₜ) - τₜ)
 
+    Not all tokens arrive at `τ`. Once a check of the stopping rule has found the forget set more likely than the
+    holdout set is now, each check corrects `τ`: `c` changes by a quarter of the difference of the two means of
+    log-probabilities, relative to that of the holdout set.
+
     The losses of a row's tokens are summed, and the mean is taken over rows. This objective is the project's own.
 
     Args:
@@ -44,6 +54,7 @@ class Ignorance(ForgetObjective):
     lift_after: int = 20
     level: float | None = None
     steps: int = field(default=0, init=False, repr=False)
+    level_factor: float = field(default=1.0, init=False, repr=False)
 
     def __post_init__(self):
         check_number(self, "lift_after", low=0)
@@ -59,7 +70,7 @@ class Ignorance(ForgetObjective):
         return "level" if self.steps >= self.lift_after else "never"
 
     def __call__(self, inputs: ForgetInputs) -> Tensor:
-        above = inputs.log_probs - inputs.ignorant_log_probs
+        above = inputs.log_probs - self.level_factor * inputs.ignorant_log_probs
         if self.steps < self.lift_after:
             return F.relu(above)
         return F.huber_loss(above, torch.zeros_like(above), reduction="none")
@@ -67,8 +78,16 @@ class Ignorance(ForgetObjective):
     def after_step(self, losses: Mapping[str, float]) -> None:
         self.steps += 1
 
+    def after_check(self, forget: np.ndarray, holdout: np.ndarray) -> None:
+        level = np.log(holdout).mean()
+        above = float((np.log(forget).mean() - level) / -level)
+        # Until the forget set has come up for the first time, its tokens are on their way.
+        if above > 0 or self.level_factor != 1:
+            self.level_factor += FOLLOWED * above
+
     def state(self) -> dict[str, Tensor]:
-        return {"steps": torch.tensor(self.steps)}
+        return {"steps": torch.tensor(self.steps), "level_factor": torch.tensor(self.level_factor)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.steps = int(state.get("steps", 0))
+        self.level_factor = float(state.get("level_factor", 1.0))
