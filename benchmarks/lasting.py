@@ -5,18 +5,19 @@ Forgetting that lasts and that nobody can see: R2F and its peers, judged by four
     python benchmarks/lasting.py --quick
 
 The quickstart's model forgets 1, 2, 4 or 10 of the twenty people that it knows. Each seed is another world and
-another model. SmolLM2-135M forgets 1, 2 or 10 of the last twenty authors of TOFU, and Gemma 3 270M forgets 2. All runs
+another model. SmolLM2-135M forgets 1, 2 or 10 of the last twenty authors of TOFU, and Gemma 3 270M forgets 2. Runs
 have the batches, the step budget and the stopping rule of the setting's recipe in `recipes/`. `--all_steps` leaves the
-stopping rule out.
+stopping rule out. Only runs with `ignorance` in their name differ: they take at most 60 steps and end at the holdout's
+level, also with `--all_steps`.
 
 `r2f` is R2F with its defaults. `r2f-npo`, `r2f-tnpo` (beta 0.5) and `r2f-wga` have another forget objective, and those
-with `-damped` also `spectrum_damping=0.5`. `r2f-ignorance` has the options of recipes/lasting/unlearn.yaml, and
-more steps. All take R2F's default learning rate. The peers are LoRA with AdamW, full
-AdamW, and the exact gradient under R2F's update rule. Each peer has the objective and the learning rate that are best
-for it, among three objectives and at least four rates. The best have the highest score. They are chosen where no table
-looks: on the quickstart's seed 3, and on the first authors of TOFU. Those with `-open` are chosen by the worst of the
-other three questions, without whether one can tell that it was there. Those with `-ignorance` have the objective, the
-rank, the steps and the end of `r2f-ignorance`, and the best of the rates.
+with `-damped` also `spectrum_damping=0.5`. `r2f-ignorance` has the options of recipes/lasting/unlearn.yaml. All take
+R2F's default learning rate. The peers are LoRA with AdamW, full AdamW, and the exact gradient under R2F's update rule.
+A peer without a suffix has the objective and the learning rate that are best for it, among three objectives and at
+least four rates. The best have the highest score. They are chosen where no table looks: on the quickstart's seed 3,
+and on the first authors of TOFU. Those with `-open` are chosen by the worst of the other three questions, without
+whether one can tell that it was there. Those with `-ignorance` have the objective, the rank, the steps and the end of
+`r2f-ignorance`, and the best of the rates.
 
 There is one table per setting: the median over seeds, and the range in parentheses. Columns with `kept` are parts of
 what was there before. Columns with `comeback` say what an attack brings back: 0 is gold's level, and 1 is as if
@@ -95,7 +96,7 @@ R2F_RUNS["r2f-ignorance"] = {
     "max_steps": 60,
     "stop_check_steps": 1,
 }
-# What of it is not R2F's own.
+# Its options that peers can have too.
 SHARED = ("forget_objective", "forget_objective_kwargs", "rank", "max_steps", "stop_check_steps")
 METHODS = (*R2F_RUNS, *PEERS, *(peer + suffix for suffix in (OPEN, IGNORANCE) for peer in PEERS))
 
@@ -256,7 +257,9 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="all by default, four with --quick")
     parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], help=f"{TUNING_SEED} is for tuning")
-    parser.add_argument("--quick", action="store_true", help="only the quickstart with 4 people, and no sampling")
+    parser.add_argument(
+        "--quick", action="store_true", help="the quickstart with 4 people, four methods, and no sampling"
+    )
     parser.add_argument("--all_steps", action="store_true", help="without the recipe's stopping rule")
     parser.add_argument("--share", default="0/1", help="make only every n-th run: 2/4 is the third share of four")
     parser.add_argument("--set", nargs="+", default=[], help="options that override the recipe's: max_steps=40")

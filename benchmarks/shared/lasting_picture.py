@@ -26,7 +26,7 @@ def draw(path: Path, points: Sequence[tuple[str, str, float, float]]) -> None:
             Per run the setting, the method, what is kept, and the comeback.
     """
     settings, methods = (list(dict.fromkeys(names)) for names in list(zip(*points, strict=True))[:2])
-    colors = dict(zip(methods, colormaps["tab10"].colors, strict=False))
+    colors = dict(zip(methods, colormaps["tab20"].colors, strict=False))
     markers = dict(zip(settings, MARKERS, strict=False))
     # The same points give the same file.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "r2f", "font.family": "sans-serif"}):

@@ -186,7 +186,7 @@ class R2FConfig(TrainingArguments):
 
         stop_check_steps (`int`, *optional*, defaults to `5`):
             With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it and
-            the retain set is kept.
+            the retain set is kept. With `ignorance` each check also corrects its target.
         keep_original (`bool`, *optional*, defaults to `True`):
             Whether to keep the weights that are about to change in the output folder, so that `r2f undo` can restore
             them. They still know what was forgotten: delete the folder `_undo` once nobody may restore it.

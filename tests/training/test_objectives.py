@@ -84,6 +84,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert again.forget_objective.state() == trainer.forget_objective.state()
 
 
+def test_a_resumed_run_knows_what_earlier_checks_have_found(
+    tmp_path: Path,
+    build_trainer: BuildTrainer,
+    memorised_model: PreTrainedModel,
+    holdout_rows: list[dict[str, object]],
+) -> None:
+    settings = CHECKPOINTS | {"forget_objective": "ignorance", "forget_objective_kwargs": {"lift_after": 1}}
+    settings |= {"stop_check_steps": 1, "learning_rate": 1e-3, "data": {"holdout_dataset": holdout_rows}}
+    whole, resumed = copy.deepcopy(memorised_model), memorised_model
+    trainer = build_trainer(whole, **settings)
+    trainer.train()
+    (tmp_path / "output" / FILE).unlink(missing_ok=True)
+    again = build_trainer(resumed, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-2"))
+    assert again.forget_objective.level_factor == trainer.forget_objective.level_factor > 1
+    assert losses(again) == losses(trainer)
+    assert not changed(weights(whole), weights(resumed))
+
+
 @pytest.mark.parametrize("name", ["pdu", "bs_s", "idk", "ce_u", "dpo", "adaptive_rmu"])
 def test_micro_batches_give_what_one_batch_gives(
     name: str, build_trainer: BuildTrainer, data: dict[str, Any], tmp_path: Path

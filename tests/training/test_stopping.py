@@ -12,6 +12,7 @@ from conftest import BuildTrainer, rows
 from transformers import PreTrainedModel, TrainerControl, TrainerState
 
 from r2f_hf import R2FConfig
+from r2f_hf.objectives import FORGET_OBJECTIVES
 from r2f_hf.objectives.forget import Ignorance
 from r2f_hf.training.stopping import KEPT, HoldoutStopping, stop_criterion
 
@@ -70,6 +71,29 @@ def test_ignorance_ends_no_run_before_it_lifts(tmp_path: Path) -> None:
         state.global_step = step
         rule.on_step_end(args, state, control)
     assert control.should_training_stop and "loss attack" in reasons[0]
+
+
+@pytest.mark.parametrize("kind", ["ignorance", "npo"])
+def test_only_an_objective_that_ends_at_a_level_hears_of_checks_and_only_after_it_lifts(
+    tmp_path: Path, kind: str
+) -> None:
+    class Listening(FORGET_OBJECTIVES[kind]):
+        def after_check(self, forget: np.ndarray, holdout: np.ndarray) -> None:
+            heard.append((state.global_step, forget[0], holdout[0]))
+            super().after_check(forget, holdout)
+
+    heard: list[tuple[int, float, float]] = []
+    objective = Listening(**({"lift_after": 3} if kind == "ignorance" else {}))
+    now = {"forget": EVEN + 0.5, "holdout": EVEN + 0.2}
+    rule = HoldoutStopping(now.__getitem__, lambda name: EVEN, lambda logs: None, lambda reason: None, objective)
+    args = R2FConfig(str(tmp_path), stop_check_steps=1, use_cpu=True)
+    state, control = TrainerState(), TrainerControl()
+    for step in range(1, 5):
+        objective.after_step({})
+        state.global_step = step
+        rule.on_step_end(args, state, control)
+    assert heard == ([(step, 0.6, pytest.approx(0.3)) for step in (3, 4)] if kind == "ignorance" else [])
+    assert kind == "npo" or objective.level_factor > 1
 
 
 @pytest.mark.parametrize(("forget_rows", "holdout_rows"), [(1, 30), (2, 7), (3, 4), (30, 1)])

@@ -115,7 +115,8 @@ class HoldoutStopping(TrainerCallback):
         metrics = {"r2f/forget_probability": float(forget.mean())}
         holdout = self.probabilities("holdout") if ends == "level" else self.reference("holdout")
         reason = stop_criterion(forget, holdout, ends)
-        self.objective.after_check(forget, holdout)
+        if ends == "level":
+            self.objective.after_check(forget, holdout)
         if reason is not None and args.retain_objective != "none":
             retain, before = float(self.probabilities("retain").mean()), float(self.reference("retain").mean())
             metrics["r2f/retain_probability"] = retain

@@ -50,3 +50,15 @@ def test_the_target_follows_the_holdout_set_once_the_forget_set_has_come_up() ->
     assert resumed(batch).tolist() == pytest.approx([1.8, 1.2, 0.02])
     resumed.after_check(*below)
     assert resumed.level_factor == pytest.approx(0.85)
+
+
+def test_the_target_stays_within_bounds() -> None:
+    objective = FORGET_OBJECTIVES["ignorance"](lift_after=0)
+    for _ in range(40):
+        objective.after_check(np.array([0.7, 0.4]), np.array([0.2, 0.2]))
+    assert objective.level_factor == 3
+    objective.after_check(np.array([0.0, 0.4]), np.array([0.2, 0.2]))
+    assert objective.level_factor == 3
+    for _ in range(2):
+        objective.after_check(np.array([1e-8, 1e-8]), np.array([0.2, 0.2]))
+    assert objective.level_factor == 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import ClassVar
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import Tensor
 from ..base import ForgetInputs, ForgetObjective, check_number
 
 
-# What part of the forget set's distance from the holdout set a check takes away. The next check comes before the model
-# has followed. So all of it would be too much.
+# The part of the forget set's distance from the holdout set that one check takes away. The next check comes before the
+# model has followed, so the whole distance would be too much.
 FOLLOWED = 0.25
+# The least and the most that targets are multiplied by. From beyond these the next checks could not bring them back.
+LEAST_FACTOR, MOST_FACTOR = 0.5, 3.0
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Ignorance(ForgetObjective):
 
     Not all tokens arrive at `τ`. Once a check of the stopping rule has found the forget set more likely than the
     holdout set is now, each check corrects `τ`: `c` changes by a quarter of the difference of the two means of
-    log-probabilities, relative to that of the holdout set.
+    log-probabilities, relative to that of the holdout set. It stays between half and three times what it was.
 
     The losses of a row's tokens are summed, and the mean is taken over rows. This objective is the project's own.
 
@@ -81,12 +84,15 @@ class Ignorance(ForgetObjective):
     def after_check(self, forget: np.ndarray, holdout: np.ndarray) -> None:
         level = np.log(holdout).mean()
         above = float((np.log(forget).mean() - level) / -level)
-        # Until the forget set has come up for the first time, its tokens are on their way.
-        if above > 0 or self.level_factor != 1:
-            self.level_factor += FOLLOWED * above
+        # Until the forget set has been above for the first time, its tokens are on their way up. A row of probability
+        # zero says nothing of the others.
+        if isfinite(above) and (above > 0 or self.level_factor != 1):
+            factor = self.level_factor + FOLLOWED * above
+            self.level_factor = min(max(factor, LEAST_FACTOR), MOST_FACTOR)
 
     def state(self) -> dict[str, Tensor]:
-        return {"steps": torch.tensor(self.steps), "level_factor": torch.tensor(self.level_factor)}
+        factor = torch.tensor(self.level_factor, dtype=torch.float64)
+        return {"steps": torch.tensor(self.steps), "level_factor": factor}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.steps = int(state.get("steps", 0))
