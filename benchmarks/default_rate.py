@@ -32,24 +32,31 @@ from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
 from shared.pypi_models import gemma3_folder, smollm2_folder
 from time_to_forget import FORGET_METRICS, FORGOTTEN, KEPT, KEPT_METRICS, LOG_RATIO, Benchmark, add_arguments
-from tofu_smollm2 import QUESTIONS_PER_AUTHOR, load_data
+from tofu_smollm2 import QUESTIONS_PER_AUTHOR, evaluable, load_data, with_wrong_answers
 
 
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart" / "run.py"
 BASES = {"smollm2": smollm2_folder, "gemma": gemma3_folder}
+AUTHORS = 20
 # By the number of authors the smallest of TOFU's forget sets that has them.
 FORGET = {1: "forget01", 2: "forget01", 10: "forget05"}
 SETTINGS = [f"{base}-{authors}" for base in (*BASES, "quickstart") for authors in FORGET]
 COLUMNS = ("steps", *FORGET_METRICS)
 
 
-def few_authors(folder: Path, authors: int) -> dict[str, Any]:
-    """As [`load_data`], for twenty authors, of whom the last `authors` are to be forgotten."""
-    data = load_data(folder, FORGET[authors], 20)
-    count = authors * QUESTIONS_PER_AUTHOR
+def few_authors(folder: Path, authors: int, after: int = 0) -> dict[str, Any]:
+    """
+    As [`load_data`], for TOFU's last twenty authors, of whom `authors` are to be forgotten.
+
+    Of the twenty, `after` come after those to be forgotten.
+    """
+    data = load_data(folder, FORGET[authors], AUTHORS)
     train = data["train"]
-    splits = data["splits"] | {"forget": data["splits"]["forget"][-count:]}
-    return data | {"forget": train[-count:], "retain": train[:-count], "splits": splits}
+    end = len(train) - after * QUESTIONS_PER_AUTHOR
+    start = end - authors * QUESTIONS_PER_AUTHOR
+    forget, retain = train[start:end], train[:start] + train[end:]
+    evaluated = {"forget": with_wrong_answers(folder, forget), "retain": evaluable(folder, retain)}
+    return data | {"forget": forget, "retain": retain, "splits": data["splits"] | evaluated}
 
 
 def tofu(base: str, authors: int, options: argparse.Namespace) -> Iterator[tuple[dict[str, float], dict[str, float]]]:

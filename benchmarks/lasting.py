@@ -5,19 +5,19 @@ Forgetting that lasts and that nobody can see: R2F and its peers, judged by four
     python benchmarks/lasting.py --quick
 
 The quickstart's model forgets 1, 2, 4 or 10 of the twenty people that it knows. Each seed is another world and
-another model. SmolLM2-135M forgets 1, 2 or 10 of the last twenty authors of TOFU, and Gemma 3 270M forgets 2. Runs
-have the batches, the step budget and the stopping rule of the setting's recipe in `recipes/`. `--all_steps` leaves the
-stopping rule out. Only runs with `ignorance` in their name differ: they take at most 60 steps and end at the holdout's
-level, also with `--all_steps`.
+another model. SmolLM2-135M knows the last twenty authors of TOFU and forgets 1, 2 or 10 of them, and Gemma 3 270M
+forgets 2. Each seed has other authors; only those of 10 are always the same. Runs have the batches, the step budget
+and the stopping rule of the setting's recipe in `recipes/`. `--all_steps` leaves the stopping rule out. Only runs with
+`ignorance` in their name differ: they take at most 60 steps and end at the holdout's level, also with `--all_steps`.
 
 `r2f` is R2F with its defaults. `r2f-npo`, `r2f-tnpo` (beta 0.5) and `r2f-wga` have another forget objective, and those
 with `-damped` also `spectrum_damping=0.5`. `r2f-ignorance` has the options of recipes/lasting/unlearn.yaml. All take
 R2F's default learning rate. The peers are LoRA with AdamW, full AdamW, and the exact gradient under R2F's update rule.
 A peer without a suffix has the objective and the learning rate that are best for it, among three objectives and at
 least four rates. The best have the highest score. They are chosen where no table looks: on the quickstart's seed 3,
-and on the first authors of TOFU. Those with `-open` are chosen by the worst of the other three questions, without
-whether one can tell that it was there. Those with `-ignorance` have the objective, the rank, the steps and the end of
-`r2f-ignorance`, and the best of the rates.
+and on the first of TOFU's twenty authors. Those with `-open` are chosen by the worst of the other three questions,
+without whether one can tell that it was there. Those with `-ignorance` have the objective, the rank, the steps and the
+end of `r2f-ignorance`, and the best of the rates.
 
 There is one table per setting: the median over seeds, and the range in parentheses. Columns with `kept` are parts of
 what was there before. Columns with `comeback` say what an attack brings back: 0 is gold's level, and 1 is as if
@@ -147,17 +147,15 @@ class Setting:
     def runs(self, seed: int) -> Runs:
         """The runs on the world of a seed."""
         options = self.options
-        # TOFU's models are the same for all seeds but that of tuning.
-        key = seed if self.name.startswith("quickstart") or seed == TUNING_SEED else -1
-        if key not in self.runs_of:
+        if seed not in self.runs_of:
             tuning = seed == TUNING_SEED
             folder = options.output_dir
             sizes = (options.utility_rows, options.set)
             world = make_world(self.name, seed, folder / "worlds", options.data, tuning, *sizes)
             # Choices are made by the score, which needs only one of the attacks.
             attacks = ("relearning",) if tuning else options.attacks
-            self.runs_of[key] = Runs(world, folder / "runs", attacks, options.eval_batch_size, not options.all_steps)
-        return self.runs_of[key]
+            self.runs_of[seed] = Runs(world, folder / "runs", attacks, options.eval_batch_size, not options.all_steps)
+        return self.runs_of[seed]
 
     def finished(self, job: Job) -> bool:
         """Whether a run is there."""

@@ -37,7 +37,7 @@ from r2f_hf import R2FConfig
 from r2f_hf.cli.recipes import parse_recipe
 from r2f_hf.cli.unlearn import UnlearnArguments
 from r2f_hf.data.loading import load_rows
-from r2f_hf.data.rows import content_hash
+from r2f_hf.data.rows import Row, content_hash
 from r2f_hf.evaluation import run_suite
 from r2f_hf.evaluation.suites.registry import split_names
 from r2f_hf.evaluation.suites.tofu import TOFU
@@ -97,17 +97,27 @@ def load_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
     if len(forget_rows) >= len(train):
         raise SystemExit(f"{forget} has {len(forget_rows) // QUESTIONS_PER_AUTHOR} authors; use more than {authors}.")
     retain = train[: -len(forget_rows)]
-    perturbed = {row["question"]: row for name in ("retain_perturbed", "forget10_perturbed") for row in rows(name)}
-    evaluable = [perturbed[row["question"]] for row in retain if row["question"] in perturbed]
-    stride = max(1, len(evaluable) // RETAIN_ROWS)
     splits = {name: rows(config) for name, config in split_names(TOFU, forget).items() if name != "retain"}
     return {
         "train": train,
         "forget": forget_rows,
         "retain": retain,
         "holdout": rows(forget.replace("forget", "holdout")),
-        "splits": splits | {"retain": evaluable[::stride]},
+        "splits": splits | {"retain": evaluable(folder, retain)},
     }
+
+
+def with_wrong_answers(folder: Path, rows: Sequence[Row]) -> list[Row]:
+    """TOFU's rows with paraphrased and wrong answers for those of `rows` that have them, in the same order."""
+    files = ("retain_perturbed", "forget10_perturbed")
+    known = {row["question"]: row for name in files for row in load_rows(str(folder / f"{name}.json"))}
+    return [known[row["question"]] for row in rows if row["question"] in known]
+
+
+def evaluable(folder: Path, retain: Sequence[Row]) -> list[Row]:
+    """The rows of the retain set that are evaluated."""
+    rows = with_wrong_answers(folder, retain)
+    return rows[:: max(1, len(rows) // RETAIN_ROWS)]
 
 
 def main() -> None:

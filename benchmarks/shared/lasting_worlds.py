@@ -42,7 +42,7 @@ class World:
 
     Args:
         name (`str`):
-            The setting, and the seed of its models or `"first authors"`.
+            The setting, and the seed of its models, or the first author that they forget.
         models (`dict[str, Path]`):
             By role, `"before"` and `"gold"`, a folder for `from_pretrained`.
         rows (`dict[str, Sequence[Mapping]]`):
@@ -102,13 +102,13 @@ def make_world(
         setting (`str`):
             One of [`SETTINGS`].
         seed (`int`):
-            Seed of the quickstart's world and models. TOFU's are the same for all seeds.
+            Seed of the quickstart's world and models. For TOFU it says which authors are to be forgotten.
         folder (`Path`):
             Folder for the quickstart's worlds.
         data (`Path`, *optional*):
             Folder with TOFU's files. The quickstart needs none.
         tuning (`bool`, *optional*, defaults to `False`):
-            Whether the world is one to make choices on: TOFU's first authors instead of the last ones.
+            Whether the world is one to make choices on: TOFU's first authors of the twenty, which no seed has.
         utility_rows (`int`, *optional*, defaults to `30`):
             Most rows of each split of TOFU that utility is measured on.
         overrides (`Sequence[str]`, *optional*):
@@ -123,7 +123,7 @@ def make_world(
     if data is None:
         raise SystemExit(f"The setting {setting} needs TOFU: name the folder of its files with --data.")
     recipe = read_recipe("tofu", overrides)
-    return tofu_world(setting, BASES[base](), int(count), data, tuning, utility_rows, recipe)
+    return tofu_world(setting, seed, BASES[base](), int(count), data, tuning, utility_rows, recipe)
 
 
 def quickstart_world(
@@ -153,19 +153,14 @@ def quickstart_world(
 
 
 def tofu_world(
-    setting: str, base: Path, authors: int, data: Path, tuning: bool, utility_rows: int, recipe: R2FConfig
+    setting: str, seed: int, base: Path, authors: int, data: Path, tuning: bool, utility_rows: int, recipe: R2FConfig
 ) -> World:
-    """A model fine-tuned on the last twenty authors of TOFU, which forgets the last of them, or the first to tune."""
-    from default_rate import FORGET, few_authors
-    from time_to_forget import spread, tuning_data
-    from tofu_smollm2 import QUESTIONS_PER_AUTHOR
+    """A model fine-tuned on the last twenty authors of TOFU. Which of them it forgets depends on the seed."""
+    from default_rate import AUTHORS, few_authors
+    from time_to_forget import spread
 
-    if tuning:
-        sets, count = tuning_data(data, FORGET[authors], 20), authors * QUESTIONS_PER_AUTHOR
-        sets |= {"forget": sets["train"][:count], "retain": sets["train"][count:]}
-        sets["splits"] |= {"forget": sets["splits"]["forget"][:count]}
-    else:
-        sets = few_authors(data, authors)
+    first = first_author(seed, authors, AUTHORS, tuning)
+    sets = few_authors(data, authors, AUTHORS - first + 1 - authors)
     models = {"before": finetuned_folder(base, sets["train"]), "gold": finetuned_folder(base, sets["retain"])}
     splits = {
         name: spread(rows, utility_rows) if name in UTILITY_SPLITS else rows for name, rows in sets["splits"].items()
@@ -173,7 +168,20 @@ def tofu_world(
     # A forget set of more than 80 rows takes one pass, as the recipe says.
     recipe.max_steps = max(recipe.max_steps, -(-len(sets["forget"]) // recipe.per_device_train_batch_size))
     rows = {name: sets[name] for name in ("forget", "retain", "holdout")}
-    return World(setting + ", first authors" * tuning, models, rows, splits, recipe, 64)
+    return World(f"{setting}, from author {first}", models, rows, splits, recipe, 64)
+
+
+def first_author(seed: int, authors: int, known: int, tuning: bool) -> int:
+    """
+    The first of the authors to forget, counted from 1 among those that the model knows.
+
+    They are the first ones to tune on. Seeds go through the others, from the last ones: with two of twenty authors
+    seed 0 has 19 and 20, seed 1 has 17 and 18, and seed 8 has 3 and 4.
+    """
+    if tuning:
+        return 1
+    choices = known // authors - 1
+    return known + 1 - authors * (1 + seed % choices)
 
 
 def read_recipe(name: str, overrides: Sequence[str] = ()) -> R2FConfig:
