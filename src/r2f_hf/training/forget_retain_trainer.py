@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
@@ -394,9 +395,11 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         examples = self._stopping_examples()[name]
         log_probs = self.references.tensors[f"{name}_log_probs"].numpy()
         tokens = np.array([num_labels(example) for example in examples])
-        return item_probabilities(log_probs, tokens, [example["item"] for example in examples])
+        found = item_probabilities(log_probs, tokens, [example["item"] for example in examples])
+        return broadcast_object_list([found])[0]
 
-    # The stopping rule
+    # The stopping rule. Devices may round differently, and all processes have to end at the same step. So they all go
+    # by the probabilities of the first one.
 
     def _stopping_examples(self) -> dict[str, list[Encoded]]:
         """The rows that the stopping rule needs references of: the holdout set, and a part of the retain set."""
@@ -405,7 +408,7 @@ class ForgetRetainTrainer(EvaluatingTrainer):
     def _stop_probabilities(self, name: str) -> np.ndarray:
         """Probabilities of the `"forget"`, `"holdout"` or `"retain"` examples under the model now."""
         examples = {"forget": self.splits.originals, **self._stopping_examples()}
-        return self.completion_probabilities(examples[name])
+        return broadcast_object_list([self.completion_probabilities(examples[name])])[0]
 
     def _stop(self, reason: str) -> None:
         """Keep the reason for which [`HoldoutStopping`] ends the run."""
