@@ -32,7 +32,7 @@ from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
 from shared.pypi_models import gemma3_folder, smollm2_folder
 from time_to_forget import FORGET_METRICS, FORGOTTEN, KEPT, KEPT_METRICS, LOG_RATIO, Benchmark, add_arguments
-from tofu_smollm2 import QUESTIONS_PER_AUTHOR, evaluable, load_data, with_wrong_answers
+from tofu_smollm2 import QUESTIONS_PER_AUTHOR, evaluated_rows, load_data, with_wrong_answers
 
 
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart" / "run.py"
@@ -44,18 +44,27 @@ SETTINGS = [f"{base}-{authors}" for base in (*BASES, "quickstart") for authors i
 COLUMNS = ("steps", *FORGET_METRICS)
 
 
-def few_authors(folder: Path, authors: int, after: int = 0) -> dict[str, Any]:
+def few_authors(folder: Path, authors: int, first: int | None = None) -> dict[str, Any]:
     """
-    As [`load_data`], for TOFU's last twenty authors, of whom `authors` are to be forgotten.
+    As [`load_data`], for TOFU's last twenty authors. A few of them are to be forgotten.
 
-    Of the twenty, `after` come after those to be forgotten.
+    Args:
+        folder (`Path`):
+            Folder with TOFU's files.
+        authors (`int`):
+            How many are to be forgotten: 1, 2 or 10.
+        first (`int`, *optional*):
+            The first of these, from 1 to 20. By default they are the last ones.
+
+    Returns:
+        `dict`: The rows.
     """
     data = load_data(folder, FORGET[authors], AUTHORS)
     train = data["train"]
-    end = len(train) - after * QUESTIONS_PER_AUTHOR
-    start = end - authors * QUESTIONS_PER_AUTHOR
+    start = ((AUTHORS - authors + 1 if first is None else first) - 1) * QUESTIONS_PER_AUTHOR
+    end = start + authors * QUESTIONS_PER_AUTHOR
     forget, retain = train[start:end], train[:start] + train[end:]
-    evaluated = {"forget": with_wrong_answers(folder, forget), "retain": evaluable(folder, retain)}
+    evaluated = {"forget": with_wrong_answers(folder, forget), "retain": evaluated_rows(folder, retain)}
     return data | {"forget": forget, "retain": retain, "splits": data["splits"] | evaluated}
 
 

@@ -5,19 +5,22 @@ Forgetting that lasts and that nobody can see: R2F and its peers, judged by four
     python benchmarks/lasting.py --quick
 
 The quickstart's model forgets 1, 2, 4 or 10 of the twenty people that it knows. Each seed is another world and
-another model. SmolLM2-135M knows the last twenty authors of TOFU and forgets 1, 2 or 10 of them, and Gemma 3 270M
-forgets 2. Each seed has other authors; only those of 10 are always the same. Runs have the batches, the step budget
-and the stopping rule of the setting's recipe in `recipes/`. `--all_steps` leaves the stopping rule out. Only runs with
-`ignorance` in their name differ: they take at most 60 steps and end at the holdout's level, also with `--all_steps`.
+another model. SmolLM2-135M knows the last twenty authors of TOFU and forgets 1, 2 or 10 of them. Gemma 3 270M forgets
+2 of the same twenty. Each seed forgets others, except with 10 authors. All seeds have the same model before, and the
+same holdout rows. Seed 0 forgets the last authors, on whom the options of `r2f-ignorance` were chosen.
+
+Runs have the batches, the step budget and the stopping rule of the setting's recipe in `recipes/`. `--all_steps`
+leaves the stopping rule out. Only runs with `ignorance` in their name differ: they take at most 60 steps and end at
+the holdout's level, also with `--all_steps`.
 
 `r2f` is R2F with its defaults. `r2f-npo`, `r2f-tnpo` (beta 0.5) and `r2f-wga` have another forget objective, and those
 with `-damped` also `spectrum_damping=0.5`. `r2f-ignorance` has the options of recipes/lasting/unlearn.yaml. All take
 R2F's default learning rate. The peers are LoRA with AdamW, full AdamW, and the exact gradient under R2F's update rule.
 A peer without a suffix has the objective and the learning rate that are best for it, among three objectives and at
 least four rates. The best have the highest score. They are chosen where no table looks: on the quickstart's seed 3,
-and on the first of TOFU's twenty authors. Those with `-open` are chosen by the worst of the other three questions,
-without whether one can tell that it was there. Those with `-ignorance` have the objective, the rank, the steps and the
-end of `r2f-ignorance`, and the best of the rates.
+and on the first of the model's twenty authors. Those with `-open` are chosen by the worst of the other three
+questions, without whether one can tell that it was there. Those with `-ignorance` have the objective, the rank, the
+steps and the end of `r2f-ignorance`, and the best of the rates.
 
 There is one table per setting: the median over seeds, and the range in parentheses. Columns with `kept` are parts of
 what was there before. Columns with `comeback` say what an attack brings back: 0 is gold's level, and 1 is as if

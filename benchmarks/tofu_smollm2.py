@@ -103,7 +103,7 @@ def load_data(folder: Path, forget: str, authors: int) -> dict[str, Any]:
         "forget": forget_rows,
         "retain": retain,
         "holdout": rows(forget.replace("forget", "holdout")),
-        "splits": splits | {"retain": evaluable(folder, retain)},
+        "splits": splits | {"retain": evaluated_rows(folder, retain)},
     }
 
 
@@ -114,7 +114,7 @@ def with_wrong_answers(folder: Path, rows: Sequence[Row]) -> list[Row]:
     return [known[row["question"]] for row in rows if row["question"] in known]
 
 
-def evaluable(folder: Path, retain: Sequence[Row]) -> list[Row]:
+def evaluated_rows(folder: Path, retain: Sequence[Row]) -> list[Row]:
     """The rows of the retain set that are evaluated."""
     rows = with_wrong_answers(folder, retain)
     return rows[:: max(1, len(rows) // RETAIN_ROWS)]

@@ -108,7 +108,8 @@ def make_world(
         data (`Path`, *optional*):
             Folder with TOFU's files. The quickstart needs none.
         tuning (`bool`, *optional*, defaults to `False`):
-            Whether the world is one to make choices on: TOFU's first authors of the twenty, which no seed has.
+            Whether the world is one to make choices on. For TOFU these are the first of the model's authors, whom no
+            seed forgets.
         utility_rows (`int`, *optional*, defaults to `30`):
             Most rows of each split of TOFU that utility is measured on.
         overrides (`Sequence[str]`, *optional*):
@@ -160,7 +161,7 @@ def tofu_world(
     from time_to_forget import spread
 
     first = first_author(seed, authors, AUTHORS, tuning)
-    sets = few_authors(data, authors, AUTHORS - first + 1 - authors)
+    sets = few_authors(data, authors, first)
     models = {"before": finetuned_folder(base, sets["train"]), "gold": finetuned_folder(base, sets["retain"])}
     splits = {
         name: spread(rows, utility_rows) if name in UTILITY_SPLITS else rows for name, rows in sets["splits"].items()
@@ -173,15 +174,33 @@ def tofu_world(
 
 def first_author(seed: int, authors: int, known: int, tuning: bool) -> int:
     """
-    The first of the authors to forget, counted from 1 among those that the model knows.
+    The first of the authors to forget, among those that the model knows.
 
-    They are the first ones to tune on. Seeds go through the others, from the last ones: with two of twenty authors
-    seed 0 has 19 and 20, seed 1 has 17 and 18, and seed 8 has 3 and 4.
+    Tuning takes the first of all. A seed counts from the end: with two of twenty authors seed 0 forgets 19 and 20,
+    seed 1 forgets 17 and 18, and seed 8 forgets 3 and 4. With ten of twenty there is no choice.
+
+    Args:
+        seed (`int`):
+            The seed.
+        authors (`int`):
+            How many are to be forgotten.
+        known (`int`):
+            How many the model knows.
+        tuning (`bool`):
+            Whether choices are made on them.
+
+    Returns:
+        `int`: From 1.
     """
     if tuning:
         return 1
     choices = known // authors - 1
-    return known + 1 - authors * (1 + seed % choices)
+    if choices > 1 and seed >= choices:
+        raise SystemExit(
+            f"Seed {seed} would forget the same authors as another one: with {authors} of {known} authors there are "
+            f"the seeds 0 to {choices - 1}."
+        )
+    return known + 1 - authors * (1 + (seed if choices > 1 else 0))
 
 
 def read_recipe(name: str, overrides: Sequence[str] = ()) -> R2FConfig:

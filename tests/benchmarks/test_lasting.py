@@ -69,26 +69,34 @@ def test_no_seed_forgets_the_authors_that_peers_are_tuned_on() -> None:
     from shared.lasting_worlds import first_author
 
     assert first_author(3, 2, 20, tuning=True) == 1
-    assert [first_author(seed, 2, 20, tuning=False) for seed in range(10)] == [19, 17, 15, 13, 11, 9, 7, 5, 3, 19]
+    assert [first_author(seed, 2, 20, tuning=False) for seed in range(9)] == [19, 17, 15, 13, 11, 9, 7, 5, 3]
     assert {first_author(seed, 10, 20, tuning=False) for seed in range(5)} == {11}
+
+
+def test_a_seed_that_would_forget_the_same_authors_is_refused() -> None:
+    from shared.lasting_worlds import first_author
+
+    with pytest.raises(SystemExit, match="seeds 0 to 8"):
+        first_author(9, 2, 20, tuning=False)
 
 
 def test_authors_to_forget_come_from_anywhere_among_those_that_the_model_knows(tmp_path: Path) -> None:
     from default_rate import few_authors
 
     known = [{"question": f"author {author}, {row}?", "answer": "A."} for author in range(30) for row in range(20)]
-    forget = known[-200:]
+    wrong = [row | {"perturbed_answer": ["B."]} for row in known]
     files = {"full": known, "forget01": known[-40:], "holdout01": known[:40]}
-    files |= {"retain_perturbed": known[:-200:10], "forget10_perturbed": known[-400:], "forget01_perturbed": forget}
-    files |= dict.fromkeys(("real_authors_perturbed", "world_facts_perturbed"), known[:2])
+    files |= {"retain_perturbed": wrong[:-400:10], "forget10_perturbed": wrong[-400:]}
+    files |= dict.fromkeys(("forget01_perturbed", "real_authors_perturbed", "world_facts_perturbed"), known[:2])
     for name, rows in files.items():
         (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, rows)))
 
-    last, others = few_authors(tmp_path, 2), few_authors(tmp_path, 2, after=8)
+    last, others = few_authors(tmp_path, 2), few_authors(tmp_path, 2, first=11)
     assert last["forget"] == known[-40:] and last["retain"] == known[-400:-40]
-    assert others["forget"] == others["splits"]["forget"] == known[-200:-160]
+    assert last["splits"]["forget"] == wrong[-40:]
+    assert others["forget"] == known[-200:-160] and others["splits"]["forget"] == wrong[-200:-160]
     assert others["retain"] == known[-400:-200] + known[-160:]
-    assert all(row in others["retain"] for row in others["splits"]["retain"])
+    assert others["splits"]["retain"] == (wrong[-400:-200] + wrong[-160:])[::6]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,5 +19,9 @@ def test_all_processes_end_at_the_step_where_the_first_one_does(tmp_path: Path) 
         [*command, str(tmp_path)], env=process_environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = ((tmp_path / f"process{rank}.txt").read_text() for rank in range(2))
-    assert first == second and first.startswith("1: ") and "None" not in first
+    first, second = (json.loads((tmp_path / f"process{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    by_default, with_ignorance = first
+    assert by_default["step"] == 1 and by_default["reason"] is not None
+    # The check at which it ends has also moved the target.
+    assert with_ignorance["reason"] is not None

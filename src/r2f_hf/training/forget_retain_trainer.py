@@ -383,7 +383,7 @@ class ForgetRetainTrainer(EvaluatingTrainer):
     def reference_probabilities(self, name: str) -> np.ndarray:
         """
         Length-normalised probabilities under the model before unlearning, of the rows that the stopping rule compares
-        with.
+        with. All processes have to call this, and get those of the first one.
 
         Args:
             name (`str`):
@@ -396,10 +396,10 @@ class ForgetRetainTrainer(EvaluatingTrainer):
         log_probs = self.references.tensors[f"{name}_log_probs"].numpy()
         tokens = np.array([num_labels(example) for example in examples])
         found = item_probabilities(log_probs, tokens, [example["item"] for example in examples])
+        # Devices may round differently, and all processes have to end at the same step.
         return broadcast_object_list([found])[0]
 
-    # The stopping rule. Devices may round differently, and all processes have to end at the same step. So they all go
-    # by the probabilities of the first one.
+    # The stopping rule
 
     def _stopping_examples(self) -> dict[str, list[Encoded]]:
         """The rows that the stopping rule needs references of: the holdout set, and a part of the retain set."""
