@@ -118,7 +118,7 @@ class Runs:
         """Make one run."""
         others = {role: self.measured(role, seed) for role in ROLES}
         rows = {name: rows for name, rows in self.world.rows.items() if self.stopping or name != "holdout"}
-        if options.get("forget_objective") == "ignorance":
+        if options.get("forget_objective", "").endswith("ignorance"):
             # The objective takes its level from these rows, and ends there.
             rows["holdout"] = list(self.world.splits["holdout"])
         with tempfile.TemporaryDirectory() as scratch:
@@ -130,8 +130,8 @@ class Runs:
             seconds, processor = time.perf_counter() - start, time.process_time() - processor
             steps, reason, model = made.state.global_step, made.stop_reason, made.model
             del made
-            if trainer in ("r2f", "lora"):
-                model = model.unload() if trainer == "r2f" else model.merge_and_unload()
+            if trainer not in ("full", "exact"):
+                model = model.merge_and_unload() if trainer == "lora" else model.unload()
             # Trainers wrap the forward pass of a model. Saved and loaded, it is a plain one again.
             model.save_pretrained(f"{scratch}/model")
             unlearned = self.measure(self.world.load_from(Path(scratch) / "model"), seed, others["gold"]["statistics"])

@@ -1,0 +1,41 @@
+"""The levers that the package does not have, on a tiny model and a few rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def test_each_lever_changes_a_run_and_stands_in_the_table(
+    tmp_path: Path, write_world: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import levers
+    from shared.levers import HardestViews
+
+    # The tiny model has no room for more, and its rows have two wordings.
+    small = {"rank": 8, "num_views": 1, "max_steps": 4, "forget_objective_kwargs": {"lift_after": 2}}
+    monkeypatch.setitem(levers.R2F_RUNS, "r2f-ignorance", levers.R2F_RUNS["r2f-ignorance"] | small)
+    taken = []
+    step = HardestViews.training_step
+
+    def watched(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        taken.append([len(row) for row in self.train_dataset.forget])
+        return loss
+
+    monkeypatch.setattr(HardestViews, "training_step", watched)
+    write_world(tmp_path / "worlds" / "quickstart-1-0")
+    command = ["levers.py", "--setting", "quickstart-1", "--seeds", "0", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    levers.main()
+
+    made = json.loads((tmp_path / "report.json").read_text())
+    assert list(made) == ["lasting", *levers.NAMES]
+    probabilities = {name: run["metrics"]["unlearned"]["forget_probability"] for name, (run,) in made.items()}
+    assert len(set(probabilities.values())) == len(made), probabilities
+    assert taken and all(count == 1 for counts in taken for count in counts)
+    assert "| comeback | 0 |" in (tmp_path / "tables.md").read_text()
