@@ -1,18 +1,18 @@
 """
-Levers on R2F's step that the package does not have: whether the recipe `lasting` gets better with them.
+Changes of R2F that the package does not have: whether the recipe `lasting` gets better with them.
 
     python benchmarks/levers.py [--levers gate views] [--seeds 0 1]
 
 The quickstart's model forgets four people with the options of recipes/lasting, once as they are (`lasting`) and once
-with each lever:
+with each change:
 
 - `gate`: tokens count by how much they would surprise a reader of the retain set alone;
-- `views`: each row is taken in the wordings that leak most by now, which takes a pass over all of them per step;
+- `views`: each step takes the wordings of each row that leak most by now, after a pass over all of them;
 - `both sides`: updates are kept from what the retain set's outputs are sensitive to, and not only from its inputs;
-- `apart`: forget and retain sketches are taken apart, and combined so that they do not conflict to first order;
+- `apart`: forget and retain sketches are separate, and what would raise the retain loss is removed from the first;
 - `undo`: noise and self-distillation after the run.
 
-`benchmarks/shared/levers.py` has them, each with its paper. The table has the median over seeds, and the range. Its
+`benchmarks/shared/levers.py` has them, and their papers. The table has the median over seeds, and the range. Its
 columns are those of lasting.py. By default the seeds are two of those that the recipe was chosen on.
 
 Finished runs are kept in the output folder, and read again. Delete the folder when the code has changed. Writes

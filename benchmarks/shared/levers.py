@@ -1,4 +1,4 @@
-"""Levers on R2F's step that the package does not have, as trainers, for `levers.py`."""
+"""Changes of R2F that the package does not have, as trainers, for `levers.py`."""
 
 from __future__ import annotations
 
