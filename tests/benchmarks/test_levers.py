@@ -28,6 +28,10 @@ def test_each_lever_changes_a_run_and_stands_in_the_table(
         return loss
 
     monkeypatch.setattr(HardestViews, "training_step", watched)
+    # What the command registers is gone again for the other tests.
+    monkeypatch.setitem(levers.FORGET_OBJECTIVES, "gated_ignorance", levers.GatedIgnorance)
+    for name, lever in levers.LEVERS.items():
+        monkeypatch.setitem(levers.RUNS, name, lever)
     write_world(tmp_path / "worlds" / "quickstart-1-0")
     command = ["levers.py", "--setting", "quickstart-1", "--seeds", "0", "--output_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
