@@ -7,7 +7,7 @@ Forgetting that lasts and that nobody can see: R2F and its peers, judged by four
 The quickstart's model forgets 1, 2, 4 or 10 of the twenty people that it knows. Each seed is another world and
 another model. SmolLM2-135M knows the last twenty authors of TOFU and forgets 1, 2 or 10 of them. Gemma 3 270M forgets
 2 of the same twenty. Each seed forgets others, except with 10 authors. All seeds have the same model before, and the
-same holdout rows. Seed 0 forgets the last authors, on whom the options of `r2f-ignorance` were chosen.
+same holdout rows. Seed 0 forgets the last authors. `r2f-ignorance` was partly chosen on these.
 
 Runs have the batches, the step budget and the stopping rule of the setting's recipe in `recipes/`. `--all_steps`
 leaves the stopping rule out. Only runs with `ignorance` in their name differ: they take at most 60 steps and end at

@@ -22,12 +22,9 @@ report.json and tables.md.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lasting import R2F_RUNS, markdown, summary
-from r2f_hf import R2FTrainer
 from r2f_hf.objectives.registry import FORGET_OBJECTIVES
 from r2f_hf.report import print_table
 from r2f_hf.runs.files import write_json
@@ -42,11 +39,6 @@ COLUMNS = ("P(forget)", "P(forget), paraphrase", "forget quality", "PrivLeak", "
 COLUMNS += ("processor seconds",)
 
 
-def trainer(kind: type[R2FTrainer], model: Any, args: Any, **data: Any) -> R2FTrainer:
-    """A trainer with a lever, built like those of [`RUNS`](`shared.peers`)."""
-    return kind(model=model, args=args, **data)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levers", nargs="+", default=NAMES, choices=NAMES)
@@ -58,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
 
     FORGET_OBJECTIVES["gated_ignorance"] = GatedIgnorance
-    RUNS.update({name: partial(trainer, kind) for name, kind in LEVERS.items()})
+    RUNS.update(LEVERS)
     lasting = R2F_RUNS["r2f-ignorance"]
     jobs = {"lasting": ("r2f", lasting), "gate": ("r2f", lasting | {"forget_objective": "gated_ignorance"})}
     jobs |= {name: (name, lasting) for name in LEVERS}

@@ -23,5 +23,4 @@ def test_all_processes_end_at_the_step_where_the_first_one_does(tmp_path: Path) 
     assert first == second
     by_default, with_ignorance = first
     assert by_default["step"] == 1 and by_default["reason"] is not None
-    # The check at which it ends has also moved the target.
     assert with_ignorance["reason"] is not None
