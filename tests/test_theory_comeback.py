@@ -166,6 +166,14 @@ def test_tuning_on_retain_rows_moves_the_original_and_the_protected_by_the_same(
     assert left["plain"].norm() > 1
 
 
+def test_decoupled_weight_decay_shrinks_the_update_as_it_shrinks_the_weight() -> None:
+    targets, update = randn(len(RETAIN), OUT, seed=4), dense(protect(gradient(), [projecting()]))
+    settings = {"lr": 0.01, "weight_decay": 0.5}
+    starts = (BEFORE, BEFORE - update)
+    original, protected = (tuned(start, RETAIN, targets, torch.optim.AdamW, 50, **settings) for start in starts)
+    torch.testing.assert_close(original - protected, (1 - 0.01 * 0.5) ** 50 * update, atol=1e-6, rtol=1e-6)
+
+
 def test_in_several_modules_only_the_orthogonality_and_the_first_outputs_stay() -> None:
     torch.manual_seed(0)
     original = nn.Sequential(nn.Linear(INTO, OUT, bias=False), nn.Tanh(), nn.Linear(OUT, OUT, bias=False)).double()
@@ -345,6 +353,21 @@ def test_on_a_real_model_less_comes_back_after_protected_steps(
 
 
 # Depth
+
+
+@pytest.mark.parametrize("truth", [0, 7])
+def test_the_gradient_of_cross_entropy_in_the_logits_is_never_longer_than_root_two(truth: int) -> None:
+    for scale in (0.1, 1.0, 10.0, 1000.0):
+        logits = (scale * randn(1, 8, seed=5)).requires_grad_()
+        nn.functional.cross_entropy(logits, torch.tensor([truth])).backward()
+        assert logits.grad.norm() <= 2**0.5
+    # The bound is reached by a model that is certain of one other answer, however deep the truth lies.
+    for depth in (50.0, 5000.0):
+        logits = torch.zeros(1, 8, dtype=torch.float64)
+        logits[0, truth - 1], logits[0, truth] = depth, -depth
+        logits.requires_grad_()
+        nn.functional.cross_entropy(logits, torch.tensor([truth])).backward()
+        torch.testing.assert_close(logits.grad.norm().item(), 2**0.5)
 
 
 def test_depth_is_not_removal() -> None:

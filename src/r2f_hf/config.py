@@ -129,7 +129,8 @@ class R2FConfig(TrainingArguments):
         forget_objective (`str`, *optional*, defaults to `"npo"`):
             An entry of [`~r2f_hf.objectives.FORGET_OBJECTIVES`]: `"ga"`, `"grad_diff"`, `"wga"`, `"satimp"`, `"npo"`,
             `"simnpo"`, `"tnpo"`, `"dpo"`, `"altpo"`, `"idk"`, `"flat"`, `"jensun"`, `"undial"`, `"ce_u"`, `"shred"`,
-            `"duet"`, `"inverted_hinge"`, `"margin"`, `"bs_t"`, `"bs_s"`, `"rmu"`, `"adaptive_rmu"` or `"pdu"`.
+            `"duet"`, `"inverted_hinge"`, `"margin"`, `"bs_t"`, `"bs_s"`, `"rmu"`, `"adaptive_rmu"`, `"ignorance"` or
+            `"pdu"`.
         forget_objective_kwargs (`dict` or `str`, *optional*):
             Options of the forget objective, such as `{"beta": 0.5}`; as text, in JSON.
         retain_objective (`str`, *optional*, defaults to `"nll"`):
@@ -185,8 +186,8 @@ class R2FConfig(TrainingArguments):
         > Parameters that control the run
 
         stop_check_steps (`int`, *optional*, defaults to `5`):
-            With a holdout set, how often (in steps) to check whether the forget set is indistinguishable from it and
-            the retain set is kept. With `ignorance` each check also corrects its target.
+            With a holdout set, how often (in steps) to check whether the forget set is no more likely than it and the
+            retain set is kept. With `ignorance` each check also corrects its target.
         keep_original (`bool`, *optional*, defaults to `True`):
             Whether to keep the weights that are about to change in the output folder, so that `r2f undo` can restore
             them. They still know what was forgotten: delete the folder `_undo` once nobody may restore it.

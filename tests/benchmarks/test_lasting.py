@@ -177,3 +177,22 @@ def test_the_recipes_lie_within_the_space_of_the_search() -> None:
         for name, value in search_default.values_of(search_default.read_recipe(recipe)).items():
             space = search_default.SPACE[name]
             assert space._contains(space.to_internal_repr(value)), name
+
+
+def test_the_recipe_has_the_options_that_are_measured() -> None:
+    import yaml
+
+    import lasting
+    from shared.lasting_worlds import RECIPES, read_recipe
+
+    recipe = yaml.safe_load((RECIPES / "lasting" / "unlearn.yaml").read_text())
+    measured = lasting.R2F_RUNS["r2f-ignorance"]
+    assert {name: recipe[name] for name in measured} == measured
+    # Where nothing is said, the run has what the quickstart's recipe says.
+    others = read_recipe("quickstart")
+    for name in ("per_device_train_batch_size", "num_views", "views_column"):
+        assert recipe[name] == getattr(others, name)
+    assert set(recipe) <= {*measured, "model_name_or_path", "forget_data", "retain_data", "holdout_data"} | {
+        *("output_dir", "seed", "per_device_train_batch_size", "num_views", "views_column"),
+        *("save_strategy", "report_to"),
+    }

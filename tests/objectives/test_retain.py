@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r2f_hf.objectives import RetainInputs
-from r2f_hf.objectives.retain import KL, NLL, top_log_probs
+from r2f_hf.objectives.retain import KL, NLL, JensenShannon, top_log_probs
 
 
 VOCABULARY = 12
@@ -86,3 +86,14 @@ def test_top_log_probs_are_those_of_the_most_likely_tokens(reference: Tensor) ->
     assert log_probs.dtype == torch.float32 and ids.shape == log_probs.shape == (2, 4, 3)
     torch.testing.assert_close(log_probs, reference.bfloat16().float().log_softmax(-1).gather(-1, ids))
     assert torch.equal(ids[..., 0], reference.bfloat16().argmax(-1))
+
+
+def test_jensen_shannon_by_hand_with_one_token_and_the_rest() -> None:
+    reference = torch.tensor([0.7, 0.1, 0.1, 0.1]).log().expand(1, 2, 4)
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(1, 2, 4)
+    top = top_log_probs(reference[:, 0], 1)
+    loss = JensenShannon(1)(RetainInputs(logits, torch.tensor([[-100, 2]]), *top))
+    p, q = torch.tensor([0.7, 0.3]), torch.tensor([0.4, 0.6])
+    middle = (p + q) / 2
+    expected = ((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()) / 2
+    torch.testing.assert_close(loss, expected[None])

@@ -96,6 +96,21 @@ def test_only_an_objective_that_ends_at_a_level_hears_of_checks_and_only_after_i
     assert kind == "npo" or objective.level_factor > 1
 
 
+@pytest.mark.parametrize(("forget", "warned"), [(EVEN / 100, True), (EVEN - 0.001, False)])
+def test_a_run_that_ends_below_the_holdout_set_says_that_losses_show_it(
+    tmp_path: Path, forget: np.ndarray, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    reasons: list[str] = []
+    now = {"forget": forget, "holdout": EVEN, "retain": EVEN}
+    objective = FORGET_OBJECTIVES["npo"]()
+    rule = HoldoutStopping(now.__getitem__, lambda name: EVEN, lambda logs: None, reasons.append, objective)
+    args = R2FConfig(str(tmp_path), stop_check_steps=1, use_cpu=True)
+    with caplog.at_level("WARNING", logger="r2f_hf.training.stopping"):
+        rule.on_step_end(args, TrainerState(global_step=1), TrainerControl())
+    assert len(reasons) == 1
+    assert ("a loss attack has an AUC of 0.00" in caplog.text) == warned
+
+
 @pytest.mark.parametrize(("forget_rows", "holdout_rows"), [(1, 30), (2, 7), (3, 4), (30, 1)])
 def test_sets_too_small_to_differ_significantly_are_told_apart_by_their_means(
     forget_rows: int, holdout_rows: int

@@ -52,10 +52,8 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below")
         `str`, *optional*: The criterion that is met, in words, or `None`.
     """
     if ends == "level":
-        auc = scipy.stats.mannwhitneyu(forget, holdout).statistic / (len(forget) * len(holdout))
-        # Few rows have no finer ranks: with each row of one set just above a row of the other, the AUC is off by this.
-        near = max(NEAR, 0.5 / min(len(forget), len(holdout)))
-        return f"loss attack: it has an AUC of {auc:.2f}" if abs(auc - 0.5) <= near + 1e-9 else None
+        auc, near = _loss_attack(forget, holdout)
+        return f"loss attack: it has an AUC of {auc:.2f}" if abs(auc - 0.5) <= near else None
     if forget.mean() <= holdout.mean():
         return (
             f"mean probability: the forget set's ({forget.mean():.3f}) has come down to the holdout set's "
@@ -72,13 +70,21 @@ def stop_criterion(forget: np.ndarray, holdout: np.ndarray, ends: str = "below")
     return None
 
 
+def _loss_attack(forget: np.ndarray, holdout: np.ndarray) -> tuple[float, float]:
+    """The AUC with which losses tell the two sets apart, and how far from 0.5 it may be."""
+    auc = scipy.stats.mannwhitneyu(forget, holdout).statistic / (len(forget) * len(holdout))
+    # Few rows have no finer ranks: with each row of one set just above a row of the other, the AUC is off by this.
+    return float(auc), max(NEAR, 0.5 / min(len(forget), len(holdout))) + 1e-9
+
+
 class HoldoutStopping(TrainerCallback):
     """
     Ends training when [`stop_criterion`] is met and the retain set has at least 97% of its mean probability from
     before.
 
     Both are checked every `stop_check_steps` steps. The retain set is checked on as many rows as the holdout set has.
-    Without a retain objective only the forget set is checked.
+    Without a retain objective only the forget set is checked. A warning says so if the run ends far below the holdout
+    set, where losses show what was deleted.
 
     Args:
         probabilities (`Callable[[str], np.ndarray]`):
@@ -129,4 +135,12 @@ class HoldoutStopping(TrainerCallback):
         if reason is not None:
             self.stop(reason)
             logger.warning("Stopped at step %d: %s.", state.global_step, reason)
+            auc, near = _loss_attack(forget, holdout if ends == "level" else self.probabilities("holdout"))
+            if auc < 0.5 - near:
+                logger.warning(
+                    "The forget set is now less likely than the holdout set: a loss attack has an AUC of %.2f, where "
+                    '0.5 is a coin\'s. So losses show what was deleted. `forget_objective="ignorance"` brings the '
+                    "forget set back up to the holdout set's level (recipes/lasting).",
+                    auc,
+                )
             control.should_training_stop = True
