@@ -7,6 +7,8 @@ The quickstart's model forgets four people with the options of recipes/lasting, 
 
 - `steps`: the most steps of a run, and in proportion those before tokens that went too low are raised again;
 - `simulated_relearning`: how far the simulated fine-tuning goes before each step. 0 leaves it out;
+- `spectrum_damping`: how much weaker the leading directions of each gradient get. 0 leaves it out;
+- `num_views`: wordings of a row in a step. With one there are half as many rows in it;
 - `retain_weight`: the weight of the retain loss.
 
 There is one table per option, with the columns of lasting.py: the median over seeds, and the range in parentheses. In
@@ -46,6 +48,8 @@ def shortened(steps: int) -> dict[str, Any]:
 CHANGES: dict[str, dict[float, dict[str, Any]]] = {
     "steps": {steps: shortened(steps) for steps in (20, 30, 40, 60, 90)},
     "simulated_relearning": {rate: {"simulated_relearning": rate} for rate in (0.0, 0.03, 0.06, 0.12)},
+    "spectrum_damping": {power: {"spectrum_damping": power} for power in (0.0, 0.25, 0.5)},
+    "num_views": {views: {"num_views": views} for views in (1, 2)},
     "retain_weight": {weight: {"retain_weight": weight} for weight in (1.0, 3.0, 6.0)},
 }
 COLUMNS = ("P(forget)", "forget quality", "PrivLeak", "kept", "comeback", "score", "steps", "processor seconds")

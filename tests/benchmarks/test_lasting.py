@@ -169,6 +169,29 @@ def test_the_search_starts_from_todays_default_and_goes_on(output: Path, monkeyp
     assert kept_runs(output).items() > runs.items()
 
 
+def test_a_search_on_tofu_takes_the_authors_that_no_table_reports(
+    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    import search_default
+    from shared.lasting_worlds import first_author
+
+    asked = []
+
+    def asked_for(setting: str, seed: int, folder: Path, data: Path, tuning: bool, overrides: list[str]) -> None:
+        asked.append((setting, first_author(seed, 2, 20, tuning), data))
+        raise SystemExit
+
+    monkeypatch.setattr(search_default, "make_world", asked_for)
+    command = ("--setting", "smollm2-2", "--data", "tofu", "--trials", "1")
+    with pytest.raises(SystemExit):
+        run(search_default, monkeypatch, output, *command)
+    assert asked == [("smollm2-2", 1, Path("tofu"))]
+    with pytest.raises(SystemExit):
+        run(search_default, monkeypatch, output, *command, "--seeds", "5")
+    assert "leave out --seeds" in capsys.readouterr().err
+
+
 def test_the_recipes_lie_within_the_space_of_the_search() -> None:
     pytest.importorskip("optuna")
     import search_default
