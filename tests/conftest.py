@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+
+# No test may use the Hub. This is read once, when the first of the libraries below is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 import torch
 from peft import PeftModel
@@ -97,16 +101,10 @@ MORE_CONFIGS = {
 
 
 def process_environment(**more: str) -> dict[str, str]:
-    """The environment of a test's own processes: one thread each, no Hub, and this folder to import from."""
+    """The environment of a test's own processes: one thread each, and this folder to import from."""
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+    own = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return os.environ | own | {"PYTHONPATH": os.pathsep.join(paths)} | more
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test may use the Hub."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def read_sketches(model: PeftModel, held_out: int) -> dict[str, LoraSketch]:

@@ -48,6 +48,8 @@ ROUNDED = {
     # Sums of some 100 log-probabilities.
     r"formula\.dpo_idk\..*": 5e-6,
     r"ou\.pdu\..*": 2e-6,
+    # Its tolerance holds where nothing is rounded. One bit in fp32 is 2.4e-7, and processors round differently.
+    r"formula\.kl_retain\.model_a": 5e-7,
     # Their probabilities are clamped at 1e-9, and ours are not.
     r"jensun\.loss\.kl_forget_.*": 2e-5,
     r"jensun\.loss\.forget_.*": 3e-7,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 def test_each_lever_changes_a_run_and_stands_in_the_table(
     tmp_path: Path, write_world: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ def run(folder: Path, processes: int, kind: str, sharding: str, method: str) -> 
     ("processes", "kind", "sharding", "method"),
     [
         (2, "llama", "ddp", "r2f"),
-        (2, "llama", "ddp", "full"),
+        pytest.param(2, "llama", "ddp", "full", marks=pytest.mark.slow),
         (2, "tied llama", "fsdp2", "r2f"),
         pytest.param(4, "llama", "fsdp2", "r2f", marks=pytest.mark.slow),
         (2, "llama", "fsdp2", "full"),

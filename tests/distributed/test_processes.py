@@ -65,7 +65,11 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+# Two processes show the same in half of the time.
+PARAMETERS = [pytest.param(case, marks=pytest.mark.slow if case.count > 2 else (), id=str(case)) for case in CASES]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A case that has been run."""
     case = request.param
